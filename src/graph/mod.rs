@@ -1,0 +1,285 @@
+//! The recorded program: storages, views into them, and a flat list of nodes in program order.
+//!
+//! Model code calls a [`Graph`]'s recording methods; nothing is computed. A *storage* is a run of memory (a buffer of
+//! the arena, a weight, a host input). A *tensor* is a view into a storage: a row range, a column range, or all of it;
+//! views cost nothing, so several nodes may fill one buffer in parts and nobody concatenates. Nodes are grouped into
+//! *stages*; a stage may be run several times in a row (the denoising step).
+
+mod print;
+mod verify;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::ops::Op;
+use crate::tensor::{Component, DType, Shape, Spec};
+
+/// Index of a view in [`Graph::tensors`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TensorId(pub usize);
+
+/// Index of a memory run in [`Graph::storages`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StorageId(pub usize);
+
+/// What a storage holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Given by the host before the first stage; a node that updates in place may write to it (state).
+    Input,
+    /// Read from a checkpoint; never written.
+    Weight(Component),
+    /// Lives in the arena between its first writer and its last reader.
+    Buffer,
+    /// A buffer that the host reads after the last stage.
+    Output,
+}
+
+/// A run of memory.
+#[derive(Clone, Debug)]
+pub struct Storage {
+    /// Scoped name; of a weight, the checkpoint's own name.
+    pub name: String,
+    /// Element type and full shape.
+    pub spec: Spec,
+    /// What it holds.
+    pub kind: Kind,
+}
+
+/// A view: `shape.rows()` runs of `shape.cols()` elements, `row_stride` elements apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// Where the elements live.
+    pub storage: StorageId,
+    /// First element, counted from the storage's start.
+    pub offset: usize,
+    /// Element type and extents of the view.
+    pub spec: Spec,
+    /// Distance between the starts of consecutive rows, in elements.
+    pub row_stride: usize,
+}
+
+impl Tensor {
+    /// Whether the rows follow each other without gaps.
+    pub fn is_dense(&self) -> bool {
+        self.row_stride == self.spec.shape.cols() || self.spec.shape.rows() == 1
+    }
+}
+
+/// One op applied to views.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Scoped name, after the checkpoint's module where there is one.
+    pub name: String,
+    /// What is computed.
+    pub op: Arc<dyn Op>,
+    /// Views read.
+    pub inputs: Vec<TensorId>,
+    /// Views written.
+    pub outputs: Vec<TensorId>,
+}
+
+/// A run of nodes between two meetings with the host.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    /// Name, as progress and profile show it.
+    pub name: &'static str,
+    /// Its nodes in [`Graph::nodes`].
+    pub nodes: Range<usize>,
+    /// How often it runs in a row.
+    pub repeat: usize,
+}
+
+/// A recorded program.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    /// All memory runs.
+    pub storages: Vec<Storage>,
+    /// All views.
+    pub tensors: Vec<Tensor>,
+    /// All nodes in program order.
+    pub nodes: Vec<Node>,
+    /// Consecutive, gapless ranges of nodes.
+    pub stages: Vec<Stage>,
+    scope: Vec<String>,
+    weights: HashMap<(Component, String), TensorId>,
+    component: Option<Component>,
+}
+
+impl Graph {
+    /// An empty program.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Records a stage that runs `repeat` times in a row.
+    pub fn stage<R>(&mut self, name: &'static str, repeat: usize, record: impl FnOnce(&mut Self) -> R) -> R {
+        let start = self.nodes.len();
+        let result = record(self);
+        self.stages.push(Stage { name, nodes: start..self.nodes.len(), repeat });
+        result
+    }
+
+    /// Records under `name.`, which prefixes the names of nodes, buffers and weights.
+    pub fn scoped<R>(&mut self, name: impl fmt::Display, record: impl FnOnce(&mut Self) -> R) -> R {
+        self.scope.push(name.to_string());
+        let result = record(self);
+        self.scope.pop();
+        result
+    }
+
+    /// Records with weights taken from `component`.
+    pub fn with_weights<R>(&mut self, component: Component, record: impl FnOnce(&mut Self) -> R) -> R {
+        let outer = self.component.replace(component);
+        let result = record(self);
+        self.component = outer;
+        result
+    }
+
+    fn scoped_name(&self, name: &str) -> String {
+        let mut path = self.scope.join(".");
+        if !path.is_empty() && !name.is_empty() {
+            path.push('.');
+        }
+        path + name
+    }
+
+    fn storage(&mut self, name: String, spec: Spec, kind: Kind) -> TensorId {
+        let storage = StorageId(self.storages.len());
+        self.storages.push(Storage { name, spec: spec.clone(), kind });
+        let row_stride = spec.shape.cols();
+        self.view(Tensor { storage, offset: 0, spec, row_stride })
+    }
+
+    fn view(&mut self, tensor: Tensor) -> TensorId {
+        self.tensors.push(tensor);
+        TensorId(self.tensors.len() - 1)
+    }
+
+    /// A tensor that the host fills before the first stage.
+    pub fn input(&mut self, name: &str, dtype: DType, shape: impl Into<Shape>) -> TensorId {
+        let name = self.scoped_name(name);
+        self.storage(name, Spec::new(dtype, shape), Kind::Input)
+    }
+
+    /// A buffer that nodes fill, whole or in parts.
+    pub fn buffer(&mut self, name: &str, dtype: DType, shape: impl Into<Shape>) -> TensorId {
+        let name = self.scoped_name(name);
+        self.storage(name, Spec::new(dtype, shape), Kind::Buffer)
+    }
+
+    /// The checkpoint tensor `scope.name`, used in `dtype`; the same name gives the same storage again.
+    pub fn weight(&mut self, name: &str, dtype: DType, shape: impl Into<Shape>) -> TensorId {
+        let component = self.component.expect("weights are recorded inside with_weights");
+        let name = self.scoped_name(name);
+        if let Some(&known) = self.weights.get(&(component, name.clone())) {
+            return known;
+        }
+        let id = self.storage(name.clone(), Spec::new(dtype, shape), Kind::Weight(component));
+        self.weights.insert((component, name), id);
+        id
+    }
+
+    /// Keeps a buffer until the program's end, for the host to read.
+    pub fn output(&mut self, tensor: TensorId) {
+        let storage = self.tensor(tensor).storage;
+        self.storages[storage.0].kind = Kind::Output;
+    }
+
+    /// Records `op` and gives its single, newly allocated result.
+    pub fn op(&mut self, name: &str, op: impl Op + 'static, inputs: &[TensorId]) -> TensorId {
+        let full = self.scoped_name(name);
+        let specs: Vec<Spec> = inputs.iter().map(|&t| self.tensor(t).spec.clone()).collect();
+        let results = op.infer(&specs).unwrap_or_else(|e| panic!("{full}: {e}"));
+        let [result] = &results[..] else { panic!("{full}: {} has several results, use op_into", op.kind()) };
+        let output = self.storage(full, result.clone(), Kind::Buffer);
+        self.op_into(name, op, inputs, &[output]);
+        output
+    }
+
+    /// Records `op` with its results written to existing views.
+    ///
+    /// # Panics
+    /// If the op cannot take these operands: a fault of the model code, named with node, shapes and requirement.
+    pub fn op_into(&mut self, name: &str, op: impl Op + 'static, inputs: &[TensorId], outputs: &[TensorId]) {
+        let name = self.scoped_name(name);
+        let node = Node { name, op: Arc::new(op), inputs: inputs.to_vec(), outputs: outputs.to_vec() };
+        if let Err(e) = verify::node(self, &node) {
+            panic!("{e}");
+        }
+        self.nodes.push(node);
+    }
+
+    /// The view behind an id.
+    pub fn tensor(&self, id: TensorId) -> &Tensor {
+        &self.tensors[id.0]
+    }
+
+    /// The memory run behind a view.
+    pub fn storage_of(&self, id: TensorId) -> &Storage {
+        &self.storages[self.tensor(id).storage.0]
+    }
+
+    /// Shape of a view.
+    pub fn shape(&self, id: TensorId) -> &Shape {
+        &self.tensor(id).spec.shape
+    }
+
+    /// Rows of a view: the product of all its dimensions but the innermost.
+    pub fn rows_of(&self, id: TensorId) -> usize {
+        self.shape(id).rows()
+    }
+
+    /// Columns of a view: its innermost dimension.
+    pub fn cols_of(&self, id: TensorId) -> usize {
+        self.shape(id).cols()
+    }
+
+    /// Rows `range` of a matrix.
+    pub fn rows(&mut self, id: TensorId, range: Range<usize>) -> TensorId {
+        let t = self.tensor(id).clone();
+        assert!(t.spec.shape.0.len() == 2 && range.end <= t.spec.shape.rows(), "rows {range:?} of {}", t.spec);
+        let shape = [range.len(), t.spec.shape.cols()];
+        let offset = t.offset + range.start * t.row_stride;
+        self.view(Tensor { offset, spec: Spec::new(t.spec.dtype, shape), ..t })
+    }
+
+    /// Columns `range` of a matrix, or elements `range` of a vector.
+    pub fn cols(&mut self, id: TensorId, range: Range<usize>) -> TensorId {
+        let t = self.tensor(id).clone();
+        assert!(t.spec.shape.0.len() <= 2 && range.end <= t.spec.shape.cols(), "columns {range:?} of {}", t.spec);
+        let mut shape = t.spec.shape.clone();
+        *shape.0.last_mut().expect("a matrix or a vector") = range.len();
+        self.view(Tensor { offset: t.offset + range.start, spec: Spec { shape, ..t.spec }, ..t })
+    }
+
+    /// The same elements of a dense tensor in another shape.
+    pub fn reshape(&mut self, id: TensorId, shape: impl Into<Shape>) -> TensorId {
+        let t = self.tensor(id).clone();
+        let shape = shape.into();
+        assert!(t.is_dense() && shape.elements() == t.spec.shape.elements(), "reshape of {} to {shape}", t.spec);
+        let row_stride = shape.cols();
+        self.view(Tensor { spec: Spec { shape, ..t.spec }, row_stride, ..t })
+    }
+
+    /// Every weight the program reads, in the order of first use.
+    pub fn weights(&self) -> impl Iterator<Item = (Component, &Storage)> {
+        self.storages.iter().filter_map(|s| match s.kind {
+            Kind::Weight(component) => Some((component, s)),
+            _ => None,
+        })
+    }
+
+    /// The node's operands' specs: inputs, outputs.
+    pub fn specs(&self, node: &Node) -> (Vec<Spec>, Vec<Spec>) {
+        let of = |ids: &[TensorId]| ids.iter().map(|&t| self.tensor(t).spec.clone()).collect();
+        (of(&node.inputs), of(&node.outputs))
+    }
+
+    /// The stage of that name.
+    pub fn stage_named(&self, name: &str) -> Option<&Stage> {
+        self.stages.iter().find(|s| s.name == name)
+    }
+}

@@ -1,0 +1,180 @@
+//! The result as the bytes of a picture file.
+
+use std::path::Path;
+
+use ::image::ExtendedColorType;
+use ::image::codecs::jpeg::JpegEncoder;
+use ::image::codecs::webp::WebPEncoder;
+use anyhow::{Context, Result, bail, ensure};
+
+use super::Rgb;
+
+/// Quality of JPEG output, of 100.
+const JPEG_QUALITY: u8 = 95;
+
+/// PNG keyword under which picture generators keep their settings.
+const PARAMETERS_KEYWORD: &str = "parameters";
+
+/// Format of an output file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Lossless, with the parameters as text.
+    Png,
+    /// Lossy, quality 95.
+    Jpeg,
+    /// Lossless.
+    WebP,
+}
+
+impl Format {
+    /// The format that the extension of `path` names, in upper or lower case.
+    ///
+    /// # Errors
+    ///
+    /// If the extension is missing or not one of png, jpg, jpeg, webp.
+    pub fn of(path: &Path) -> Result<Format> {
+        const CHOICES: &str = "end it in .png, .jpg, .jpeg or .webp";
+        let Some(extension) = path.extension() else {
+            bail!("the output path {} has no extension that names a format; {CHOICES}", path.display());
+        };
+        match extension.to_string_lossy().to_ascii_lowercase().as_str() {
+            "png" => Ok(Format::Png),
+            "jpg" | "jpeg" => Ok(Format::Jpeg),
+            "webp" => Ok(Format::WebP),
+            other => bail!("the output path {} ends in .{other}, which cannot be written; {CHOICES}", path.display()),
+        }
+    }
+
+    /// Largest width or height in pixels that the format's header can hold.
+    fn side_max(self) -> usize {
+        match self {
+            Format::Png => i32::MAX as usize,
+            Format::Jpeg => 65_535,
+            Format::WebP => 16_383,
+        }
+    }
+}
+
+/// The bytes of a picture file. `parameters` (how the picture was made) goes into a PNG as text with keyword
+/// "parameters": tEXt if it is ASCII, else iTXt; none if it is empty. The other formats do not carry it.
+///
+/// # Errors
+///
+/// If the picture is empty, its data does not fit its size, or a side is larger than the format allows.
+pub fn encode(picture: &Rgb, format: Format, parameters: &str) -> Result<Vec<u8>> {
+    let Rgb { width, height, data } = picture;
+    let side_max = format.side_max();
+    ensure!(
+        (1..=side_max).contains(width) && (1..=side_max).contains(height),
+        "a {width}x{height} picture cannot be written as {format:?}: each side must be 1 to {side_max} pixels"
+    );
+    ensure!(
+        width.checked_mul(*height).and_then(|pixels| pixels.checked_mul(3)) == Some(data.len()),
+        "a {width}x{height} RGB picture cannot have {} bytes",
+        data.len()
+    );
+    let (width, height) = (u32::try_from(*width)?, u32::try_from(*height)?);
+    let mut bytes = Vec::new();
+    match format {
+        Format::Png => write_png(&mut bytes, data, width, height, parameters).context("PNG encoding failed")?,
+        Format::Jpeg => JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
+            .encode(data, width, height, ExtendedColorType::Rgb8)
+            .context("JPEG encoding failed")?,
+        Format::WebP => WebPEncoder::new_lossless(&mut bytes)
+            .encode(data, width, height, ExtendedColorType::Rgb8)
+            .context("WebP encoding failed")?,
+    }
+    Ok(bytes)
+}
+
+fn write_png(bytes: &mut Vec<u8>, data: &[u8], width: u32, height: u32, parameters: &str) -> Result<()> {
+    let mut encoder = png::Encoder::new(bytes, width, height);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    // NUL ends a text in PNG; leaving it out is better than losing a finished picture over it.
+    let text = parameters.replace('\0', "");
+    if text.is_ascii() && !text.is_empty() {
+        encoder.add_text_chunk(PARAMETERS_KEYWORD.into(), text)?;
+    } else if !text.is_empty() {
+        encoder.add_itxt_chunk(PARAMETERS_KEYWORD.into(), text)?;
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(data)?;
+    Ok(writer.finish()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::decode_bytes;
+
+    /// Smooth, so that JPEG at quality 95 stays close.
+    fn gradient(width: usize, height: usize) -> Rgb {
+        let pixel = |x: usize, y: usize| [(x * 4) as u8, (y * 5) as u8, ((x + y) * 2) as u8];
+        let data = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y))).collect();
+        Rgb { width, height, data }
+    }
+
+    /// Keyword and text of the chunks of one kind.
+    type Texts = Vec<(String, String)>;
+
+    /// The tEXt and the iTXt chunks of a PNG.
+    fn texts(bytes: &[u8]) -> (Texts, Texts) {
+        let reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
+        let info = reader.info();
+        let ascii = info.uncompressed_latin1_text.iter().map(|t| (t.keyword.clone(), t.text.clone()));
+        let utf8 = info.utf8_text.iter().map(|t| (t.keyword.clone(), t.get_text().unwrap()));
+        (ascii.collect(), utf8.collect())
+    }
+
+    #[test]
+    fn lossless_formats_come_back_equal() {
+        let picture = gradient(33, 21);
+        for format in [Format::Png, Format::WebP] {
+            assert_eq!(decode_bytes(&encode(&picture, format, "seed 1").unwrap()).unwrap(), picture, "{format:?}");
+        }
+    }
+
+    #[test]
+    fn jpeg_comes_back_close() {
+        let picture = gradient(48, 40);
+        let decoded = decode_bytes(&encode(&picture, Format::Jpeg, "").unwrap()).unwrap();
+        assert_eq!((decoded.width, decoded.height), (48, 40));
+        let worst = decoded.data.iter().zip(&picture.data).map(|(a, b)| a.abs_diff(*b)).max();
+        // Quantisation steps at quality 95 are at most 10 of 255, on high frequencies a gradient hardly has.
+        assert!(worst <= Some(6), "{worst:?}");
+    }
+
+    #[test]
+    fn png_carries_parameters() {
+        let picture = gradient(4, 4);
+        let text = |parameters| texts(&encode(&picture, Format::Png, parameters).unwrap());
+        let entry = |value: &str| vec![("parameters".to_string(), value.to_string())];
+        assert_eq!(text("a red hat\nseed: 7"), (entry("a red hat\nseed: 7"), vec![]));
+        assert_eq!(text("帽子改成红色, é"), (vec![], entry("帽子改成红色, é")));
+        assert_eq!(text("cut\0here"), (entry("cuthere"), vec![]));
+        assert_eq!(text(""), (vec![], vec![]));
+    }
+
+    #[test]
+    fn format_follows_the_extension() {
+        let of = |path: &str| Format::of(Path::new(path));
+        assert_eq!(of("a/b.png").unwrap(), Format::Png);
+        assert_eq!(of("b.JPG").unwrap(), Format::Jpeg);
+        assert_eq!(of("b.Jpeg").unwrap(), Format::Jpeg);
+        assert_eq!(of("b.c.webp").unwrap(), Format::WebP);
+        for path in ["b.gif", "b", "a.png/b", ".png"] {
+            let message = of(path).unwrap_err().to_string();
+            assert!(message.contains(path) && message.contains(".webp"), "{message}");
+        }
+    }
+
+    #[test]
+    fn impossible_pictures_are_errors() {
+        let picture = |width, height, bytes| Rgb { width, height, data: vec![0; bytes] };
+        assert!(encode(&picture(0, 3, 0), Format::Png, "").is_err());
+        assert!(encode(&picture(2, 2, 11), Format::Jpeg, "").is_err());
+        let message = encode(&picture(16_384, 1, 16_384 * 3), Format::WebP, "").unwrap_err().to_string();
+        assert!(message.contains("16384x1") && message.contains("16383"), "{message}");
+    }
+}

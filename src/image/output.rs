@@ -1,0 +1,262 @@
+//! A place for the result, secured before the work that makes it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// A reserved output path. Reserving checks everything that can fail before hours of work and leaves an empty hidden
+/// file beside the target; committing fills that file and gives it the target's name in one step, so the target is
+/// never half written. Dropping without committing removes the hidden file.
+#[derive(Debug)]
+pub struct Output {
+    target: PathBuf,
+    temporary: PathBuf,
+    file: File,
+    force: bool,
+}
+
+impl Output {
+    /// Reserves `path`; `force` permits replacing a file that is there. A symbolic link to a file is followed.
+    ///
+    /// # Errors
+    ///
+    /// If the folder is missing or files cannot be created in it, `path` is a folder or a device, or it exists and
+    /// `force` is false.
+    pub fn reserve(path: &Path, force: bool) -> Result<Output> {
+        let shown = path.display();
+        ensure!(path.file_name().is_some(), "the output path {shown:?} names no file; give one such as edited.png");
+        let target = resolve(path, force)?;
+        let folder = folder_of(&target);
+        match fs::metadata(folder) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => bail!("cannot write {shown}: {} is not a folder", folder.display()),
+            Err(error) => {
+                return Err(error).with_context(|| {
+                    format!("cannot write {shown}: no folder {} could be found; create it first", folder.display())
+                });
+            }
+        }
+        let (temporary, file) = create_temporary(folder).with_context(|| {
+            format!("cannot write {shown}: no file can be created in {}; choose another folder", folder.display())
+        })?;
+        Ok(Output { target, temporary, file, force })
+    }
+
+    /// The hidden file that an interrupted program must remove.
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Stores `bytes` durably under the reserved path.
+    ///
+    /// # Errors
+    ///
+    /// If writing fails (a full disk, for example), or without force a file has appeared at the path since it was
+    /// reserved. The target is then as it was, and the hidden file is gone.
+    pub fn commit(mut self, bytes: &[u8]) -> Result<()> {
+        let shown = self.target.display();
+        write_durably(&mut self.file, bytes).with_context(|| format!("cannot write the {} bytes of {shown}", bytes.len()))?;
+        if self.force {
+            fs::rename(&self.temporary, &self.target).with_context(|| format!("cannot replace {shown}"))?;
+        } else {
+            publish_new(&self.temporary, &self.target)
+                .with_context(|| format!("cannot create {shown}; if something appeared there meanwhile, --force replaces it"))?;
+        }
+        // The picture is in place; only its survival of a power cut depends on this, and not every system offers it.
+        let _ = File::open(folder_of(&self.target)).and_then(|folder| folder.sync_all());
+        Ok(())
+    }
+}
+
+impl Drop for Output {
+    /// Removes the hidden file; after a commit it no longer exists under that name.
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// The path that will be replaced or created, after checking what is there now.
+fn resolve(path: &Path, force: bool) -> Result<PathBuf> {
+    let shown = path.display();
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(path.to_path_buf()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("the output path {shown} cannot be used"));
+        }
+        Ok(_) => {}
+    }
+    // A link that leads nowhere has no metadata beyond its own.
+    let found = fs::metadata(path).with_context(|| format!("the output path {shown} is a link that leads nowhere"))?;
+    ensure!(!found.is_dir(), "the output path {shown} is a folder; add a file name such as edited.png");
+    ensure!(found.is_file(), "the output path {shown} is a device or pipe; give the path of an ordinary file");
+    ensure!(force, "{shown} exists; choose another name, or pass --force to replace it");
+    fs::canonicalize(path).with_context(|| format!("the output path {shown} cannot be resolved"))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Creates a file of a name that is free. The process id is part of it, so runs in one folder do not meet; what a killed
+/// run of the same id left is passed over. The target's name is not: near the length limit there is no room to add to it.
+fn create_temporary(folder: &Path) -> io::Result<(PathBuf, File)> {
+    let mut attempt = 0;
+    loop {
+        let path = folder.join(format!(".step1x-edit-{}-{attempt}.part", std::process::id()));
+        match OpenOptions::new().write(true).create_new(true).open(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt < 1000 => attempt += 1,
+            result => return Ok((path, result?)),
+        }
+    }
+}
+
+fn write_durably(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Gives `temporary` the name `target` unless that exists. A link is made because a rename would replace; a file system
+/// without links gets a rename after a last look.
+fn publish_new(temporary: &Path, target: &Path) -> io::Result<()> {
+    match fs::hard_link(temporary, target) {
+        Ok(()) => fs::remove_file(temporary).or(Ok(())),
+        Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => Err(error),
+        Err(_) if fs::symlink_metadata(target).is_ok() => Err(ErrorKind::AlreadyExists.into()),
+        Err(_) => fs::rename(temporary, target),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// The whole chain of causes of a refusal.
+    fn refusal(path: &Path, force: bool) -> String {
+        format!("{:#}", Output::reserve(path, force).unwrap_err())
+    }
+
+    #[test]
+    fn commit_stores_the_bytes_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let output = Output::reserve(&path, false).unwrap();
+        let name = output.temporary().file_name().unwrap().to_str().unwrap().to_string();
+        assert!(name.starts_with('.') && name.contains(&std::process::id().to_string()), "{name}");
+        assert_eq!(entries(folder.path()), [name]);
+        output.commit(b"picture").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"picture");
+        assert_eq!(entries(folder.path()), ["a.png"]);
+    }
+
+    #[test]
+    fn drop_removes_the_temporary_file() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Output::reserve(&folder.path().join("a.png"), false).unwrap());
+        assert!(entries(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn two_reservations_in_one_process_do_not_meet() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Output::reserve(&folder.path().join("a.png"), false).unwrap();
+        let second = Output::reserve(&folder.path().join("b.png"), false).unwrap();
+        first.commit(b"first").unwrap();
+        second.commit(b"second").unwrap();
+        assert_eq!(fs::read(folder.path().join("a.png")).unwrap(), b"first");
+        assert_eq!(fs::read(folder.path().join("b.png")).unwrap(), b"second");
+    }
+
+    #[test]
+    fn existing_file_needs_force() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        fs::write(&path, b"old").unwrap();
+        let message = refusal(&path, false);
+        assert!(message.contains("a.png") && message.contains("--force"), "{message}");
+        Output::reserve(&path, true).unwrap().commit(b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(entries(folder.path()), ["a.png"]);
+    }
+
+    #[test]
+    fn file_that_appeared_meanwhile_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let output = Output::reserve(&path, false).unwrap();
+        fs::write(&path, b"someone else's").unwrap();
+        let message = format!("{:#}", output.commit(b"new").unwrap_err());
+        assert!(message.contains("--force"), "{message}");
+        assert_eq!(fs::read(&path).unwrap(), b"someone else's");
+        assert_eq!(entries(folder.path()), ["a.png"]);
+    }
+
+    #[test]
+    fn failed_commit_keeps_the_target_and_cleans_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let output = Output::reserve(&path, true).unwrap();
+        fs::create_dir(&path).unwrap();
+        output.commit(b"new").unwrap_err();
+        assert!(path.is_dir());
+        assert_eq!(entries(folder.path()), ["a.png"]);
+    }
+
+    #[test]
+    fn unusable_paths_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = refusal(&folder.path().join("absent/a.png"), false);
+        assert!(missing.contains("absent") && missing.contains("create it"), "{missing}");
+        let is_folder = refusal(folder.path(), true);
+        assert!(is_folder.contains("is a folder"), "{is_folder}");
+        fs::write(folder.path().join("file"), b"").unwrap();
+        assert!(!refusal(&folder.path().join("file/a.png"), false).is_empty());
+        assert!(refusal(Path::new(""), false).contains("names no file"));
+        assert!(!refusal(&folder.path().join("x".repeat(300)), false).is_empty());
+        assert_eq!(entries(folder.path()), ["file"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn force_replaces_the_file_behind_a_link_and_never_a_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("a.png"), folder.path().join("link.png"));
+        fs::write(&file, b"old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        Output::reserve(&link, true).unwrap().commit(b"new").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert!(refusal(Path::new("/dev/null"), true).contains("device"));
+    }
+
+    /// Permission bits do not bind root, so a folder that no user can write to is used.
+    #[test]
+    fn unwritable_folder_is_refused() {
+        if !Path::new("/proc/self").is_dir() {
+            eprintln!("skipped: no /proc here");
+            return;
+        }
+        let message = refusal(Path::new("/proc/a.png"), false);
+        assert!(message.contains("/proc") && message.contains("choose another folder"), "{message}");
+    }
+
+    #[test]
+    fn full_disk_is_an_error() {
+        let Ok(mut full) = OpenOptions::new().write(true).open("/dev/full") else {
+            eprintln!("skipped: no /dev/full here");
+            return;
+        };
+        assert_eq!(write_durably(&mut full, b"picture").unwrap_err().kind(), ErrorKind::StorageFull);
+    }
+}

@@ -1,0 +1,282 @@
+//! Dimensions of the networks, from tensor shapes and Qwen's `config.json`.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::tensor::{Component, Shape};
+
+/// Width of every attention head of the transformer and the connector.
+pub const HEAD_WIDTH: usize = 128;
+
+/// The released generation of the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// `step1x-edit-i1258`: has `connector.scale_factor`; reference tokens share the noisy tokens' positions.
+    V1_0,
+    /// `step1x-edit-v1p1-official`: reference tokens lie one further on all three axes.
+    V1_1,
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(match self {
+            Version::V1_0 => "v1.0",
+            Version::V1_1 => "v1.1",
+        })
+    }
+}
+
+/// The diffusion transformer and its connector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DitConfig {
+    /// Channels of a packed latent token (64).
+    pub in_channels: usize,
+    /// Width of the streams (3072).
+    pub hidden: usize,
+    /// Width of the MLPs (12288).
+    pub mlp: usize,
+    /// Double blocks (19).
+    pub depth: usize,
+    /// Single blocks (38).
+    pub depth_single: usize,
+    /// Rotary channels of the axes; their sum is the head width.
+    pub axes: [usize; 3],
+    /// Width of the pooled text vector (768).
+    pub vec_in: usize,
+    /// Width of the text encoder's rows (3584).
+    pub context: usize,
+    /// Width of the connector (4096).
+    pub connector_hidden: usize,
+    /// Width of its MLPs (16384).
+    pub connector_mlp: usize,
+    /// Its blocks (2).
+    pub connector_depth: usize,
+}
+
+/// FLUX's autoencoder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VaeConfig {
+    /// Channels of each level, finest first (128, 256, 512, 512).
+    pub channels: Vec<usize>,
+    /// Residual blocks of an encoder level (2); a decoder level has one more.
+    pub blocks: usize,
+    /// Latent channels (16).
+    pub latent: usize,
+}
+
+/// Qwen2.5-VL's vision tower.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VisionConfig {
+    /// Blocks (32).
+    pub depth: usize,
+    /// Width (1280).
+    pub hidden: usize,
+    /// Attention heads (16).
+    pub heads: usize,
+    /// Width of the MLPs (3420).
+    pub mlp: usize,
+    /// Width of the merged tokens (3584).
+    pub out: usize,
+    /// Side of an attention window in merged tokens (4).
+    pub window: usize,
+    /// Blocks that attend over the whole picture (7, 15, 23, 31).
+    pub full: Vec<usize>,
+}
+
+/// Qwen2.5-VL's text model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TextConfig {
+    /// Rows of the embedding (152064).
+    pub vocabulary: usize,
+    /// Width (3584).
+    pub hidden: usize,
+    /// Layers (28).
+    pub layers: usize,
+    /// Query heads (28).
+    pub heads: usize,
+    /// Key and value heads (4).
+    pub kv_heads: usize,
+    /// Width of the MLPs (18944).
+    pub mlp: usize,
+    /// Rotary base (1e6).
+    pub rope_theta: f64,
+    /// Rotary pairs that follow time, row and column (16, 24, 24).
+    pub mrope: [usize; 3],
+}
+
+/// All networks of a model folder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Generation of the weights.
+    pub version: Version,
+    /// Diffusion transformer and connector.
+    pub dit: DitConfig,
+    /// Autoencoder.
+    pub vae: VaeConfig,
+    /// Vision tower.
+    pub vision: VisionConfig,
+    /// Text model.
+    pub text: TextConfig,
+}
+
+/// Shape of a checkpoint tensor, if it exists.
+pub type ShapeOf<'a> = dyn Fn(Component, &str) -> Option<Shape> + 'a;
+
+impl Config {
+    /// Reads the dimensions off a checkpoint.
+    ///
+    /// # Errors
+    /// A tensor or a field that a dimension is read from is missing, or dimensions contradict what the code assumes.
+    pub fn infer(shape_of: &ShapeOf, qwen: &Value, axes: [usize; 3]) -> Result<Config> {
+        let version = match shape_of(Component::Dit, "connector.scale_factor") {
+            Some(_) => Version::V1_0,
+            None => Version::V1_1,
+        };
+        let (vision, text) = (VisionConfig::parse(qwen)?, TextConfig::parse(qwen)?);
+        let dit = DitConfig::infer(shape_of, axes)?;
+        let vae = VaeConfig::infer(shape_of)?;
+        ensure!(vision.out == text.hidden, "the vision tower gives rows of {}, the text model takes {}", vision.out, text.hidden);
+        ensure!(dit.context == text.hidden, "the connector takes rows of {}, the text model gives {}", dit.context, text.hidden);
+        ensure!(
+            4 * vae.latent == dit.in_channels,
+            "{} latent channels do not pack to {} of a token",
+            vae.latent,
+            dit.in_channels
+        );
+        Ok(Config { version, dit, vae, vision, text })
+    }
+}
+
+/// Extent `axis` of a tensor that a dimension is read from.
+fn extent(shape_of: &ShapeOf, component: Component, name: &str, axis: usize) -> Result<usize> {
+    let shape = shape_of(component, name)
+        .with_context(|| format!("the {component} file lacks the tensor {name}; is it the right file?"))?;
+    shape.0.get(axis).copied().with_context(|| format!("{name} has the shape {shape}, too few dimensions"))
+}
+
+/// Number of consecutive i from 0 for which the tensor exists.
+fn count(shape_of: &ShapeOf, component: Component, name: impl Fn(usize) -> String) -> usize {
+    (0..).take_while(|&i| shape_of(component, &name(i)).is_some()).count()
+}
+
+impl DitConfig {
+    fn infer(shape_of: &ShapeOf, axes: [usize; 3]) -> Result<DitConfig> {
+        let of = |name: &str, axis| extent(shape_of, Component::Dit, name, axis);
+        let refiner = |i| format!("connector.S.individual_token_refiner.blocks.{i}.mlp.fc1.weight");
+        let config = DitConfig {
+            in_channels: of("img_in.weight", 1)?,
+            hidden: of("img_in.weight", 0)?,
+            mlp: of("double_blocks.0.img_mlp.0.weight", 0)?,
+            depth: count(shape_of, Component::Dit, |i| format!("double_blocks.{i}.img_attn.qkv.weight")),
+            depth_single: count(shape_of, Component::Dit, |i| format!("single_blocks.{i}.linear1.weight")),
+            axes,
+            vec_in: of("vector_in.in_layer.weight", 1)?,
+            context: of("connector.S.input_embedder.weight", 1)?,
+            connector_hidden: of("connector.S.input_embedder.weight", 0)?,
+            connector_mlp: of(&refiner(0), 0)?,
+            connector_depth: count(shape_of, Component::Dit, refiner),
+        };
+        for width in [config.hidden, config.connector_hidden] {
+            ensure!(width > 0 && width.is_multiple_of(HEAD_WIDTH), "a width of {width} is not a number of heads of {HEAD_WIDTH}");
+        }
+        ensure!(config.depth_single > 0, "the transformer file has no single blocks");
+        ensure!(
+            axes.iter().sum::<usize>() == HEAD_WIDTH && axes.iter().all(|a| a % 2 == 0),
+            "rotary axes {axes:?} do not add up to {HEAD_WIDTH}"
+        );
+        Ok(config)
+    }
+}
+
+impl VaeConfig {
+    fn infer(shape_of: &ShapeOf) -> Result<VaeConfig> {
+        let of = |name: &str, axis| extent(shape_of, Component::Vae, name, axis);
+        let level = |i| format!("encoder.down.{i}.block.0.conv1.weight");
+        let levels = count(shape_of, Component::Vae, level);
+        let channels = (0..levels).map(|i| of(&level(i), 0)).collect::<Result<Vec<_>>>()?;
+        let blocks = count(shape_of, Component::Vae, |j| format!("encoder.down.0.block.{j}.conv1.weight"));
+        let latent = of("decoder.conv_in.weight", 1)?;
+        ensure!(levels == 4, "the autoencoder has {levels} levels; latents of an eighth of the picture's size need 4");
+        ensure!(channels.iter().all(|c| *c > 0 && c % 32 == 0), "{channels:?} channels do not divide into 32 groups");
+        Ok(VaeConfig { channels, blocks, latent })
+    }
+}
+
+fn number(json: &Value, field: &str) -> Result<usize> {
+    let value = json.get(field).with_context(|| format!("config.json lacks {field}"))?;
+    let n = value
+        .as_u64()
+        .filter(|&n| n > 0 && n < 1 << 32)
+        .with_context(|| format!("config.json: {field} is {value}, not a positive number"))?;
+    Ok(n as usize)
+}
+
+fn numbers(json: &Value, field: &str) -> Result<Vec<usize>> {
+    let list = json.get(field).and_then(Value::as_array).with_context(|| format!("config.json lacks the list {field}"))?;
+    list.iter().map(|v| v.as_u64().map(|n| n as usize).with_context(|| format!("config.json: {field} holds {v}"))).collect()
+}
+
+impl VisionConfig {
+    fn parse(json: &Value) -> Result<VisionConfig> {
+        let v = json.get("vision_config").context("config.json lacks vision_config; it must be that of Qwen2.5-VL")?;
+        for (field, expected) in [("patch_size", 14), ("temporal_patch_size", 2), ("spatial_merge_size", 2)] {
+            let found = number(v, field)?;
+            ensure!(found == expected, "config.json: {field} is {found}; the picture processor is made for {expected}");
+        }
+        let config = VisionConfig {
+            depth: number(v, "depth")?,
+            hidden: number(v, "hidden_size")?,
+            heads: number(v, "num_heads")?,
+            mlp: number(v, "intermediate_size")?,
+            out: number(v, "out_hidden_size")?,
+            window: number(v, "window_size")? / 28,
+            full: numbers(v, "fullatt_block_indexes")?,
+        };
+        ensure!(
+            config.hidden.is_multiple_of(config.heads) && (config.hidden / config.heads).is_multiple_of(4),
+            "{} channels in {} vision heads",
+            config.hidden,
+            config.heads
+        );
+        ensure!(config.window > 0, "config.json: a vision window smaller than a merged token");
+        Ok(config)
+    }
+}
+
+impl TextConfig {
+    /// Newer releases keep the fields in `text_config`.
+    fn parse(json: &Value) -> Result<TextConfig> {
+        let t = json.get("text_config").filter(|t| t.get("hidden_size").is_some()).unwrap_or(json);
+        let rope = t.get("rope_scaling").or_else(|| t.get("rope_parameters")).context("config.json lacks rope_scaling")?;
+        let sections = numbers(rope, "mrope_section")?;
+        let theta = t
+            .get("rope_theta")
+            .or_else(|| rope.get("rope_theta"))
+            .and_then(Value::as_f64)
+            .context("config.json lacks rope_theta")?;
+        let config = TextConfig {
+            vocabulary: number(t, "vocab_size")?,
+            hidden: number(t, "hidden_size")?,
+            layers: number(t, "num_hidden_layers")?,
+            heads: number(t, "num_attention_heads")?,
+            kv_heads: number(t, "num_key_value_heads")?,
+            mlp: number(t, "intermediate_size")?,
+            rope_theta: theta,
+            mrope: sections.try_into().map_err(|s| anyhow::anyhow!("config.json: mrope_section {s:?} has not three parts"))?,
+        };
+        ensure!(
+            config.hidden == config.heads * HEAD_WIDTH,
+            "{} text heads of {HEAD_WIDTH} do not make {}",
+            config.heads,
+            config.hidden
+        );
+        ensure!(config.heads.is_multiple_of(config.kv_heads), "{} text heads over {} key heads", config.heads, config.kv_heads);
+        ensure!(
+            config.mrope.iter().sum::<usize>() == HEAD_WIDTH / 2,
+            "mrope_section {:?} does not add up to {}",
+            config.mrope,
+            HEAD_WIDTH / 2
+        );
+        Ok(config)
+    }
+}

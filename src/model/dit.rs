@@ -1,0 +1,355 @@
+//! The diffusion transformer: what is prepared for all steps, and one step for both guidance branches.
+//!
+//! One buffer holds the rows of both branches:
+//!
+//! ```text
+//! [txt 0 | txt 1 | ref 0 | noisy 0 | noisy 1 | ref 1]        (without ref in text-to-image)
+//! ```
+//!
+//! Text and image rows are one range each, so their products are; a branch's image rows are one range for attention
+//! (keys have no order, positions come from the rotary table); and the noisy rows of both branches, all that the last
+//! block and the final layer need, are one range too.
+
+use std::ops::Range;
+
+use super::config::{Config, DitConfig, HEAD_WIDTH, Version};
+use super::connector::{self, PromptRows, mlp};
+use crate::graph::{Graph, TensorId};
+use crate::ops::{Activation, Add, Attention, BranchRows, GateResidual, Linear, QkNormRope, Segment, TimestepEmbedding};
+use crate::tensor::DType::{BF16, F32};
+
+/// Where the rows of a step lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepRows {
+    /// Text rows of both branches.
+    pub prompt: PromptRows,
+    /// Latent height and width in tokens.
+    pub grid: (usize, usize),
+    /// Whether there is a reference picture.
+    pub reference: bool,
+}
+
+impl StepRows {
+    /// Noisy tokens of a branch.
+    pub fn tokens(&self) -> usize {
+        self.grid.0 * self.grid.1
+    }
+
+    fn image_rows(&self) -> usize {
+        self.tokens() * if self.reference { 2 } else { 1 }
+    }
+
+    /// All rows.
+    pub fn total(&self) -> usize {
+        self.prompt.total() + 2 * self.image_rows()
+    }
+
+    /// Noisy rows of both branches.
+    pub fn noisy(&self) -> Range<usize> {
+        let before = self.prompt.total() + self.image_rows() - self.tokens();
+        before..before + 2 * self.tokens()
+    }
+
+    /// Noisy rows of a branch.
+    pub fn noisy_of(&self, branch: usize) -> Range<usize> {
+        let start = self.noisy().start + branch * self.tokens();
+        start..start + self.tokens()
+    }
+
+    /// Reference rows of a branch.
+    pub fn reference_of(&self, branch: usize) -> Range<usize> {
+        let start = if branch == 0 { self.prompt.total() } else { self.noisy().end };
+        start..start + self.tokens()
+    }
+
+    fn image_of(&self, branch: usize) -> Range<usize> {
+        let start = self.prompt.total() + branch * self.image_rows();
+        start..start + self.image_rows()
+    }
+
+    /// Each branch attends to its text and image rows; `queries` picks the rows that ask, by branch.
+    fn segments(&self, queries: impl Fn(usize) -> Vec<Range<usize>>) -> Vec<Segment> {
+        (0..2).map(|b| Segment { q: queries(b), k: vec![self.prompt.branch(b), self.image_of(b)] }).collect()
+    }
+
+    fn all_queries(&self, branch: usize) -> Vec<Range<usize>> {
+        vec![self.prompt.branch(branch), self.image_of(branch)]
+    }
+
+    fn image_branches(&self) -> BranchRows {
+        BranchRows::of(&[self.image_rows(); 2])
+    }
+
+    fn noisy_branches(&self) -> BranchRows {
+        BranchRows::of(&[self.tokens(); 2])
+    }
+
+    /// (cos, sin) pairs of every row [rows, 128]: text rows stand at (0, 0, 0), noisy tokens at (0, y, x), reference
+    /// tokens at (0, y, x) too in v1.0 and at (1, y+1, x+1) in v1.1.
+    pub fn rope_table(&self, config: &Config) -> Vec<f32> {
+        let frequencies = axis_frequencies(config.dit.axes);
+        let mut table = vec![0.0; self.total() * HEAD_WIDTH];
+        let mut fill = |row: usize, position: [usize; 3]| {
+            for ((axis, f), pair) in frequencies.iter().zip(table[row * HEAD_WIDTH..][..HEAD_WIDTH].chunks_exact_mut(2)) {
+                let (sin, cos) = (position[*axis] as f64 * f).sin_cos();
+                pair.copy_from_slice(&[cos as f32, sin as f32]);
+            }
+        };
+        (0..self.prompt.total()).for_each(|row| fill(row, [0; 3]));
+        let shift = (config.version == Version::V1_1) as usize;
+        for branch in 0..2 {
+            for token in 0..self.tokens() {
+                let (y, x) = (token / self.grid.1, token % self.grid.1);
+                fill(self.noisy_of(branch).start + token, [0, y, x]);
+                if self.reference {
+                    fill(self.reference_of(branch).start + token, [shift, y + shift, x + shift]);
+                }
+            }
+        }
+        table
+    }
+
+    /// The logarithm of how many rows each row stands for as a key [rows].
+    pub fn key_bias(&self) -> Vec<f32> {
+        let mut bias = self.prompt.key_bias();
+        bias.resize(self.total(), 0.0);
+        bias
+    }
+}
+
+/// Axis and frequency of each rotary pair; frequencies 10000^(−2k/d) of an axis of d channels, in f64.
+fn axis_frequencies(axes: [usize; 3]) -> Vec<(usize, f64)> {
+    let of_axis = |(axis, d): (usize, usize)| (0..d / 2).map(move |k| (axis, 10000f64.powf(-2.0 * k as f64 / d as f64)));
+    axes.into_iter().enumerate().flat_map(of_axis).collect()
+}
+
+/// Values that depend on time and prompts alone, for several times.
+#[derive(Clone, Copy, Debug)]
+pub struct Conditioned {
+    /// Text rows that enter the blocks [times · T, hidden].
+    pub text: TensorId,
+    /// All blocks' modulation vectors side by side [times · B, width].
+    pub modulation: TensorId,
+}
+
+/// Records connector, `txt_in` and all modulations for `embedding` [T, context] and times `t` [times · B].
+pub fn condition(g: &mut Graph, config: &Config, rows: &PromptRows, embedding: TensorId, t: TensorId) -> Conditioned {
+    let (dit, d) = (&config.dit, config.dit.hidden);
+    let connected = connector::record(g, config, rows, embedding, t);
+    let text = g.linear("txt_in", connected.text, d, true);
+
+    let time = g.op("t_embedding", TimestepEmbedding(BF16), &[t]);
+    let time = mlp(g, ["time_in.in_layer", "time_in.silu", "time_in.out_layer"], time, d);
+    let pooled = mlp(g, ["vector_in.in_layer", "vector_in.silu", "vector_in.out_layer"], connected.pooled, d);
+    let vec = g.op("vec", Add, &[time, pooled]);
+    let vec = g.op("vec.silu", Activation::Silu, &[vec]);
+    let modulation = g.buffer("modulation", BF16, [g.cols_of(t), Modulation::width(dit)]);
+    for (name, columns) in Modulation::all(dit) {
+        let part = g.cols(modulation, columns);
+        g.linear_into(&name, vec, true, part);
+    }
+    Conditioned { text, modulation }
+}
+
+/// Columns of the modulation vectors.
+struct Modulation;
+
+impl Modulation {
+    fn double(dit: &DitConfig, block: usize, text: bool) -> Range<usize> {
+        let start = (12 * block + if text { 6 } else { 0 }) * dit.hidden;
+        start..start + 6 * dit.hidden
+    }
+
+    fn single(dit: &DitConfig, block: usize) -> Range<usize> {
+        let start = (12 * dit.depth + 3 * block) * dit.hidden;
+        start..start + 3 * dit.hidden
+    }
+
+    fn last(dit: &DitConfig) -> Range<usize> {
+        let start = (12 * dit.depth + 3 * dit.depth_single) * dit.hidden;
+        start..start + 2 * dit.hidden
+    }
+
+    fn width(dit: &DitConfig) -> usize {
+        Self::last(dit).end
+    }
+
+    /// The module that makes each range of columns.
+    fn all(dit: &DitConfig) -> Vec<(String, Range<usize>)> {
+        let double = (0..dit.depth).flat_map(|i| {
+            [
+                (format!("double_blocks.{i}.img_mod.lin"), Self::double(dit, i, false)),
+                (format!("double_blocks.{i}.txt_mod.lin"), Self::double(dit, i, true)),
+            ]
+        });
+        let single = (0..dit.depth_single).map(|i| (format!("single_blocks.{i}.modulation.lin"), Self::single(dit, i)));
+        double.chain(single).chain([("final_layer.adaLN_modulation.1".to_string(), Self::last(dit))]).collect()
+    }
+}
+
+/// What a step reads.
+#[derive(Clone, Copy, Debug)]
+pub struct StepInputs {
+    /// Text rows of this step [T, hidden], written to `rows`' text rows beforehand.
+    pub x: TensorId,
+    /// Modulation vectors of this step [B, width].
+    pub modulation: TensorId,
+    /// Rotary table [rows, 128].
+    pub rope: TensorId,
+    /// Key bias [rows]; none if every padding row is computed.
+    pub key_bias: Option<TensorId>,
+}
+
+/// Records `img_in` for one branch's noisy and reference tokens [n, 64] into the rows of `x`.
+pub fn image_in(g: &mut Graph, rows: &StepRows, x: TensorId, branch: usize, noisy: TensorId, reference: Option<TensorId>) {
+    let part = g.rows(x, rows.noisy_of(branch));
+    g.linear_into("img_in", noisy, true, part);
+    if let Some(reference) = reference {
+        let part = g.rows(x, rows.reference_of(branch));
+        g.linear_into("img_in", reference, true, part);
+    }
+}
+
+/// Records all blocks over the rows of `inputs.x` and gives the velocities of the noisy rows [2n, 64]. `trim` leaves out
+/// of the last block what nobody reads.
+pub fn blocks(g: &mut Graph, config: &DitConfig, rows: &StepRows, inputs: StepInputs, trim: bool) -> TensorId {
+    let d = config.hidden;
+    for i in 0..config.depth {
+        g.scoped(format_args!("double_blocks.{i}"), |g| double_block(g, config, rows, inputs, i));
+    }
+    for i in 0..config.depth_single {
+        let trimmed = trim && i + 1 == config.depth_single;
+        g.scoped(format_args!("single_blocks.{i}"), |g| single_block(g, config, rows, inputs, i, trimmed));
+    }
+    g.scoped("final_layer", |g| {
+        let noisy = g.rows(inputs.x, rows.noisy());
+        let [shift, scale] = modulation(g, inputs, Modulation::last(config), d); // shift first
+        let n = g.modulated_norm("norm", noisy, &rows.noisy_branches(), shift, scale);
+        g.linear("linear", n, config.in_channels, true)
+    })
+}
+
+/// The consecutive vectors of width d within `columns`.
+fn modulation<const N: usize>(g: &mut Graph, inputs: StepInputs, columns: Range<usize>, d: usize) -> [TensorId; N] {
+    std::array::from_fn(|i| g.cols(inputs.modulation, columns.start + i * d..columns.start + (i + 1) * d))
+}
+
+fn double_block(g: &mut Graph, config: &DitConfig, rows: &StepRows, inputs: StepInputs, block: usize) {
+    let (d, x, total, text_rows) = (config.hidden, inputs.x, rows.total(), rows.prompt.total());
+    let streams = [
+        ("txt", 0..text_rows, rows.prompt.branches(), Modulation::double(config, block, true)),
+        ("img", text_rows..total, rows.image_branches(), Modulation::double(config, block, false)),
+    ];
+    let qkv = g.buffer("qkv", BF16, [total, 3 * d]); // columns: all q, all k, all v
+    for (name, range, branches, columns) in &streams {
+        let stream = g.rows(x, range.clone());
+        let [shift, scale, ..] = modulation::<6>(g, inputs, columns.clone(), d);
+        let n = g.modulated_norm(&format!("{name}_norm1"), stream, branches, shift, scale);
+        let part = g.rows(qkv, range.clone());
+        g.linear_into(&format!("{name}_attn.qkv"), n, true, part);
+        let (qk, rope) = (g.cols(part, 0..2 * d), g.rows(inputs.rope, range.clone()));
+        norm_and_rotate(g, &format!("{name}_attn.norm"), qk, rope, &["query_norm", "key_norm"]);
+    }
+    let attended = g.buffer("attended", BF16, [total, d]);
+    let [q, k, v] = [0, 1, 2].map(|i| g.cols(qkv, i * d..(i + 1) * d));
+    attend(g, config, rows.segments(|b| rows.all_queries(b)), [q, k, v], inputs.key_bias, attended);
+    for (name, range, branches, columns) in &streams {
+        let stream = g.rows(x, range.clone());
+        let [_, _, gate1, shift, scale, gate2] = modulation::<6>(g, inputs, columns.clone(), d);
+        let part = g.rows(attended, range.clone());
+        let projected = g.linear(&format!("{name}_attn.proj"), part, d, true);
+        let residual = |round_product| GateResidual { rows: branches.clone(), round_product };
+        g.op_into(&format!("{name}_residual1"), residual(true), &[stream, projected, gate1], &[stream]);
+        let n = g.modulated_norm(&format!("{name}_norm2"), stream, branches, shift, scale);
+        let h = linear_rows(g, &format!("{name}_mlp.0"), n, [config.mlp, d], 0..config.mlp, None, true);
+        let h = g.linear(&format!("{name}_mlp.2"), h, d, true);
+        g.op_into(&format!("{name}_residual2"), residual(false), &[stream, h, gate2], &[stream]);
+    }
+}
+
+/// `linear1` gives q, k, v and the MLP's input; `linear2` takes attention and MLP side by side. The last block, trimmed,
+/// computes keys and values of all rows, and all else of the noisy rows alone.
+fn single_block(g: &mut Graph, config: &DitConfig, rows: &StepRows, inputs: StepInputs, block: usize, trim: bool) {
+    let (d, mlp, x) = (config.hidden, config.mlp, inputs.x);
+    let branches = rows.prompt.branches().then(&rows.image_branches());
+    let [shift, scale, gate] = modulation(g, inputs, Modulation::single(config, block), d);
+    let n = g.modulated_norm("pre_norm", x, &branches, shift, scale);
+
+    // The rows that ask, where they lie among all, and their own numbering.
+    let asking = if trim { rows.noisy() } else { 0..rows.total() };
+    let (asking_x, asking_n) = (g.rows(x, asking.clone()), g.rows(n, asking.clone()));
+    let asking_branches = if trim { rows.noisy_branches() } else { branches };
+    let own = |r: Range<usize>| r.start - asking.start..r.end - asking.start;
+    let segments = rows.segments(|b| if trim { vec![own(rows.noisy_of(b))] } else { rows.all_queries(b) });
+
+    let shape = [3 * d + mlp, d];
+    let qkv = if trim {
+        let q = linear_rows(g, "linear1", asking_n, shape, 0..d, None, false);
+        let kv = linear_rows(g, "linear1", n, shape, d..3 * d, None, false);
+        let (k, v) = (g.cols(kv, 0..d), g.cols(kv, d..2 * d));
+        let rope = g.rows(inputs.rope, asking.clone());
+        norm_and_rotate(g, "norm", q, rope, &["query_norm"]);
+        norm_and_rotate(g, "norm", k, inputs.rope, &["key_norm"]);
+        [q, k, v]
+    } else {
+        let qkv = linear_rows(g, "linear1", n, shape, 0..3 * d, None, false);
+        let qk = g.cols(qkv, 0..2 * d);
+        norm_and_rotate(g, "norm", qk, inputs.rope, &["query_norm", "key_norm"]);
+        [0, 1, 2].map(|i| g.cols(qkv, i * d..(i + 1) * d))
+    };
+    let joined = g.buffer("attended_and_mlp", BF16, [asking.len(), d + mlp]);
+    let (attended, hidden) = (g.cols(joined, 0..d), g.cols(joined, d..d + mlp));
+    attend(g, config, segments, qkv, inputs.key_bias, attended);
+    linear_rows(g, "linear1", asking_n, shape, 3 * d..3 * d + mlp, Some(hidden), true);
+    let h = g.linear("linear2", joined, d, true);
+    g.op_into("residual", GateResidual { rows: asking_branches, round_product: false }, &[asking_x, h, gate], &[asking_x]);
+}
+
+/// Rows `part` of the module `name`, whose weight is [shape]; into `out` if given, with GELU if asked.
+fn linear_rows(
+    g: &mut Graph,
+    name: &str,
+    x: TensorId,
+    shape: [usize; 2],
+    part: Range<usize>,
+    out: Option<TensorId>,
+    gelu: bool,
+) -> TensorId {
+    let w = g.weight(&format!("{name}.weight"), BF16, shape);
+    let b = g.weight(&format!("{name}.bias"), BF16, [shape[0]]);
+    let (w, b) = (g.rows(w, part.clone()), g.cols(b, part.clone()));
+    let node = if part.len() == shape[0] { name.to_string() } else { format!("{name}.{}", part.start) };
+    match out {
+        Some(out) => {
+            g.op_into(&node, Linear { gelu }, &[x, w, b], &[out]);
+            out
+        }
+        None => g.op(&node, Linear { gelu }, &[x, w, b]),
+    }
+}
+
+fn norm_and_rotate(g: &mut Graph, name: &str, x: TensorId, rope: TensorId, norms: &[&str]) {
+    let scales = norms.iter().map(|norm| g.weight(&format!("{name}.{norm}.scale"), BF16, [HEAD_WIDTH]));
+    let scales: Vec<TensorId> = scales.collect();
+    g.op_into(name, QkNormRope, &[[x, rope].as_slice(), &scales].concat(), &[x]);
+}
+
+fn attend(
+    g: &mut Graph,
+    config: &DitConfig,
+    segments: Vec<Segment>,
+    qkv: [TensorId; 3],
+    key_bias: Option<TensorId>,
+    out: TensorId,
+) {
+    let heads = config.hidden / HEAD_WIDTH;
+    let operands: Vec<TensorId> = qkv.into_iter().chain(key_bias).collect();
+    g.op_into("attention", Attention { heads, kv_heads: heads, causal: false, segments }, &operands, &[out]);
+}
+
+/// The inputs that every step shares, declared.
+pub fn step_tables(g: &mut Graph, rows: &StepRows) -> (TensorId, Option<TensorId>) {
+    let weighted = rows.prompt.padding.iter().zip(&rows.prompt.padding_meant).any(|(p, meant)| p != meant);
+    let rope = g.input("rope", F32, [rows.total(), HEAD_WIDTH]);
+    (rope, weighted.then(|| g.input("key_bias", F32, [rows.total()])))
+}

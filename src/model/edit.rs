@@ -1,0 +1,297 @@
+//! One edit as a program of stages:
+//!
+//! ```text
+//! vae_encode -> vision -> text -> conditioning -> step × K -> vae_decode
+//! ```
+//!
+//! Text-to-image has no `vae_encode`. What a stage leaves for a later one is an ordinary buffer; the planner sees all
+//! stages in one timeline.
+
+use std::ops::Range;
+
+use super::config::Config;
+use super::connector::PromptRows;
+use super::dit::{self, Conditioned, StepInputs, StepRows};
+use super::text::{self, Text, TextRows};
+use super::vae;
+use super::vision::{self, Vision};
+use crate::graph::{Graph, TensorId};
+use crate::ops::{
+    Cast, Gather, GuidanceEuler, LATENT_SCALE, LATENT_SHIFT, Noise, Pack, PixelsIn, PixelsOut, Posterior, StepSlice, Unpack,
+};
+use crate::tensor::Component;
+use crate::tensor::DType::{BF16, F32, I32, U8};
+
+/// Savings that do not change the result; each can be turned off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Savings {
+    /// All padding rows of a prompt become one that counts n times as a key.
+    pub collapse_padding: bool,
+    /// The last block computes only what the final layer reads.
+    pub trim_last_block: bool,
+    /// Template and picture go through the text model once for both prompts.
+    pub share_prefix: bool,
+    /// What depends on time and prompts alone is computed for all steps before the first.
+    pub condition_once: bool,
+}
+
+impl Savings {
+    /// Every saving on.
+    pub const ALL: Savings = Savings { collapse_padding: true, trim_last_block: true, share_prefix: true, condition_once: true };
+    /// Every saving off: the official code's order of work.
+    pub const NONE: Savings =
+        Savings { collapse_padding: false, trim_last_block: false, share_prefix: false, condition_once: false };
+}
+
+/// Where starting noise comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoiseSource {
+    /// Made by the program as a CUDA device with a grid of so many threads would.
+    Philox {
+        /// The generator's seed.
+        seed: u64,
+        /// Threads of the device's largest grid.
+        grid_threads: usize,
+    },
+    /// Given by the host.
+    Host,
+}
+
+/// What distinguishes one edit's program from another's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EditSpec {
+    /// Latent height and width; both even.
+    pub latent: (usize, usize),
+    /// Whether a reference picture is edited; else text-to-image.
+    pub reference: bool,
+    /// Patch rows of the picture as the encoder sees it.
+    pub patches: usize,
+    /// Windows of the vision tower, as ranges of patch rows in window order.
+    pub windows: Vec<Range<usize>>,
+    /// Rows of the text model.
+    pub text: TextRows,
+    /// Rows of the connector.
+    pub prompt: PromptRows,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance scale.
+    pub cfg_scale: f32,
+    /// Starting noise.
+    pub noise: NoiseSource,
+    /// Sample the reference's latent from its posterior, else take the mean.
+    pub sample_posterior: bool,
+    /// Savings in use.
+    pub savings: Savings,
+}
+
+impl EditSpec {
+    /// Rows of the transformer.
+    pub fn step_rows(&self) -> StepRows {
+        StepRows { prompt: self.prompt.clone(), grid: (self.latent.0 / 2, self.latent.1 / 2), reference: self.reference }
+    }
+}
+
+/// The program's tensors that host and tests meet.
+#[derive(Clone, Copy, Debug)]
+pub struct EditTensors {
+    /// Input: pixels of the reference [H, W, 3]; none in text-to-image.
+    pub rgb: Option<TensorId>,
+    /// The reference's latent [H/8, W/8, 16].
+    pub reference_latent: Option<TensorId>,
+    /// Inputs and result of the vision tower.
+    pub vision: Vision,
+    /// Inputs and result of the text model.
+    pub text: Text,
+    /// Input: the rows of the text model that make up the embedding, −1 for zeros [T].
+    pub embedding_rows: TensorId,
+    /// The text encoder's result [T, context].
+    pub embedding: TensorId,
+    /// Input: time of each step, once a branch [K · 2].
+    pub times: TensorId,
+    /// Input: Δt and rule of each step [K, 2].
+    pub schedule: TensorId,
+    /// Input: rotary table of the transformer.
+    pub rope: TensorId,
+    /// Input: logarithmic weights of its keys.
+    pub key_bias: Option<TensorId>,
+    /// Input 0: number of the step.
+    pub counter: TensorId,
+    /// Input 0: 1 + the first step after which latents were not finite.
+    pub fault: TensorId,
+    /// Input: starting noise [n, 64], if the host gives it.
+    pub host_noise: Option<TensorId>,
+    /// Input: packed noise of the posterior [n, 64], if the host gives it.
+    pub host_posterior_noise: Option<TensorId>,
+    /// Latents [n, 64] f32.
+    pub latents: TensorId,
+    /// Output: the picture [H, W, 3].
+    pub pixels: TensorId,
+    /// Output: values of the picture that were not finite [1].
+    pub pixel_faults: TensorId,
+}
+
+/// Records the program.
+pub fn record(config: &Config, spec: &EditSpec) -> (Graph, EditTensors) {
+    let mut graph = Graph::new();
+    let g = &mut graph;
+    let (h, w) = spec.latent;
+    let (rgb, reference) = match spec.reference {
+        true => {
+            let rgb = g.input("rgb", U8, [8 * h, 8 * w, 3]);
+            let encoded = g.stage("vae_encode", 1, |g| g.with_weights(Component::Vae, |g| encode(g, config, spec, rgb)));
+            (Some(rgb), Some(encoded))
+        }
+        false => (None, None),
+    };
+    let vision = g.stage("vision", 1, |g| {
+        g.with_weights(Component::Qwen, |g| vision::record(g, &config.vision, spec.patches, &spec.windows))
+    });
+    let (text, embedding_rows, embedding) = g.stage("text", 1, |g| {
+        let text = g.with_weights(Component::Qwen, |g| text::record(g, &config.text, &spec.text, vision.merged));
+        let rows = g.input("embedding_rows", I32, [spec.prompt.total()]);
+        (text, rows, g.op("llm_embedding", Gather, &[text.hidden, rows]))
+    });
+    let denoised = denoise(g, config, spec, embedding, reference.as_ref().map(|r| r.tokens));
+    let (pixels, pixel_faults) =
+        g.stage("vae_decode", 1, |g| g.with_weights(Component::Vae, |g| decode(g, config, spec, denoised.latents)));
+    let tensors = EditTensors {
+        rgb,
+        reference_latent: reference.as_ref().map(|r| r.latent),
+        vision,
+        text,
+        embedding_rows,
+        embedding,
+        times: denoised.times,
+        schedule: denoised.schedule,
+        rope: denoised.rope,
+        key_bias: denoised.key_bias,
+        counter: denoised.counter,
+        fault: denoised.fault,
+        host_noise: denoised.host_noise,
+        host_posterior_noise: reference.and_then(|r| r.host_noise),
+        latents: denoised.latents,
+        pixels,
+        pixel_faults,
+    };
+    (graph, tensors)
+}
+
+/// The encoded reference.
+struct Encoded {
+    latent: TensorId,
+    tokens: TensorId,
+    host_noise: Option<TensorId>,
+}
+
+fn encode(g: &mut Graph, config: &Config, spec: &EditSpec, rgb: TensorId) -> Encoded {
+    let (h, w) = spec.latent;
+    let picture = g.op("pixels_in", PixelsIn(BF16), &[rgb]);
+    let moments = vae::encoder(g, &config.vae, picture);
+    let mut operands = vec![moments];
+    let mut host_noise = None;
+    if spec.sample_posterior {
+        let tokens = h / 2 * w / 2;
+        let noise = match spec.noise {
+            // The draw after that of the starting noise.
+            NoiseSource::Philox { seed, grid_threads } => {
+                let offset = Noise::next_offset(0, 64 * tokens, grid_threads);
+                g.op("posterior_noise", Noise { seed, offset, grid_threads, size: (h, w) }, &[])
+            }
+            NoiseSource::Host => *host_noise.insert(g.input("posterior_noise", F32, [tokens, 64])),
+        };
+        operands.push(g.op("posterior_noise.unpack", Unpack { size: (h, w), divisor: 1.0, shift: 0.0 }, &[noise]));
+    }
+    let latent = g.op("ref_latent", Posterior, &operands);
+    let packed = g.op("ref_latent.pack", Pack, &[latent]);
+    Encoded { latent, tokens: g.op("ref_latent.cast", Cast(BF16), &[packed]), host_noise }
+}
+
+fn decode(g: &mut Graph, config: &Config, spec: &EditSpec, latents: TensorId) -> (TensorId, TensorId) {
+    let (h, w) = spec.latent;
+    let z = g.op("latents", Unpack { size: (h, w), divisor: LATENT_SCALE, shift: LATENT_SHIFT }, &[latents]);
+    let picture = vae::decoder(g, &config.vae, z);
+    let pixels = g.buffer("pixels", U8, [8 * h, 8 * w, 3]);
+    let faults = g.buffer("pixel_faults", I32, [1]);
+    g.op_into("pixels_out", PixelsOut, &[picture], &[pixels, faults]);
+    g.output(pixels);
+    g.output(faults);
+    (pixels, faults)
+}
+
+/// The tensors of the denoising stages.
+#[derive(Clone, Copy, Debug)]
+pub struct Denoised {
+    /// See [`EditTensors::times`].
+    pub times: TensorId,
+    /// See [`EditTensors::schedule`].
+    pub schedule: TensorId,
+    /// See [`EditTensors::rope`].
+    pub rope: TensorId,
+    /// See [`EditTensors::key_bias`].
+    pub key_bias: Option<TensorId>,
+    /// See [`EditTensors::counter`].
+    pub counter: TensorId,
+    /// See [`EditTensors::fault`].
+    pub fault: TensorId,
+    /// See [`EditTensors::host_noise`].
+    pub host_noise: Option<TensorId>,
+    /// See [`EditTensors::latents`].
+    pub latents: TensorId,
+}
+
+/// Records `conditioning` and `step` for an `embedding` [T, context] and reference tokens [n, 64].
+pub fn denoise(g: &mut Graph, config: &Config, spec: &EditSpec, embedding: TensorId, reference: Option<TensorId>) -> Denoised {
+    let rows = spec.step_rows();
+    let once = spec.savings.condition_once;
+    let times = g.input("times", F32, [2 * spec.steps, 1]);
+    let (latents, host_noise, prepared) = g.stage("conditioning", 1, |g| {
+        let (latents, host_noise) = starting_noise(g, spec);
+        let prepared = once.then(|| {
+            let t = g.reshape(times, [2 * spec.steps]);
+            g.with_weights(Component::Dit, |g| dit::condition(g, config, &spec.prompt, embedding, t))
+        });
+        (latents, host_noise, prepared)
+    });
+    let schedule = g.input("schedule", F32, [spec.steps, 2]);
+    let (counter, fault) = (g.input("counter", I32, [1]), g.input("fault", I32, [1]));
+    let (rope, key_bias) = dit::step_tables(g, &rows);
+    g.stage("step", spec.steps, |g| {
+        g.with_weights(Component::Dit, |g| {
+            let x = g.buffer("x", BF16, [rows.total(), config.dit.hidden]);
+            let text_part = g.rows(x, 0..rows.prompt.total());
+            let modulation = match prepared {
+                Some(Conditioned { text, modulation }) => {
+                    g.op_into("txt", StepSlice { rows: rows.prompt.total() }, &[text, counter], &[text_part]);
+                    g.op("modulation.step", StepSlice { rows: 2 }, &[modulation, counter])
+                }
+                None => {
+                    let t = g.op("time", StepSlice { rows: 2 }, &[times, counter]);
+                    let t = g.reshape(t, [2]);
+                    let Conditioned { text, modulation } = dit::condition(g, config, &spec.prompt, embedding, t);
+                    g.op_into("txt", Cast(BF16), &[text], &[text_part]);
+                    modulation
+                }
+            };
+            let noisy = g.op("latents.cast", Cast(BF16), &[latents]);
+            (0..2).for_each(|branch| dit::image_in(g, &rows, x, branch, noisy, reference));
+            let inputs = StepInputs { x, modulation, rope, key_bias };
+            let velocity = dit::blocks(g, &config.dit, &rows, inputs, spec.savings.trim_last_block);
+            let state = [latents, counter, fault];
+            g.op_into("update", GuidanceEuler { scale: spec.cfg_scale }, &[velocity, latents, schedule, counter, fault], &state);
+        });
+    });
+    Denoised { times, schedule, rope, key_bias, counter, fault, host_noise, latents }
+}
+
+/// The latents before the first step, and the host's input if it gives them.
+fn starting_noise(g: &mut Graph, spec: &EditSpec) -> (TensorId, Option<TensorId>) {
+    match spec.noise {
+        NoiseSource::Philox { seed, grid_threads } => {
+            (g.op("noise", Noise { seed, offset: 0, grid_threads, size: spec.latent }, &[]), None)
+        }
+        NoiseSource::Host => {
+            let noise = g.input("noise", F32, [spec.latent.0 / 2 * (spec.latent.1 / 2), 64]);
+            (noise, Some(noise))
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! `y = a + b`: a, y [R, D]; b [r, D] with r dividing R, repeated down the rows. One rounding.
+
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
+
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use crate::tensor::{DType, Spec};
+
+/// A sum, the second operand tiled over the rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Add;
+
+impl Op for Add {
+    fn kind(&self) -> &'static str {
+        "add"
+    }
+
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        let (a, b) = (&inputs[0].shape, &inputs[1].shape);
+        ensure!(a.cols() == b.cols() && a.rows().is_multiple_of(b.rows()), "{b} does not tile {a}");
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn in_place(&self) -> bool {
+        true
+    }
+
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost::streaming(outputs[0].shape.elements(), inputs, outputs)
+    }
+
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+        row_kernel("add", arch, inputs, outputs)
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        let (a, b) = (inputs[0].f32(), inputs[1].f32());
+        outputs[0].f32().par_chunks_mut(b.len()).zip(a.par_chunks(b.len())).for_each(|(y, a)| {
+            y.iter_mut().zip(a).zip(b).for_each(|((y, a), b)| *y = a + b);
+        });
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let spec = |rows, cols| Spec::new(DType::BF16, [rows, cols]);
+    vec![
+        Case::new(Add, vec![spec(56, 3072), spec(2, 3072)], DType::BF16),
+        Case::new(Add, vec![spec(81, 1280), spec(81, 1280)], DType::BF16),
+    ]
+}

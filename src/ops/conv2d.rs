@@ -1,0 +1,189 @@
+//! Convolution of a picture: x [H, W, C], w [O, C, K, K], b [O], y [H', W', O]; channels last.
+//!
+//! With `upsample` the input is read as if every pixel stood in a 2×2 square (nearest neighbour), without a buffer for it.
+
+use anyhow::{Result, ensure};
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+use super::linear::matmul;
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable};
+use crate::graph::{Graph, TensorId};
+use crate::tensor::{DType, Spec};
+
+/// Elements of the patch matrix that the reference builds at a time (16 MiB).
+const PATCH_ELEMENTS: usize = 4 << 20;
+
+/// A square convolution with zero padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2d {
+    /// Step between outputs, in input pixels.
+    pub stride: usize,
+    /// Zeros before the first row and column, after the last row and column.
+    pub padding: (usize, usize),
+    /// Double the input first.
+    pub upsample: bool,
+}
+
+impl Conv2d {
+    /// Stride 1, one zero on every side: 3×3, same size.
+    pub const SAME: Conv2d = Conv2d { stride: 1, padding: (1, 1), upsample: false };
+    /// Stride 2, zeros at the right and bottom only: the autoencoder's downsampling.
+    pub const HALVE: Conv2d = Conv2d { stride: 2, padding: (0, 1), upsample: false };
+    /// Nearest ×2, then 3×3 of the same size.
+    pub const DOUBLE: Conv2d = Conv2d { stride: 1, padding: (1, 1), upsample: true };
+
+    fn extent(&self, input: usize, kernel: usize) -> Option<usize> {
+        let padded = input * (1 + self.upsample as usize) + self.padding.0 + self.padding.1;
+        Some(padded.checked_sub(kernel)? / self.stride + 1)
+    }
+}
+
+impl Graph {
+    /// The 3×3 convolution `name` with `name.weight` [channels, C, 3, 3] and `name.bias` [channels].
+    pub fn conv3x3(&mut self, name: &str, x: TensorId, channels: usize, how: Conv2d) -> TensorId {
+        let (dtype, c) = (self.tensor(x).spec.dtype, self.cols_of(x));
+        let w = self.weight(&format!("{name}.weight"), dtype, [channels, c, 3, 3]);
+        let b = self.weight(&format!("{name}.bias"), dtype, [channels]);
+        self.op(name, how, &[x, w, b])
+    }
+}
+
+impl Op for Conv2d {
+    fn kind(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn attributes(&self) -> String {
+        let upsample = if self.upsample { " upsample" } else { "" };
+        format!("stride {} padding {}+{}{upsample}", self.stride, self.padding.0, self.padding.1)
+    }
+
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        let ([h, w, c], [o, i, k, k2]) = (&inputs[0].shape.0[..], &inputs[1].shape.0[..]) else {
+            anyhow::bail!("a picture [H, W, C] and a weight [O, C, K, K] are needed");
+        };
+        ensure!(
+            c == i && k == k2 && inputs[2].shape.0 == [*o],
+            "the weight {} or bias {} does not fit {c} channels",
+            inputs[1],
+            inputs[2]
+        );
+        let (Some(height), Some(width)) = (self.extent(*h, *k), self.extent(*w, *k)) else {
+            anyhow::bail!("a picture of {h}x{w} is smaller than the kernel");
+        };
+        Ok(vec![Spec::new(inputs[0].dtype, [height, width, *o])])
+    }
+
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        let taps: usize = inputs[1].shape.0[1..].iter().product();
+        Cost::streaming(2 * outputs[0].shape.elements() * taps, inputs, outputs)
+    }
+
+    /// Implicit GEMM on tensor cores; channel counts that are no multiple of 8 (pictures, latents) take the scalar loader.
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+        portable(arch)?;
+        let k = inputs[1].spec.shape.0[2];
+        if k != 3 {
+            return Unsupported::new(format!("a {k}x{k} kernel; only 3x3 has one, 1x1 is a linear"));
+        }
+        let vector = inputs[0].spec.shape.cols().is_multiple_of(8) as usize;
+        let defines = vec![
+            ("STRIDE", self.stride),
+            ("PAD", self.padding.0),
+            ("UPSAMPLE", self.upsample as usize),
+            ("VECTOR", vector),
+            ("BYTES", outputs[0].spec.dtype.bytes()),
+        ];
+        Ok(Kernel { source: "conv2d", defines })
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        let [h, w, c] = inputs[0].spec.shape.0[..] else { unreachable!("checked by infer") };
+        let [o, _, k, _] = inputs[1].spec.shape.0[..] else { unreachable!("checked by infer") };
+        let width = outputs[0].spec.shape.0[1];
+        let taps = k * k * c;
+        // [O, C, K, K] -> [O, K, K, C], the order of a channels-last patch.
+        let weight = inputs[1].f32();
+        let filters: Vec<f32> = (0..o * taps).map(|i| weight[(i / taps * c + i % c) * k * k + i % taps / c]).collect();
+        let x = inputs[0].f32();
+        let rows_at_once = (PATCH_ELEMENTS / (width * taps)).max(1);
+        let mut patches = Vec::new();
+        for (block, y) in outputs[0].f32().chunks_mut(rows_at_once * width * o).enumerate() {
+            let pixels = y.len() / o;
+            patches.resize(pixels * taps, 0.0);
+            patches.par_chunks_mut(taps).enumerate().for_each(|(i, patch)| {
+                let at = block * rows_at_once * width + i;
+                self.patch(x, [h, w, c], k, [at / width, at % width], patch);
+            });
+            matmul(&patches, &filters, true, y, pixels, taps, o, Parallelism::Rayon(0));
+            y.chunks_exact_mut(o).for_each(|y| y.iter_mut().zip(inputs[2].f32()).for_each(|(y, b)| *y += b));
+        }
+    }
+}
+
+impl Conv2d {
+    /// The [K, K, C] inputs of output pixel `at` (row, column).
+    fn patch(&self, x: &[f32], [h, w, c]: [usize; 3], k: usize, at: [usize; 2], patch: &mut [f32]) {
+        let scale = 1 + self.upsample as usize;
+        for (tap, values) in patch.chunks_exact_mut(c).enumerate() {
+            let row = (at[0] * self.stride + tap / k).checked_sub(self.padding.0).filter(|&r| r < h * scale);
+            let col = (at[1] * self.stride + tap % k).checked_sub(self.padding.0).filter(|&q| q < w * scale);
+            match (row, col) {
+                (Some(row), Some(col)) => values.copy_from_slice(&x[(row / scale * w + col / scale) * c..][..c]),
+                _ => values.fill(0.0),
+            }
+        }
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let case = |h: usize, w: usize, c: usize, o: usize, how: Conv2d, dtype: DType| {
+        let inputs = vec![Spec::new(dtype, [h, w, c]), Spec::new(dtype, [o, c, 3, 3]), Spec::new(dtype, [o])];
+        Case::new(how, inputs, dtype)
+    };
+    vec![
+        case(13, 10, 64, 32, Conv2d::SAME, DType::BF16),
+        case(12, 18, 32, 32, Conv2d::HALVE, DType::BF16),
+        case(9, 7, 32, 16, Conv2d::DOUBLE, DType::F32),
+        case(16, 16, 3, 128, Conv2d::SAME, DType::BF16),
+        case(8, 6, 128, 3, Conv2d::SAME, DType::F32),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::{noise, run_f32};
+
+    #[test]
+    fn follows_the_definition() {
+        let (h, w, c, o) = (6, 5, 2, 3);
+        let (x, weight, bias) = (noise(h * w * c, 1), noise(o * c * 9, 2), noise(o, 3));
+        for how in [Conv2d::SAME, Conv2d::HALVE, Conv2d::DOUBLE] {
+            let operands = [
+                (Spec::new(DType::F32, [h, w, c]), &x[..]),
+                (Spec::new(DType::F32, [o, c, 3, 3]), &weight),
+                (Spec::new(DType::F32, [o]), &bias),
+            ];
+            let y = run_f32(&how, &operands);
+            let scale = 1 + how.upsample as usize;
+            let (height, width) = (how.extent(h, 3).unwrap(), how.extent(w, 3).unwrap());
+            for at in 0..height * width * o {
+                let (row, col, out) = (at / o / width, at / o % width, at % o);
+                let mut sum = bias[out] as f64;
+                for (i, ky, kx) in (0..c * 9).map(|i| (i / 9, i / 3 % 3, i % 3)) {
+                    let (r, q) = (
+                        (row * how.stride + ky) as isize - how.padding.0 as isize,
+                        (col * how.stride + kx) as isize - how.padding.0 as isize,
+                    );
+                    if r >= 0 && q >= 0 && (r as usize) < h * scale && (q as usize) < w * scale {
+                        let pixel = x[((r as usize / scale) * w + q as usize / scale) * c + i];
+                        sum += pixel as f64 * weight[((out * c + i) * 3 + ky) * 3 + kx] as f64;
+                    }
+                }
+                assert!((sum - y[at] as f64).abs() < 1e-5, "{how:?} at {row},{col},{out}");
+            }
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! `y[r] = table[index[r]]`, zeros where the index is negative: table [V, D], index [R] i32, y [R, D].
+
+use anyhow::{Result, ensure};
+
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use crate::tensor::{DType, Spec};
+
+/// Rows of a table by index: embedding lookup, permutation, padding with zero rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Gather;
+
+impl Op for Gather {
+    fn kind(&self) -> &'static str {
+        "gather"
+    }
+
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        let (table, index) = (&inputs[0], &inputs[1]);
+        ensure!(
+            table.shape.0.len() == 2 && index.shape.0.len() == 1 && index.dtype == DType::I32,
+            "table {table}, index {index}"
+        );
+        Ok(vec![Spec::new(table.dtype, [index.shape.elements(), table.shape.cols()])])
+    }
+
+    fn cost(&self, _: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost { flops: 0, bytes: 2 * outputs[0].bytes() as u64 }
+    }
+
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+        row_kernel("gather", arch, &inputs[..1], outputs)
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        let (table, d) = (inputs[0].f32(), inputs[0].cols());
+        for (y, &index) in outputs[0].f32().chunks_exact_mut(d).zip(inputs[1].i32()) {
+            match usize::try_from(index) {
+                Ok(row) => y.copy_from_slice(&table[row * d..][..d]),
+                Err(_) => y.fill(0.0),
+            }
+        }
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let inputs = |rows: usize, d: usize, index: usize| vec![Spec::new(DType::BF16, [rows, d]), Spec::new(DType::I32, [index])];
+    [(50, 3584, 30), (81, 128, 324), (9, 24, 5)]
+        .into_iter()
+        .map(|(rows, d, index)| Case {
+            index_bound: rows,
+            bound: 0.0,
+            reason: "a copy",
+            ..Case::new(Gather, inputs(rows, d, index), DType::BF16)
+        })
+        .collect()
+}

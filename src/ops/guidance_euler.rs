@@ -1,0 +1,138 @@
+//! Guidance and one Euler step, in place: `x += Δt·v`, v from the two branches' velocities c and u.
+//!
+//! velocity [2n, C] (branch c, then u), latents x [n, C] f32, schedule [K, 2] f32 (Δt; 1 where the norm rule holds, else
+//! 0), counter [1] (number of the step; raised), fault [1] (0, or 1 + the first step after which x is not finite).
+//! - plain: v = u + g·(c − u), each operation and the product with Δt rounded to the velocities' type;
+//! - norm-limited: v = u + g·(c − u)/p, p = N^0.4 if N > 1, else 1, with N the norm of the token's c − u; c − u and
+//!   g·(c − u) rounded, the rest in f32 (the norm makes it f32 in the official code).
+
+use anyhow::{Result, ensure};
+
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round};
+use crate::tensor::{DType, Spec};
+
+/// One sampler update.
+#[derive(Clone, Copy, Debug)]
+pub struct GuidanceEuler {
+    /// Guidance scale g.
+    pub scale: f32,
+}
+
+impl Op for GuidanceEuler {
+    fn kind(&self) -> &'static str {
+        "guidance_euler"
+    }
+
+    fn attributes(&self) -> String {
+        format!("scale {}", self.scale)
+    }
+
+    /// Inputs: velocity, latents, schedule, counter, fault. Outputs: latents, counter, fault.
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        let (v, x) = (&inputs[0].shape, &inputs[1].shape);
+        ensure!(v.cols() == x.cols() && v.rows() == 2 * x.rows(), "velocities {v} are not two branches of latents {x}");
+        ensure!(inputs[2].shape.cols() == 2 && inputs[3..].iter().all(|s| s.dtype == DType::I32), "schedule {}", inputs[2]);
+        Ok(vec![inputs[1].clone(), inputs[3].clone(), inputs[4].clone()])
+    }
+
+    fn in_place(&self) -> bool {
+        true
+    }
+
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost::streaming(10 * outputs[0].shape.elements(), inputs, outputs)
+    }
+
+    fn select(&self, arch: Arch, inputs: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+        portable(arch)?;
+        let channels = inputs[0].spec.shape.cols();
+        if !channels.is_multiple_of(32) {
+            return Unsupported::new(format!("{channels} channels a token; a warp takes multiples of 32"));
+        }
+        Ok(Kernel { source: "guidance_euler", defines: vec![("CHANNELS", channels)] })
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        let (n, channels, dtype) = (inputs[1].rows(), inputs[1].cols(), inputs[0].spec.dtype);
+        let step = inputs[3].i32()[0];
+        let [dt, limited] = inputs[2].f32()[2 * step as usize..][..2] else { unreachable!("a slice of two") };
+        let (cond, uncond) = inputs[0].f32().split_at(n * channels);
+        let x = outputs[0].f32();
+        x.copy_from_slice(inputs[1].f32());
+        for token in 0..n {
+            let range = token * channels..(token + 1) * channels;
+            let (c, u) = (&cond[range.clone()], &uncond[range.clone()]);
+            let difference: Vec<f32> = c.iter().zip(u).map(|(c, u)| round(dtype, c - u)).collect();
+            let norm = difference.iter().map(|d| d * d).sum::<f32>().sqrt();
+            let p = if norm > 1.0 { norm.powf(0.4) } else { 1.0 };
+            for ((x, u), d) in x[range].iter_mut().zip(u).zip(difference) {
+                let pull = round(dtype, self.scale * d);
+                *x += match limited != 0.0 {
+                    true => dt * (u + pull / p),
+                    false => round(dtype, dt * round(dtype, u + pull)),
+                };
+            }
+        }
+        let finite = x.iter().all(|v| v.is_finite());
+        let fault = inputs[4].i32()[0];
+        outputs[1].i32()[0] = step + 1;
+        outputs[2].i32()[0] = if fault == 0 && !finite { step + 1 } else { fault };
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let inputs = vec![
+        Spec::new(DType::BF16, [96, 64]),
+        Spec::new(DType::F32, [48, 64]),
+        Spec::new(DType::F32, [1, 2]),
+        Spec::new(DType::I32, [1]),
+        Spec::new(DType::I32, [1]),
+    ];
+    let outputs = vec![DType::F32, DType::I32, DType::I32];
+    let reason = "the token's norm is summed in another order";
+    vec![Case { op: Box::new(GuidanceEuler { scale: 6.0 }), inputs, outputs, index_bound: 1, bound: 1e-12, reason }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{Buffer, Values};
+
+    fn step(velocity: [f32; 4], limited: f32, counter: i32) -> Vec<Buffer> {
+        let op = GuidanceEuler { scale: 6.0 };
+        let schedule = [0.0, 0.0, -0.5, limited];
+        let specs = [[2, 2], [1, 2], [2, 2]].map(|s| Spec::new(DType::F32, s));
+        let index = Spec::new(DType::I32, [1]);
+        let (counter, fault) = ([counter], [0]);
+        let values = [
+            Values::F32(&velocity),
+            Values::F32(&[1.0, 1.0]),
+            Values::F32(&schedule),
+            Values::I32(&counter),
+            Values::I32(&fault),
+        ];
+        let specs = [specs.to_vec(), vec![index.clone(), index]].concat();
+        let mut outputs: Vec<_> = op.infer(&specs).unwrap().into_iter().map(Output::zeros).collect();
+        let inputs: Vec<_> = specs.into_iter().zip(values).map(|(spec, values)| Operand { spec, values }).collect();
+        op.reference(&inputs, &mut outputs);
+        outputs.into_iter().map(|o| o.values).collect()
+    }
+
+    #[test]
+    fn both_rules() {
+        // c = (4, 5), u = (1, 1): difference (3, 4), norm 5, p = 5^0.4 = 1.9036539.
+        let plain = step([4.0, 5.0, 1.0, 1.0], 0.0, 1);
+        assert_eq!(plain, [Buffer::F32(vec![1.0 - 0.5 * 19.0, 1.0 - 0.5 * 25.0]), Buffer::I32(vec![2]), Buffer::I32(vec![0])]);
+        let Buffer::F32(limited) = &step([4.0, 5.0, 1.0, 1.0], 1.0, 1)[0] else { panic!() };
+        let p = 1.903_653_9;
+        assert!(
+            (limited[0] - (1.0 - 0.5 * (1.0 + 18.0 / p))).abs() < 1e-5
+                && (limited[1] - (1.0 - 0.5 * (1.0 + 24.0 / p))).abs() < 1e-5
+        );
+    }
+
+    #[test]
+    fn a_nan_is_reported_with_its_step() {
+        assert_eq!(step([f32::NAN, 5.0, 1.0, 1.0], 0.0, 1)[2], Buffer::I32(vec![2]));
+    }
+}

@@ -1,0 +1,112 @@
+//! Layer norm over the last dimension (eps 1e-6): `n = (x − mean)/√(var + eps)`; x, y [R, D].
+//!
+//! - affine (connector): `y = n·weight + bias`, weight and bias [D];
+//! - modulated (transformer): `y = (1 + scale)·n + shift`, one row of scale and shift a step and branch. The official
+//!   code keeps `1 + scale` in the modulation's type, so it is rounded to that; the rest is f32 with one rounding.
+
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
+
+use super::{Arch, BranchRows, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, round, row_kernel};
+use crate::graph::{Graph, TensorId};
+use crate::tensor::{DType, Spec};
+
+const EPS: f32 = 1e-6;
+
+/// Layer normalisation; the second and third operands are weight and bias, or scale and shift.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    /// Which modulation row a stream row uses; none: affine.
+    pub modulation: Option<BranchRows>,
+}
+
+impl Graph {
+    /// The affine layer norm `name` with `name.weight` and `name.bias`.
+    pub fn layer_norm(&mut self, name: &str, x: TensorId) -> TensorId {
+        let (dtype, d) = (self.tensor(x).spec.dtype, self.cols_of(x));
+        let w = self.weight(&format!("{name}.weight"), dtype, [d]);
+        let b = self.weight(&format!("{name}.bias"), dtype, [d]);
+        self.op(name, LayerNorm { modulation: None }, &[x, w, b])
+    }
+
+    /// A layer norm without weights, then `(1 + scale)·n + shift`.
+    pub fn modulated_norm(&mut self, name: &str, x: TensorId, rows: &BranchRows, shift: TensorId, scale: TensorId) -> TensorId {
+        self.op(name, LayerNorm { modulation: Some(rows.clone()) }, &[x, scale, shift])
+    }
+}
+
+impl Op for LayerNorm {
+    fn kind(&self) -> &'static str {
+        "layer_norm"
+    }
+
+    fn attributes(&self) -> String {
+        self.modulation.as_ref().map_or("affine".into(), |rows| format!("branches {rows}"))
+    }
+
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        let [x, scale, shift] = [0, 1, 2].map(|i| &inputs[i].shape);
+        ensure!(x.cols() == scale.cols() && scale == shift, "x {x}, scale {scale}, shift {shift}");
+        match &self.modulation {
+            Some(rows) => rows.check(x.rows(), scale.rows())?,
+            None => ensure!(scale.0.len() == 1, "an affine norm has vectors, not {scale}"),
+        }
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost::streaming(8 * outputs[0].shape.elements(), inputs, outputs)
+    }
+
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+        let mut kernel = row_kernel("layer_norm", arch, inputs, outputs)?;
+        kernel.defines.push(("MODULATED", self.modulation.is_some() as usize));
+        Ok(kernel)
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        let (d, modulation_dtype) = (inputs[0].cols(), inputs[1].spec.dtype);
+        let (x, scale, shift) = (inputs[0].f32(), inputs[1].f32(), inputs[2].f32());
+        outputs[0].f32().par_chunks_mut(d).zip(x.par_chunks(d)).enumerate().for_each(|(row, (y, x))| {
+            let mean = (x.iter().map(|&v| v as f64).sum::<f64>() / d as f64) as f32;
+            let variance = (x.iter().map(|&v| ((v - mean) as f64).powi(2)).sum::<f64>() / d as f64) as f32;
+            let inverse = 1.0 / (variance + EPS).sqrt();
+            let at = self.modulation.as_ref().map_or(0, |rows| rows.table_row(row)) * d;
+            for i in 0..d {
+                let factor = match self.modulation {
+                    Some(_) => round(modulation_dtype, 1.0 + scale[at + i]),
+                    None => scale[i],
+                };
+                y[i] = factor * ((x[i] - mean) * inverse) + shift[at + i];
+            }
+        });
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let spec = |rows, cols| Spec::new(DType::BF16, [rows, cols]);
+    let vector = |cols| Spec::new(DType::BF16, [cols]);
+    let modulated = |rows: &[usize]| LayerNorm { modulation: Some(BranchRows::of(rows)) };
+    vec![
+        Case::new(modulated(&[40, 13]), vec![spec(53, 3072), spec(2, 3072), spec(2, 3072)], DType::BF16),
+        Case::new(LayerNorm { modulation: None }, vec![spec(53, 4096), vector(4096), vector(4096)], DType::BF16),
+        Case::new(modulated(&[3]), vec![spec(6, 256), spec(2, 256), spec(2, 256)], DType::BF16),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::run_f32;
+
+    #[test]
+    fn each_branch_has_its_modulation() {
+        // Rows (-1, 1) have mean 0, variance 1: n = ±1/√(1 + 1e-6).
+        let spec = |rows| Spec::new(DType::F32, [rows, 2]);
+        let op = LayerNorm { modulation: Some(BranchRows::of(&[1, 2])) };
+        let x = [-1.0, 1.0, -1.0, 1.0, 3.0, 5.0];
+        let y = run_f32(&op, &[(spec(3), &x), (spec(2), &[0.0, 0.0, 1.0, 2.0]), (spec(2), &[0.0, 0.0, 10.0, 20.0])]);
+        let expected = [-1.0, 1.0, 8.0, 23.0, 8.0, 23.0];
+        y.iter().zip(expected).for_each(|(y, e)| assert!((y - e).abs() < 1e-5, "{y} {e}"));
+    }
+}

@@ -1,0 +1,170 @@
+//! `y = act(x · Wᵀ + b)`: x [.., K], W [N, K], b [N], y [.., N].
+//!
+//! The tanh form of GELU can be applied in the product's epilogue, before the one rounding. (The official code rounds to
+//! bf16 in between; leaving that out brings the result closer to float32.)
+
+use anyhow::{Result, ensure};
+use gemm::Parallelism;
+
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, activation::gelu_tanh, portable};
+use crate::graph::{Graph, TensorId};
+use crate::tensor::{DType, Spec};
+
+/// A matrix product with a weight, optional bias and optional GELU.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// Apply the tanh form of GELU to the result.
+    pub gelu: bool,
+}
+
+impl Graph {
+    /// The module `name` with `name.weight` [n, k] and, if `bias`, `name.bias` [n].
+    pub fn linear(&mut self, name: &str, x: TensorId, n: usize, bias: bool) -> TensorId {
+        let operands = self.linear_operands(name, x, n, bias);
+        self.op(name, Linear { gelu: false }, &operands)
+    }
+
+    /// Like [`Graph::linear`], written to `out`.
+    pub fn linear_into(&mut self, name: &str, x: TensorId, bias: bool, out: TensorId) {
+        let operands = self.linear_operands(name, x, self.cols_of(out), bias);
+        self.op_into(name, Linear { gelu: false }, &operands, &[out]);
+    }
+
+    fn linear_operands(&mut self, name: &str, x: TensorId, n: usize, bias: bool) -> Vec<TensorId> {
+        let (dtype, k) = (self.tensor(x).spec.dtype, self.cols_of(x));
+        let mut operands = vec![x, self.weight(&format!("{name}.weight"), dtype, [n, k])];
+        if bias {
+            operands.push(self.weight(&format!("{name}.bias"), dtype, [n]));
+        }
+        operands
+    }
+}
+
+impl Op for Linear {
+    fn kind(&self) -> &'static str {
+        "linear"
+    }
+
+    fn attributes(&self) -> String {
+        if self.gelu { "gelu_tanh".into() } else { String::new() }
+    }
+
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        let (x, w) = (&inputs[0], &inputs[1]);
+        ensure!(w.shape.0.len() == 2 && w.shape.cols() == x.shape.cols(), "the weight {w} does not fit rows of {x}");
+        if let Some(b) = inputs.get(2) {
+            ensure!(b.shape.0 == [w.shape.rows()], "the bias {b} does not fit the weight {w}");
+        }
+        let mut shape = x.shape.clone();
+        *shape.0.last_mut().expect("rank of at least one") = w.shape.rows();
+        Ok(vec![Spec { dtype: x.dtype, shape }])
+    }
+
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost::streaming(2 * outputs[0].shape.elements() * inputs[0].shape.cols(), inputs, outputs)
+    }
+
+    /// cuBLASLt: operands of one type whose rows start at multiples of 8 bytes (16 take its fastest kernels).
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+        portable(arch)?;
+        let dtype = inputs[0].spec.dtype;
+        if inputs[1].spec.dtype != dtype {
+            return Unsupported::new(format!(
+                "the product needs operands of one type, not {} and {}",
+                dtype, inputs[1].spec.dtype
+            ));
+        }
+        let align = inputs[..2].iter().chain(outputs).map(Layout::alignment).min().unwrap_or(16);
+        if align < 8 {
+            return Unsupported::new(format!("operand rows start at multiples of {align} bytes, not 8"));
+        }
+        let defines = vec![("BIAS", (inputs.len() > 2) as usize), ("GELU", self.gelu as usize), ("ALIGN", align)];
+        Ok(Kernel { source: "cublaslt", defines })
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        let (m, k, n) = (inputs[0].rows(), inputs[0].cols(), outputs[0].cols());
+        let y = outputs[0].f32();
+        matmul(inputs[0].f32(), inputs[1].f32(), true, y, m, k, n, Parallelism::Rayon(0));
+        if let Some(bias) = inputs.get(2) {
+            y.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(bias.f32()).for_each(|(y, b)| *y += b));
+        }
+        if self.gelu {
+            y.iter_mut().for_each(|y| *y = gelu_tanh(*y));
+        }
+    }
+}
+
+/// `y[m, n] = x[m, k] · w`, all dense, with w [n, k] if `transposed`, else [k, n].
+pub(super) fn matmul(
+    x: &[f32],
+    w: &[f32],
+    transposed: bool,
+    y: &mut [f32],
+    m: usize,
+    k: usize,
+    n: usize,
+    parallelism: Parallelism,
+) {
+    assert!(x.len() == m * k && w.len() == n * k && y.len() == m * n);
+    let (w_col, w_row) = if transposed { (k as isize, 1) } else { (1, n as isize) };
+    // SAFETY: the three slices hold exactly the elements that the strides reach, and y is not aliased.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            y.as_mut_ptr(),
+            1,
+            n as isize,
+            false,
+            x.as_ptr(),
+            1,
+            k as isize,
+            w.as_ptr(),
+            w_col,
+            w_row,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    // The transformer's own widths with few rows; odd row counts; a bias-free one; a velocity head.
+    let case = |rows: usize, k: usize, n: usize, bias: bool, gelu: bool| {
+        let mut inputs = vec![Spec::new(DType::BF16, [rows, k]), Spec::new(DType::BF16, [n, k])];
+        if bias {
+            inputs.push(Spec::new(DType::BF16, [n]));
+        }
+        Case::new(Linear { gelu }, inputs, DType::BF16)
+    };
+    vec![
+        case(77, 3072, 3072, true, false),
+        case(33, 3072, 1536, true, true),
+        case(130, 512, 256, false, false),
+        case(256, 3072, 64, true, false),
+        case(1, 256, 3072, true, false),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::run_f32;
+
+    #[test]
+    fn product_bias_and_gelu() {
+        let spec = |shape: &[usize]| Spec::new(DType::F32, crate::tensor::Shape(shape.to_vec()));
+        let (x, w, b) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 1.0, 1.0, -1.0], [0.5, 0.0, 0.0]);
+        let operands = [(spec(&[2, 2]), &x[..]), (spec(&[3, 2]), &w[..]), (spec(&[3]), &b[..])];
+        assert_eq!(run_f32(&Linear { gelu: false }, &operands), [1.5, 2.0, -1.0, 3.5, 4.0, -1.0]);
+        // gelu_tanh(-1) = -0.15880801 (PyTorch's formula evaluated in float64).
+        let y = run_f32(&Linear { gelu: true }, &operands);
+        assert!((y[2] + 0.158_808).abs() < 1e-6, "{y:?}");
+    }
+}

@@ -1,0 +1,434 @@
+//! The ops a graph is made of, one file each.
+//!
+//! An op file reads: formula and shapes; struct; `infer`; `cost`; `select`, the only statement of what its CUDA kernel
+//! requires; `reference`, the CPU arithmetic that every kernel is held against; `cases`, the shapes that tests, parity
+//! runs and benches share. Ops know nothing of graphs' storages, plans or devices.
+
+mod activation;
+mod add;
+mod attention;
+mod cast;
+mod conv2d;
+mod gate_residual;
+mod gather;
+mod group_norm;
+mod guidance_euler;
+mod layer_norm;
+mod linear;
+mod noise;
+mod patchify;
+mod pixels;
+mod posterior;
+mod qk_norm_rope;
+mod rms_norm;
+mod rope_half;
+mod segment_mean;
+mod step_slice;
+mod swiglu;
+mod timestep_embedding;
+
+use std::fmt;
+use std::fmt::Debug;
+
+use anyhow::Result;
+use half::bf16;
+
+pub use activation::Activation;
+pub use add::Add;
+pub use attention::{Attention, Segment};
+pub use cast::Cast;
+pub use conv2d::Conv2d;
+pub use gate_residual::GateResidual;
+pub use gather::Gather;
+pub use group_norm::GroupNorm;
+pub use guidance_euler::GuidanceEuler;
+pub use layer_norm::LayerNorm;
+pub use linear::Linear;
+pub use noise::{H100_GRID_THREADS, Noise, normal as philox_normal};
+pub use patchify::{Pack, Unpack};
+pub use pixels::{PixelsIn, PixelsOut};
+pub use posterior::{LATENT_SCALE, LATENT_SHIFT, Posterior};
+pub use qk_norm_rope::QkNormRope;
+pub use rms_norm::RmsNorm;
+pub use rope_half::RopeHalf;
+pub use segment_mean::SegmentMean;
+pub use step_slice::StepSlice;
+pub use swiglu::SwiGlu;
+pub use timestep_embedding::TimestepEmbedding;
+
+use crate::tensor::{DType, Spec};
+
+/// Every op's cases: the one list that a new op joins.
+pub fn cases() -> Vec<Case> {
+    [
+        activation::cases,
+        add::cases,
+        attention::cases,
+        cast::cases,
+        conv2d::cases,
+        gate_residual::cases,
+        gather::cases,
+        group_norm::cases,
+        guidance_euler::cases,
+        layer_norm::cases,
+        linear::cases,
+        noise::cases,
+        patchify::cases,
+        pixels::cases,
+        posterior::cases,
+        qk_norm_rope::cases,
+        rms_norm::cases,
+        rope_half::cases,
+        segment_mean::cases,
+        step_slice::cases,
+        swiglu::cases,
+        timestep_embedding::cases,
+    ]
+    .iter()
+    .flat_map(|cases| cases())
+    .collect()
+}
+
+/// One kind of computation with its attributes.
+pub trait Op: Debug + Send + Sync {
+    /// The op's name; also the stem of its kernel file.
+    fn kind(&self) -> &'static str;
+
+    /// Attributes as the printed graph shows them; empty if there are none.
+    fn attributes(&self) -> String {
+        String::new()
+    }
+
+    /// Shapes and natural types of the results.
+    ///
+    /// # Errors
+    /// What about the operands does not fit.
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>>;
+
+    /// Whether an output may be the very view of an input.
+    fn in_place(&self) -> bool {
+        false
+    }
+
+    /// Arithmetic and memory traffic of one run.
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost;
+
+    /// Chooses the CUDA kernel configuration for these operands.
+    ///
+    /// # Errors
+    /// The requirement that no kernel of this op meets.
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported>;
+
+    /// Computes in f32; the caller rounds each output to its type. Operands arrive dense, with the specs of `infer`.
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]);
+}
+
+/// Floating-point operations and bytes moved, the two sides of a roofline.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Floating-point operations; a multiply-add counts two.
+    pub flops: u64,
+    /// Bytes read and written once each.
+    pub bytes: u64,
+}
+
+impl Cost {
+    /// The cost of an op that reads its inputs and writes its outputs once, with `flops` operations in all.
+    pub fn streaming(flops: usize, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost { flops: flops as u64, bytes: inputs.iter().chain(outputs).map(|s| s.bytes() as u64).sum() }
+    }
+}
+
+/// A CUDA architecture, as ten times its compute capability: 80, 89, 90.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Arch(pub u32);
+
+/// What `select` sees of an operand: its spec and where its rows lie.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Element type and extents.
+    pub spec: Spec,
+    /// Elements between consecutive rows.
+    pub row_stride: usize,
+    /// Elements before the first; storages start at multiples of 256 bytes.
+    pub offset: usize,
+}
+
+impl Layout {
+    /// A dense operand at a storage's start.
+    pub fn dense(spec: &Spec) -> Layout {
+        Layout { spec: spec.clone(), row_stride: spec.shape.cols(), offset: 0 }
+    }
+
+    /// Largest power of two, at most 16, that divides the byte address of every row.
+    pub fn alignment(&self) -> usize {
+        let bits = (self.offset | self.row_stride) * self.spec.dtype.bytes() | 16;
+        1 << bits.trailing_zeros()
+    }
+}
+
+/// A kernel configuration: which source, with which compile-time constants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// Stem of the file in `kernels/`, or `cublaslt`.
+    pub source: &'static str,
+    /// Constants handed to the compiler.
+    pub defines: Vec<(&'static str, usize)>,
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.source)?;
+        for (name, value) in &self.defines {
+            write!(f, " {name}={value}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why no kernel takes the operands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsupported {
+    /// The requirement, with what was found instead.
+    pub reason: String,
+}
+
+impl Unsupported {
+    fn new<T>(reason: impl Into<String>) -> Result<T, Unsupported> {
+        Err(Unsupported { reason: reason.into() })
+    }
+}
+
+/// Portable kernels start at sm_80, where bf16 arithmetic does.
+fn portable(arch: Arch) -> Result<(), Unsupported> {
+    if arch < Arch(80) { Unsupported::new(format!("sm_{} is below sm_80, the first with bf16", arch.0)) } else { Ok(()) }
+}
+
+/// The selection of an op that streams whole rows: as many elements a thread as the operands' alignment allows.
+fn row_kernel(source: &'static str, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    portable(arch)?;
+    let operands = || inputs.iter().chain(outputs).filter(|l| l.spec.shape.elements() > 1);
+    let vector = operands().map(|l| (l.alignment() / l.spec.dtype.bytes()).min(largest_divisor(l.spec.shape.cols()))).min();
+    let types = |ls: &[Layout]| ls.first().map_or(4, |l| l.spec.dtype.bytes());
+    let defines = vec![("VECTOR", vector.unwrap_or(1).clamp(1, 8)), ("IN_BYTES", types(inputs)), ("OUT_BYTES", types(outputs))];
+    Ok(Kernel { source, defines })
+}
+
+/// Largest power of two that divides `n`.
+fn largest_divisor(n: usize) -> usize {
+    1 << n.trailing_zeros()
+}
+
+/// Values of an operand, dense.
+#[derive(Clone, Copy, Debug)]
+pub enum Values<'a> {
+    /// Float types, widened.
+    F32(&'a [f32]),
+    /// Indices.
+    I32(&'a [i32]),
+    /// Pixels.
+    U8(&'a [u8]),
+}
+
+/// An input of the reference arithmetic.
+#[derive(Clone, Debug)]
+pub struct Operand<'a> {
+    /// Type and shape in the graph; the values are already rounded to it.
+    pub spec: Spec,
+    /// The values.
+    pub values: Values<'a>,
+}
+
+impl<'a> Operand<'a> {
+    /// Float values.
+    pub fn f32(&self) -> &'a [f32] {
+        match self.values {
+            Values::F32(v) => v,
+            _ => panic!("{} is not a float tensor", self.spec),
+        }
+    }
+
+    /// Index values.
+    pub fn i32(&self) -> &'a [i32] {
+        match self.values {
+            Values::I32(v) => v,
+            _ => panic!("{} is not an index tensor", self.spec),
+        }
+    }
+
+    /// Pixel values.
+    pub fn u8(&self) -> &'a [u8] {
+        match self.values {
+            Values::U8(v) => v,
+            _ => panic!("{} is not a pixel tensor", self.spec),
+        }
+    }
+
+    /// Extent of the innermost dimension.
+    pub fn cols(&self) -> usize {
+        self.spec.shape.cols()
+    }
+
+    /// Product of the other dimensions.
+    pub fn rows(&self) -> usize {
+        self.spec.shape.rows()
+    }
+}
+
+/// Result values before rounding.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Buffer {
+    /// Float types.
+    F32(Vec<f32>),
+    /// Indices.
+    I32(Vec<i32>),
+    /// Pixels.
+    U8(Vec<u8>),
+}
+
+/// An output of the reference arithmetic.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Type and shape in the graph.
+    pub spec: Spec,
+    /// Zeros at the start, the results at the end.
+    pub values: Buffer,
+}
+
+impl Output {
+    /// Zeros of this spec.
+    pub fn zeros(spec: Spec) -> Output {
+        let n = spec.shape.elements();
+        let values = match spec.dtype {
+            DType::I32 => Buffer::I32(vec![0; n]),
+            DType::U8 => Buffer::U8(vec![0; n]),
+            _ => Buffer::F32(vec![0.0; n]),
+        };
+        Output { spec, values }
+    }
+
+    /// Float results.
+    pub fn f32(&mut self) -> &mut [f32] {
+        match &mut self.values {
+            Buffer::F32(v) => v,
+            _ => panic!("{} is not a float tensor", self.spec),
+        }
+    }
+
+    /// Index results.
+    pub fn i32(&mut self) -> &mut [i32] {
+        match &mut self.values {
+            Buffer::I32(v) => v,
+            _ => panic!("{} is not an index tensor", self.spec),
+        }
+    }
+
+    /// Pixel results.
+    pub fn u8(&mut self) -> &mut [u8] {
+        match &mut self.values {
+            Buffer::U8(v) => v,
+            _ => panic!("{} is not a pixel tensor", self.spec),
+        }
+    }
+
+    /// Extent of the innermost dimension.
+    pub fn cols(&self) -> usize {
+        self.spec.shape.cols()
+    }
+}
+
+/// `v` as a tensor of `dtype` would hold it.
+#[inline]
+pub fn round(dtype: DType, v: f32) -> f32 {
+    match dtype {
+        DType::BF16 => bf16::from_f32(v).to_f32(),
+        _ => v,
+    }
+}
+
+/// The row of a per-branch table that each row of a stream uses. The stream repeats a period of runs (rows, branch), once
+/// a step; the table has one row a step and branch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BranchRows(pub Vec<(usize, usize)>);
+
+impl BranchRows {
+    /// One run for each branch, in order.
+    pub fn of(rows: &[usize]) -> BranchRows {
+        BranchRows(rows.iter().copied().enumerate().map(|(branch, rows)| (rows, branch)).collect())
+    }
+
+    /// These runs, then those of `other`.
+    pub fn then(&self, other: &BranchRows) -> BranchRows {
+        BranchRows([&self.0[..], &other.0].concat())
+    }
+
+    /// Rows of one period.
+    pub fn period(&self) -> usize {
+        self.0.iter().map(|(rows, _)| rows).sum()
+    }
+
+    /// Number of branches.
+    pub fn branches(&self) -> usize {
+        self.0.iter().map(|(_, branch)| branch + 1).max().unwrap_or(0)
+    }
+
+    /// Table row for stream row `row`.
+    pub fn table_row(&self, row: usize) -> usize {
+        let (step, mut within) = (row / self.period(), row % self.period());
+        for &(rows, branch) in &self.0 {
+            if within < rows {
+                return step * self.branches() + branch;
+            }
+            within -= rows;
+        }
+        unreachable!("a remainder is less than the period")
+    }
+
+    /// Checks that a stream of `rows` rows and a table of `table` rows fit together.
+    fn check(&self, rows: usize, table: usize) -> Result<()> {
+        let steps = rows / self.period();
+        anyhow::ensure!(
+            rows == steps * self.period() && table == steps * self.branches(),
+            "{rows} rows in periods of {self} need {} table rows, there are {table}",
+            steps * self.branches()
+        );
+        Ok(())
+    }
+}
+
+impl fmt::Display for BranchRows {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let runs: Vec<String> = self.0.iter().map(|(rows, branch)| format!("{rows}:{branch}")).collect();
+        f.write_str(&runs.join(" "))
+    }
+}
+
+/// A worked example of an op: operands' specs, how to fill them, and how closely a kernel must meet the reference.
+#[derive(Debug)]
+pub struct Case {
+    /// The op with its attributes.
+    pub op: Box<dyn Op>,
+    /// Operands.
+    pub inputs: Vec<Spec>,
+    /// Type of each output (shapes follow from `infer`).
+    pub outputs: Vec<DType>,
+    /// How integer operands are filled, as the exclusive upper bound of their values.
+    pub index_bound: usize,
+    /// Largest normalised mean square error of a kernel against the reference.
+    pub bound: f64,
+    /// Why that bound.
+    pub reason: &'static str,
+}
+
+/// bf16 keeps 8 bits: one rounding errs by at most 2^-9 of the value, in mean square by about (2^-9)²/3.
+pub(crate) const ONE_ROUNDING: f64 = 1.3e-6;
+
+impl Case {
+    fn new(op: impl Op + 'static, inputs: Vec<Spec>, output: DType) -> Case {
+        let reason = "one rounding to bf16 and another summation order";
+        Case { op: Box::new(op), inputs, outputs: vec![output], index_bound: 0, bound: 4.0 * ONE_ROUNDING, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! Starting noise as `torch.randn` draws it on a CUDA device: y [n, 64] packed latents, from [16, H, W] flat order.
+//!
+//! Philox4x32-10 with the seed as key. Element e belongs to thread e mod P and is its (e div P)-th normal; each draw
+//! gives four normals by Box–Muller, sine first. P, the launch grid's threads, depends on the device: the default is
+//! that of an H100 (132 multiprocessors of 2048 threads), whose pictures the published examples show. Values are
+//! rounded to bf16, the type that the official code draws in.
+
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
+
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round};
+use crate::tensor::{DType, Spec};
+
+/// Threads of the largest grid that PyTorch launches on an H100, H200 or H800.
+pub const H100_GRID_THREADS: usize = 132 * 2048;
+const BLOCK: usize = 256;
+
+/// A draw of starting noise.
+#[derive(Clone, Copy, Debug)]
+pub struct Noise {
+    /// The generator's seed.
+    pub seed: u64,
+    /// The generator's offset before the draw, in units of four words: 0 after seeding.
+    pub offset: u64,
+    /// Threads of the device's largest grid.
+    pub grid_threads: usize,
+    /// Latent height and width; both even.
+    pub size: (usize, usize),
+}
+
+impl Noise {
+    /// The generator's offset after a draw of `elements` values from `offset`.
+    pub fn next_offset(offset: u64, elements: usize, grid_threads: usize) -> u64 {
+        let threads = BLOCK * elements.div_ceil(BLOCK).min(grid_threads / BLOCK);
+        offset + ((elements - 1) / (threads * 4) + 1) as u64
+    }
+}
+
+/// Normal number `element` of a draw of `elements` values, before rounding.
+pub fn normal(seed: u64, offset: u64, elements: usize, grid_threads: usize, element: usize) -> f32 {
+    let threads = BLOCK * elements.div_ceil(BLOCK).min(grid_threads / BLOCK);
+    let (thread, count) = ((element % threads) as u64, element / threads);
+    let draw = offset + (count / 4) as u64;
+    let counter = [draw as u32, (draw >> 32) as u32, thread as u32, (thread >> 32) as u32];
+    let words = philox(counter, [seed as u32, (seed >> 32) as u32]);
+    let pair = if count % 4 < 2 { [words[0], words[1]] } else { [words[2], words[3]] };
+    box_muller(pair)[count % 2]
+}
+
+/// Ten rounds of Philox4x32.
+fn philox(mut c: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let p0 = 0xD251_1F53_u64 * c[0] as u64;
+        let p1 = 0xCD9E_8D57_u64 * c[2] as u64;
+        c = [(p1 >> 32) as u32 ^ c[1] ^ key[0], p1 as u32, (p0 >> 32) as u32 ^ c[3] ^ key[1], p0 as u32];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    c
+}
+
+/// Two normals from two words, in f32 with fused multiply-adds as the device does it.
+fn box_muller([x, y]: [u32; 2]) -> [f32; 2] {
+    const STEP: f32 = 1.0 / 4_294_967_296.0;
+    const ANGLE_STEP: f32 = STEP * 6.283_185_5;
+    let u = (x as f32).mul_add(STEP, STEP / 2.0);
+    let v = (y as f32).mul_add(ANGLE_STEP, ANGLE_STEP / 2.0);
+    let radius = (-2.0 * u.ln()).sqrt();
+    [radius * v.sin(), radius * v.cos()]
+}
+
+impl Op for Noise {
+    fn kind(&self) -> &'static str {
+        "noise"
+    }
+
+    fn attributes(&self) -> String {
+        format!("seed {} offset {} grid {}", self.seed, self.offset, self.grid_threads)
+    }
+
+    fn infer(&self, _: &[Spec]) -> Result<Vec<Spec>> {
+        let (h, w) = self.size;
+        ensure!(h.is_multiple_of(2) && w.is_multiple_of(2), "latents of {h}x{w} do not pack in 2x2 squares");
+        Ok(vec![Spec::new(DType::F32, [h / 2 * w / 2, 64])])
+    }
+
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost::streaming(100 * outputs[0].shape.elements(), inputs, outputs)
+    }
+
+    fn select(&self, arch: Arch, _: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+        portable(arch)?;
+        Ok(Kernel { source: "noise", defines: vec![] })
+    }
+
+    fn reference(&self, _: &[Operand], outputs: &mut [Output]) {
+        let (h, w) = self.size;
+        outputs[0].f32().par_iter_mut().enumerate().for_each(|(at, y)| {
+            let (token, channel) = (at / 64, at % 64);
+            let (row, col) = (token / (w / 2) * 2 + channel / 2 % 2, token % (w / 2) * 2 + channel % 2);
+            let element = (channel / 4 * h + row) * w + col;
+            *y = round(DType::BF16, normal(self.seed, self.offset, 16 * h * w, self.grid_threads, element));
+        });
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    // One draw a thread, and several (a small grid).
+    let reason = "the device's fast sine and logarithm move one value in a few thousand by one unit of bf16";
+    [(42, H100_GRID_THREADS, (78, 52)), (1 << 40, 1024, (16, 16))]
+        .into_iter()
+        .map(|(seed, grid_threads, size)| Case {
+            bound: 1e-7,
+            reason,
+            ..Case::new(Noise { seed, offset: 0, grid_threads, size }, vec![], DType::F32)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn philox_vector() {
+        // Published known answer: counter 0, key 0.
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+    }
+
+    #[test]
+    fn offset_advances_by_draws() {
+        assert_eq!(Noise::next_offset(0, 65_536, H100_GRID_THREADS), 1);
+        assert_eq!(Noise::next_offset(5, 16 * 1024, 1024), 5 + 4);
+    }
+}

@@ -1,0 +1,90 @@
+//! Pixels in: `y = x/255·2 − 1`, x [H, W, 3] u8. Pixels out: `y = trunc((clamp(x, −1, 1)·0.5 + 0.5)·255)` u8, with the
+//! number of values that were not finite. Truncation, not rounding, is what the official code does.
+
+use anyhow::{Result, ensure};
+
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable};
+use crate::tensor::{DType, Spec};
+
+/// 8-bit pixels to the autoencoder's input in [-1, 1].
+#[derive(Clone, Copy, Debug)]
+pub struct PixelsIn(pub DType);
+
+/// The autoencoder's output to 8-bit pixels and a count [1] of values that are NaN or infinite.
+#[derive(Clone, Copy, Debug)]
+pub struct PixelsOut;
+
+impl Op for PixelsIn {
+    fn kind(&self) -> &'static str {
+        "pixels_in"
+    }
+
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        ensure!(inputs[0].dtype == DType::U8, "pixels are u8, not {}", inputs[0]);
+        Ok(vec![Spec { dtype: self.0, shape: inputs[0].shape.clone() }])
+    }
+
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost::streaming(3 * outputs[0].shape.elements(), inputs, outputs)
+    }
+
+    fn select(&self, arch: Arch, _: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+        portable(arch)?;
+        Ok(Kernel { source: "pixels", defines: vec![("IN", 1), ("BYTES", outputs[0].spec.dtype.bytes())] })
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        outputs[0].f32().iter_mut().zip(inputs[0].u8()).for_each(|(y, &x)| *y = x as f32 / 255.0 * 2.0 - 1.0);
+    }
+}
+
+impl Op for PixelsOut {
+    fn kind(&self) -> &'static str {
+        "pixels_out"
+    }
+
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        Ok(vec![Spec { dtype: DType::U8, shape: inputs[0].shape.clone() }, Spec::new(DType::I32, [1])])
+    }
+
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost::streaming(5 * outputs[0].shape.elements(), inputs, outputs)
+    }
+
+    fn select(&self, arch: Arch, inputs: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+        portable(arch)?;
+        Ok(Kernel { source: "pixels", defines: vec![("IN", 0), ("BYTES", inputs[0].spec.dtype.bytes())] })
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        let x = inputs[0].f32();
+        outputs[0].u8().iter_mut().zip(x).for_each(|(y, x)| *y = ((x.clamp(-1.0, 1.0) * 0.5 + 0.5) * 255.0) as u8);
+        outputs[1].i32()[0] = x.iter().filter(|v| !v.is_finite()).count() as i32;
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let out = Case {
+        outputs: vec![DType::U8, DType::I32],
+        bound: 0.0,
+        reason: "the same operations in f32",
+        ..Case::new(PixelsOut, vec![Spec::new(DType::F32, [9, 7, 3])], DType::U8)
+    };
+    vec![Case { index_bound: 256, ..Case::new(PixelsIn(DType::BF16), vec![Spec::new(DType::U8, [9, 7, 3])], DType::BF16) }, out]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Values;
+
+    #[test]
+    fn output_truncates_clamps_and_counts() {
+        let x = [-2.0, -1.0, 0.0, 0.999, 1.0, 7.0, f32::NAN, f32::INFINITY];
+        let spec = Spec::new(DType::F32, [8]);
+        let mut outputs: Vec<_> = PixelsOut.infer(std::slice::from_ref(&spec)).unwrap().into_iter().map(Output::zeros).collect();
+        PixelsOut.reference(&[Operand { spec, values: Values::F32(&x) }], &mut outputs);
+        assert_eq!(outputs[0].u8(), [0, 0, 127, 254, 255, 255, 0, 255]);
+        assert_eq!(outputs[1].i32(), [2]);
+    }
+}

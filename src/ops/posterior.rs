@@ -1,0 +1,60 @@
+//! The reference picture's latent from the encoder's moments: `y = 0.3611·(mean + e^(logvar/2)·ε − 0.1159)`.
+//!
+//! moments [H, W, 2C] (mean, then logvar), ε [H, W, C], y [H, W, C] f32. Without ε, the posterior's mean.
+
+use anyhow::{Result, ensure};
+
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable};
+use crate::tensor::{DType, Spec};
+
+/// Factor of FLUX's latents.
+pub const LATENT_SCALE: f32 = 0.3611;
+/// Mean of FLUX's latents.
+pub const LATENT_SHIFT: f32 = 0.1159;
+
+/// Mean or sample of the posterior, scaled.
+#[derive(Clone, Copy, Debug)]
+pub struct Posterior;
+
+impl Op for Posterior {
+    fn kind(&self) -> &'static str {
+        "posterior"
+    }
+
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        let mut shape = inputs[0].shape.clone();
+        *shape.0.last_mut().expect("rank of three") /= 2;
+        if let Some(noise) = inputs.get(1) {
+            ensure!(noise.shape == shape, "noise {} for latents {shape}", noise.shape);
+        }
+        Ok(vec![Spec { dtype: DType::F32, shape }])
+    }
+
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost::streaming(5 * outputs[0].shape.elements(), inputs, outputs)
+    }
+
+    fn select(&self, arch: Arch, inputs: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+        portable(arch)?;
+        Ok(Kernel { source: "posterior", defines: vec![("SAMPLE", (inputs.len() > 1) as usize)] })
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        let c = outputs[0].cols();
+        let noise = inputs.get(1).map(|n| n.f32());
+        for (pixel, y) in outputs[0].f32().chunks_exact_mut(c).enumerate() {
+            let (mean, logvar) = inputs[0].f32()[pixel * 2 * c..][..2 * c].split_at(c);
+            for (i, y) in y.iter_mut().enumerate() {
+                let deviation = noise.map_or(0.0, |n| (0.5 * logvar[i]).exp() * n[pixel * c + i]);
+                *y = LATENT_SCALE * (mean[i] + deviation - LATENT_SHIFT);
+            }
+        }
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let moments = Spec::new(DType::BF16, [8, 12, 32]);
+    let sample = vec![moments.clone(), Spec::new(DType::BF16, [8, 12, 16])];
+    let case = |inputs| Case { bound: 1e-12, reason: "the exponential's last bit", ..Case::new(Posterior, inputs, DType::F32) };
+    vec![case(vec![moments]), case(sample)]
+}

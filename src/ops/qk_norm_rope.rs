@@ -1,0 +1,104 @@
+//! RMS norm of each head, then rotary embedding of interleaved pairs, in place: x [R, H·E].
+//!
+//! `n = x/√(mean(x²) + 1e-6)·scale` over the head's E channels, scale [E]; with two scales the first half of the heads
+//! (queries) takes the first, the second half (keys) the other. rope [R, E] f32 holds (cos, sin) of pair k at 2k, 2k+1:
+//! `y[2k] = cos·n[2k] − sin·n[2k+1]`, `y[2k+1] = sin·n[2k] + cos·n[2k+1]`. f32 inside; the norm's result is rounded to
+//! the output's type before the rotation, as the official code returns it, and the rotation's result once.
+
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
+
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round};
+use crate::tensor::{DType, Spec};
+
+const EPS: f32 = 1e-6;
+
+/// QK-norm and rotary embedding. Operands: x, rope, one or two scales.
+#[derive(Clone, Copy, Debug)]
+pub struct QkNormRope;
+
+impl Op for QkNormRope {
+    fn kind(&self) -> &'static str {
+        "qk_norm_rope"
+    }
+
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        let (x, rope) = (&inputs[0].shape, &inputs[1].shape);
+        let width = rope.cols();
+        ensure!(x.rows() == rope.rows() && x.cols().is_multiple_of(width * (inputs.len() - 2)), "x {x} and rope {rope}");
+        ensure!(inputs[2..].iter().all(|s| s.shape.0 == [width]), "scales must be [{width}]");
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn in_place(&self) -> bool {
+        true
+    }
+
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost::streaming(10 * outputs[0].shape.elements(), inputs, outputs)
+    }
+
+    fn select(&self, arch: Arch, inputs: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+        portable(arch)?;
+        let width = inputs[1].spec.shape.cols();
+        if width != 128 {
+            return Unsupported::new(format!("head width {width}; the kernel gives a warp one head of 128"));
+        }
+        if inputs[0].alignment() < 8 {
+            return Unsupported::new(format!(
+                "rows of {} start at multiples of {} bytes, not 8",
+                inputs[0].spec,
+                inputs[0].alignment()
+            ));
+        }
+        Ok(Kernel { source: "qk_norm_rope", defines: vec![("SCALES", inputs.len() - 2)] })
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        let (cols, width, dtype) = (inputs[0].cols(), inputs[1].cols(), outputs[0].spec.dtype);
+        let heads = cols / width;
+        let (x, rope) = (inputs[0].f32(), inputs[1].f32());
+        outputs[0].f32().par_chunks_mut(width).zip(x.par_chunks(width)).enumerate().for_each(|(at, (y, x))| {
+            let (row, head) = (at / heads, at % heads);
+            let scale = inputs[2 + head * (inputs.len() - 2) / heads].f32();
+            let square = x.iter().map(|&v| v as f64 * v as f64).sum::<f64>() / width as f64;
+            let inverse = 1.0 / (square as f32 + EPS).sqrt();
+            let normed = |i: usize| round(dtype, x[i] * inverse * scale[i]);
+            for pair in 0..width / 2 {
+                let [cos, sin] = [0, 1].map(|part| rope[row * width + 2 * pair + part]);
+                let (a, b) = (normed(2 * pair), normed(2 * pair + 1));
+                y[2 * pair] = cos * a - sin * b;
+                y[2 * pair + 1] = sin * a + cos * b;
+            }
+        });
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let inputs = |rows: usize, heads: usize, scales: usize| {
+        let mut specs = vec![Spec::new(DType::BF16, [rows, heads * 128]), Spec::new(DType::F32, [rows, 128])];
+        specs.extend(vec![Spec::new(DType::BF16, [128]); scales]);
+        specs
+    };
+    vec![Case::new(QkNormRope, inputs(53, 48, 2), DType::BF16), Case::new(QkNormRope, inputs(7, 2, 1), DType::BF16)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::run_f32;
+
+    #[test]
+    fn pairs_are_interleaved_and_halves_have_their_scale() {
+        // Two heads of width 2, values (3, 4): rms = √12.5; a quarter turn maps (a, b) to (−b, a).
+        let spec = |cols| Spec::new(DType::F32, [1, cols]);
+        let scale = Spec::new(DType::F32, [2]);
+        let y = run_f32(
+            &QkNormRope,
+            &[(spec(4), &[3., 4., 3., 4.]), (spec(2), &[0., 1.]), (scale.clone(), &[1., 1.]), (scale, &[10., 10.])],
+        );
+        let rms = 12.5f32.sqrt();
+        let expected = [-4. / rms, 3. / rms, -40. / rms, 30. / rms];
+        y.iter().zip(expected).for_each(|(y, e)| assert!((y - e).abs() < 1e-5, "{y} {e}"));
+    }
+}

@@ -1,0 +1,57 @@
+//! RMS norm over the last dimension (eps 1e-6): `y = round(x/√(mean(x²) + eps))·weight`; x, y [R, D], weight [D].
+//!
+//! Qwen rounds the normalised value to the activations' type before it multiplies the weight.
+
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
+
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, round, row_kernel};
+use crate::graph::{Graph, TensorId};
+use crate::tensor::{DType, Spec};
+
+const EPS: f32 = 1e-6;
+
+/// Root mean square normalisation.
+#[derive(Clone, Copy, Debug)]
+pub struct RmsNorm;
+
+impl Graph {
+    /// The RMS norm `name` with `name.weight`.
+    pub fn rms_norm(&mut self, name: &str, x: TensorId) -> TensorId {
+        let w = self.weight(&format!("{name}.weight"), self.tensor(x).spec.dtype, [self.cols_of(x)]);
+        self.op(name, RmsNorm, &[x, w])
+    }
+}
+
+impl Op for RmsNorm {
+    fn kind(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        ensure!(inputs[1].shape.0 == [inputs[0].shape.cols()], "weight {} for rows of {}", inputs[1], inputs[0]);
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost::streaming(4 * outputs[0].shape.elements(), inputs, outputs)
+    }
+
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+        row_kernel("rms_norm", arch, inputs, outputs)
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        let (d, dtype, weight) = (inputs[0].cols(), outputs[0].spec.dtype, inputs[1].f32());
+        outputs[0].f32().par_chunks_mut(d).zip(inputs[0].f32().par_chunks(d)).for_each(|(y, x)| {
+            let square = x.iter().map(|&v| v as f64 * v as f64).sum::<f64>() / d as f64;
+            let inverse = 1.0 / (square as f32 + EPS).sqrt();
+            y.iter_mut().zip(x).zip(weight).for_each(|((y, x), w)| *y = round(dtype, x * inverse) * w);
+        });
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let inputs = |rows: usize, d: usize| vec![Spec::new(DType::BF16, [rows, d]), Spec::new(DType::BF16, [d])];
+    vec![Case::new(RmsNorm, inputs(61, 3584), DType::BF16), Case::new(RmsNorm, inputs(80, 1280), DType::BF16)]
+}

@@ -1,0 +1,50 @@
+//! The rows of the current step: `y = table[step·R .. (step + 1)·R]`; table [K·R, D], counter [1] i32, y [R, D].
+//!
+//! What a step needs of the values made for all steps; the counter lives on the device, so that one recorded step serves
+//! them all.
+
+use anyhow::{Result, ensure};
+
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use crate::tensor::{DType, Spec};
+
+/// A step's share of a table.
+#[derive(Clone, Copy, Debug)]
+pub struct StepSlice {
+    /// Rows a step.
+    pub rows: usize,
+}
+
+impl Op for StepSlice {
+    fn kind(&self) -> &'static str {
+        "step_slice"
+    }
+
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        let table = &inputs[0];
+        ensure!(
+            table.shape.rows().is_multiple_of(self.rows) && inputs[1].dtype == DType::I32,
+            "{table} in steps of {} rows",
+            self.rows
+        );
+        Ok(vec![Spec::new(table.dtype, [self.rows, table.shape.cols()])])
+    }
+
+    fn cost(&self, _: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost { flops: 0, bytes: 2 * outputs[0].bytes() as u64 }
+    }
+
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+        row_kernel("step_slice", arch, &inputs[..1], outputs)
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        let n = self.rows * inputs[0].cols();
+        outputs[0].f32().copy_from_slice(&inputs[0].f32()[inputs[1].i32()[0] as usize * n..][..n]);
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let inputs = vec![Spec::new(DType::BF16, [8 * 53, 256]), Spec::new(DType::I32, [1])];
+    vec![Case { index_bound: 8, bound: 0.0, reason: "a copy", ..Case::new(StepSlice { rows: 53 }, inputs, DType::BF16) }]
+}

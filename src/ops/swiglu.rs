@@ -1,0 +1,45 @@
+//! `y = silu(gate)·up`: x [R, 2·D] holds gate, then up; y [R, D]. silu's result is rounded, then the product.
+
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
+
+use super::activation::silu;
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, round, row_kernel};
+use crate::tensor::{DType, Spec};
+
+/// A gated unit.
+#[derive(Clone, Copy, Debug)]
+pub struct SwiGlu;
+
+impl Op for SwiGlu {
+    fn kind(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        let x = &inputs[0].shape;
+        ensure!(x.cols().is_multiple_of(2), "{x} has no two halves");
+        Ok(vec![Spec::new(inputs[0].dtype, [x.rows(), x.cols() / 2])])
+    }
+
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost::streaming(6 * outputs[0].shape.elements(), inputs, outputs)
+    }
+
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+        row_kernel("swiglu", arch, inputs, outputs)
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        let (d, dtype) = (outputs[0].cols(), outputs[0].spec.dtype);
+        outputs[0].f32().par_chunks_mut(d).zip(inputs[0].f32().par_chunks(2 * d)).for_each(|(y, x)| {
+            let (gate, up) = x.split_at(d);
+            y.iter_mut().zip(gate).zip(up).for_each(|((y, g), u)| *y = round(dtype, silu(*g)) * u);
+        });
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let inputs = |rows: usize, d: usize| vec![Spec::new(DType::BF16, [rows, 2 * d])];
+    vec![Case::new(SwiGlu, inputs(61, 18944), DType::BF16), Case::new(SwiGlu, inputs(80, 3420), DType::BF16)]
+}

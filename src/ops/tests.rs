@@ -1,0 +1,93 @@
+//! What all ops share: every case infers, costs, selects and runs; names of kinds are kernels' stems.
+
+use super::*;
+
+/// `n` values in [-1, 1) that depend on `seed` alone.
+pub(super) fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / 8_388_608.0 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// The single float result of an op on float operands.
+pub(super) fn run_f32(op: &dyn Op, operands: &[(Spec, &[f32])]) -> Vec<f32> {
+    let specs: Vec<Spec> = operands.iter().map(|(spec, _)| spec.clone()).collect();
+    let mut outputs: Vec<_> = op.infer(&specs).expect("operands fit").into_iter().map(Output::zeros).collect();
+    let inputs: Vec<_> = operands.iter().map(|(spec, v)| Operand { spec: spec.clone(), values: Values::F32(v) }).collect();
+    op.reference(&inputs, &mut outputs);
+    outputs[0].f32().to_vec()
+}
+
+/// Filled operands of a case: floats from `noise` rounded to their type, indices below the case's bound.
+fn fill(case: &Case) -> Vec<Buffer> {
+    let filled = case.inputs.iter().enumerate().map(|(i, spec)| {
+        let values = noise(spec.shape.elements(), 7 + i as u64);
+        let index = |v: f32| ((v + 1.0) / 2.0 * case.index_bound as f32) as usize;
+        match spec.dtype {
+            DType::I32 => Buffer::I32(values.into_iter().map(|v| index(v) as i32).collect()),
+            DType::U8 => Buffer::U8(values.into_iter().map(|v| index(v) as u8).collect()),
+            dtype => Buffer::F32(values.into_iter().map(|v| round(dtype, v)).collect()),
+        }
+    });
+    filled.collect()
+}
+
+#[test]
+fn every_case_infers_costs_selects_and_runs_to_finite_values() {
+    for case in cases() {
+        let what = format!("{} {:?} on {:?}", case.op.kind(), case.op, case.inputs);
+        let mut specs = case.op.infer(&case.inputs).unwrap_or_else(|e| panic!("{what}: {e}"));
+        assert_eq!(specs.len(), case.outputs.len(), "{what}");
+        specs.iter_mut().zip(&case.outputs).for_each(|(spec, &dtype)| spec.dtype = dtype);
+        assert!(case.op.cost(&case.inputs, &specs).bytes > 0, "{what}");
+        let layouts = |specs: &[Spec]| specs.iter().map(Layout::dense).collect::<Vec<_>>();
+        case.op.select(Arch(90), &layouts(&case.inputs), &layouts(&specs)).unwrap_or_else(|e| panic!("{what}: {}", e.reason));
+        let refused = case.op.select(Arch(75), &layouts(&case.inputs), &layouts(&specs));
+        assert!(refused.is_err_and(|e| e.reason.contains("sm_75")), "{what} must name the architecture it cannot use");
+
+        let buffers = fill(&case);
+        let operands: Vec<Operand> = buffers
+            .iter()
+            .zip(&case.inputs)
+            .map(|(buffer, spec)| {
+                let values = match buffer {
+                    Buffer::F32(v) => Values::F32(v),
+                    Buffer::I32(v) => Values::I32(v),
+                    Buffer::U8(v) => Values::U8(v),
+                };
+                Operand { spec: spec.clone(), values }
+            })
+            .collect();
+        let mut outputs: Vec<Output> = specs.into_iter().map(Output::zeros).collect();
+        case.op.reference(&operands, &mut outputs);
+        for output in &mut outputs {
+            if output.spec.dtype.is_float() {
+                let values = output.f32();
+                assert!(values.iter().all(|v| v.is_finite()), "{what}");
+                assert!(values.iter().any(|v| *v != 0.0), "{what} gave zeros");
+            }
+        }
+        assert!(!case.reason.is_empty() && case.bound >= 0.0);
+    }
+}
+
+#[test]
+fn alignment_counts_offset_and_stride_in_bytes() {
+    let spec = Spec::new(DType::BF16, [4, 64]);
+    assert_eq!(Layout::dense(&spec).alignment(), 16);
+    assert_eq!(Layout { offset: 4, ..Layout::dense(&spec) }.alignment(), 8);
+    assert_eq!(Layout { row_stride: 65, ..Layout::dense(&spec) }.alignment(), 2);
+}
+
+#[test]
+fn branch_rows_repeat_by_step() {
+    let table = |rows: &BranchRows, n| (0..n).map(|r| rows.table_row(r)).collect::<Vec<_>>();
+    let text = BranchRows::of(&[2, 3]);
+    assert_eq!(table(&text, 10), [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]);
+    assert_eq!(table(&text.then(&BranchRows::of(&[1, 1])), 8), [0, 0, 1, 1, 1, 0, 1, 2]);
+}

@@ -1,0 +1,49 @@
+//! Sinusoidal embedding of times in [0, 1]: t [N] f32, y [N, 256] = [cos(a) | sin(a)] (cos first), a = (1000·t)·f_k,
+//! f_k = 10000^(−k/128), in f32.
+
+use anyhow::{Result, ensure};
+
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable};
+use crate::tensor::{DType, Spec};
+
+const HALF: usize = 128;
+
+/// The embedding that both time MLPs start from.
+#[derive(Clone, Copy, Debug)]
+pub struct TimestepEmbedding(pub DType);
+
+impl Op for TimestepEmbedding {
+    fn kind(&self) -> &'static str {
+        "timestep_embedding"
+    }
+
+    fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
+        ensure!(inputs[0].shape.0.len() == 1, "times are a vector, not {}", inputs[0]);
+        Ok(vec![Spec::new(self.0, [inputs[0].shape.elements(), 2 * HALF])])
+    }
+
+    fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
+        Cost::streaming(20 * outputs[0].shape.elements(), inputs, outputs)
+    }
+
+    fn select(&self, arch: Arch, _: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+        portable(arch)?;
+        Ok(Kernel { source: "timestep_embedding", defines: vec![] })
+    }
+
+    fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
+        for (y, &t) in outputs[0].f32().chunks_exact_mut(2 * HALF).zip(inputs[0].f32()) {
+            let (cos, sin) = y.split_at_mut(HALF);
+            for k in 0..HALF {
+                let frequency = (-(10000f64.ln()) as f32 * k as f32 / HALF as f32).exp();
+                let angle = 1000.0 * t * frequency;
+                (sin[k], cos[k]) = angle.sin_cos();
+            }
+        }
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let case = Case::new(TimestepEmbedding(DType::BF16), vec![Spec::new(DType::F32, [56])], DType::BF16);
+    vec![Case { reason: "one rounding to bf16; the accurate sine of angles up to 1000", ..case }]
+}

@@ -1,0 +1,126 @@
+//! When each storage is live, and where in the arena it lies.
+
+use std::ops::RangeInclusive;
+
+use crate::graph::{Graph, Kind, Stage, StorageId};
+
+/// Storages start at multiples of this many bytes.
+pub const ALIGNMENT: usize = 256;
+
+/// First and last node at which a storage must keep its bytes.
+pub type Lifetime = RangeInclusive<usize>;
+
+/// The lifetime of every storage but weights. A node's inputs and outputs are live together, so they never share bytes.
+///
+/// - A buffer lives from its first writer to its last reader.
+/// - An input lives from the start; one that is updated in place (state), like an output, to the end.
+/// - A stage that repeats needs again all that was made before it, until its end.
+pub fn lifetimes(graph: &Graph) -> Vec<Option<Lifetime>> {
+    let end = graph.nodes.len().saturating_sub(1);
+    let mut uses: Vec<Option<(usize, usize)>> = vec![None; graph.storages.len()];
+    let mut written = vec![false; graph.storages.len()];
+    for (at, node) in graph.nodes.iter().enumerate() {
+        for id in node.inputs.iter().chain(&node.outputs) {
+            let slot = &mut uses[graph.tensor(*id).storage.0];
+            *slot = Some((slot.map_or(at, |(first, _)| first), at));
+        }
+        node.outputs.iter().for_each(|&id| written[graph.tensor(id).storage.0] = true);
+    }
+    let live = |(i, used): (usize, Option<(usize, usize)>)| {
+        let (first, last) = used.unwrap_or((0, 0));
+        let (first, mut last) = match graph.storages[i].kind {
+            Kind::Weight(_) => return None,
+            Kind::Buffer => (first, last),
+            Kind::Input => (0, if written[i] { end } else { last }),
+            Kind::Output => (first, end),
+        };
+        let made_before = |stage: &Stage| graph.storages[i].kind == Kind::Input || first < stage.nodes.start;
+        if let Some(stage) = graph.stages.iter().find(|s| s.repeat > 1 && s.nodes.contains(&last) && made_before(s)) {
+            last = stage.nodes.end - 1;
+        }
+        Some(first..=last)
+    };
+    uses.into_iter().enumerate().map(live).collect()
+}
+
+/// Byte offsets such that blocks (size in bytes, lifetime) that are live together do not overlap, and the arena's size.
+/// Largest first, each at the lowest place that is free during its life.
+pub fn assign(blocks: &[Option<(usize, Lifetime)>]) -> (Vec<Option<usize>>, usize) {
+    let mut order: Vec<(usize, usize, &Lifetime)> = blocks
+        .iter()
+        .enumerate()
+        .filter_map(|(i, b)| b.as_ref().map(|(size, life)| (i, size.next_multiple_of(ALIGNMENT), life)))
+        .collect();
+    order.sort_by_key(|&(i, size, life)| (std::cmp::Reverse(size), *life.start(), i));
+
+    let mut offsets = vec![None; blocks.len()];
+    let mut placed: Vec<(usize, usize, &Lifetime)> = Vec::new(); // offset, size, lifetime; by offset
+    for (i, size, life) in order {
+        let mut offset = 0;
+        for &(taken, taken_size, other) in &placed {
+            let together = life.start() <= other.end() && other.start() <= life.end();
+            if together && offset < taken + taken_size {
+                if offset + size <= taken {
+                    break;
+                }
+                offset = taken + taken_size;
+            }
+        }
+        offsets[i] = Some(offset);
+        let at = placed.partition_point(|p| p.0 <= offset);
+        placed.insert(at, (offset, size, life));
+    }
+    let arena = placed.iter().map(|(offset, size, _)| offset + size).max().unwrap_or(0);
+    (offsets, arena)
+}
+
+impl super::Plan {
+    /// Pairs of storages that are live together and share bytes; empty for a correct plan.
+    pub fn overlaps(&self) -> Vec<(StorageId, StorageId)> {
+        let mut placed: Vec<(usize, usize, &Lifetime, usize)> = Vec::new();
+        for (i, storage) in self.graph.storages.iter().enumerate() {
+            if let (Some(offset), Some(life)) = (self.offsets[i], &self.lifetimes[i]) {
+                placed.push((offset, offset + storage.spec.bytes(), life, i));
+            }
+        }
+        let clash = |a: &(usize, usize, &Lifetime, usize), b: &(usize, usize, &Lifetime, usize)| {
+            a.0 < b.1 && b.0 < a.1 && a.2.start() <= b.2.end() && b.2.start() <= a.2.end()
+        };
+        let pairs = placed.iter().enumerate().flat_map(|(n, a)| placed[..n].iter().map(move |b| (a, b)));
+        pairs.filter(|(a, b)| clash(a, b)).map(|(a, b)| (StorageId(b.3), StorageId(a.3))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn blocks_live_together_never_share_bytes(blocks in prop::collection::vec((1usize..100_000, 0usize..60, 0usize..20), 1..120)) {
+            let blocks: Vec<_> = blocks.into_iter().map(|(size, first, length)| Some((size, first..=first + length))).collect();
+            let (offsets, arena) = assign(&blocks);
+            for (i, a) in blocks.iter().enumerate() {
+                let ((size_a, life_a), at_a) = (a.as_ref().unwrap(), offsets[i].unwrap());
+                prop_assert!(at_a + size_a <= arena && at_a % ALIGNMENT == 0);
+                for (j, b) in blocks.iter().enumerate().take(i) {
+                    let ((size_b, life_b), at_b) = (b.as_ref().unwrap(), offsets[j].unwrap());
+                    let together = life_a.start() <= life_b.end() && life_b.start() <= life_a.end();
+                    prop_assert!(!together || at_a + size_a <= at_b || at_b + size_b <= at_a, "{i} and {j}");
+                }
+            }
+            // Never worse than no reuse at all, never better than the most that is live at once.
+            let padded = |b: &Option<(usize, Lifetime)>| b.as_ref().unwrap().0.next_multiple_of(ALIGNMENT);
+            let live = |at: usize| blocks.iter().filter(|b| b.as_ref().unwrap().1.contains(&at)).map(padded).sum::<usize>();
+            prop_assert!(arena <= blocks.iter().map(padded).sum() && arena >= (0..80).map(live).max().unwrap());
+        }
+    }
+
+    #[test]
+    fn blocks_one_after_another_share_their_place() {
+        let (offsets, arena) = assign(&[Some((1000, 0..=1)), Some((1000, 2..=3)), None]);
+        assert_eq!((offsets, arena), (vec![Some(0), Some(0), None], 1024));
+    }
+}

@@ -1,0 +1,134 @@
+//! From a recorded graph to everything that is decided before it runs.
+//!
+//! [`Plan::new`] is a pure function: precision pass, verification, kernel choice, arena offsets from lifetimes, bytes by
+//! stage. It touches no memory and no device; what cannot run is refused here, with reasons.
+
+mod lifetime;
+mod precision;
+mod print;
+
+use anyhow::{Result, bail};
+
+use crate::graph::{Graph, Kind, Node, Stage, StorageId};
+use crate::ops::{Arch, Kernel, Layout};
+
+pub use lifetime::{ALIGNMENT, Lifetime, assign, lifetimes};
+pub use precision::Precision;
+pub use print::bytes as format_bytes;
+
+/// What will run the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The reference arithmetic.
+    Cpu,
+    /// CUDA kernels for this architecture.
+    Cuda(Arch),
+}
+
+/// A stage's demands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StagePlan {
+    /// Name of the stage.
+    pub name: &'static str,
+    /// Number of nodes.
+    pub nodes: usize,
+    /// How often it runs.
+    pub repeat: usize,
+    /// Bytes of the weights that it reads.
+    pub weight_bytes: usize,
+    /// Most bytes of the arena that are live at one of its nodes.
+    pub live_bytes: usize,
+    /// Floating-point operations of all its runs.
+    pub flops: u64,
+}
+
+/// A graph with all decisions made.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The graph after the precision pass.
+    pub graph: Graph,
+    /// Element type of activations.
+    pub precision: Precision,
+    /// Byte offset in the arena of each storage; none for weights.
+    pub offsets: Vec<Option<usize>>,
+    /// When each storage is live, in node numbers; none for weights.
+    pub lifetimes: Vec<Option<Lifetime>>,
+    /// Size of the arena in bytes.
+    pub arena_bytes: usize,
+    /// Demands by stage.
+    pub stages: Vec<StagePlan>,
+    /// The kernel of each node; empty for the CPU.
+    pub kernels: Vec<Kernel>,
+}
+
+impl Plan {
+    /// Plans a graph.
+    ///
+    /// # Errors
+    /// A graph that breaks a rule, or nodes that no kernel of the target takes: the first ten with their reasons.
+    pub fn new(mut graph: Graph, precision: Precision, target: Target) -> Result<Plan> {
+        precision.apply(&mut graph);
+        graph.verify()?;
+        let kernels = match target {
+            Target::Cpu => vec![],
+            Target::Cuda(arch) => select(&graph, arch)?,
+        };
+        let lifetimes = lifetimes(&graph);
+        let blocks: Vec<_> = graph.storages.iter().zip(&lifetimes).map(|(s, l)| l.clone().map(|l| (s.spec.bytes(), l))).collect();
+        let (offsets, arena_bytes) = assign(&blocks);
+        let stages = graph.stages.iter().map(|s| stage_plan(&graph, s, &lifetimes)).collect();
+        Ok(Plan { graph, precision, offsets, lifetimes, arena_bytes, stages, kernels })
+    }
+
+    /// Bytes of all weights, each counted once.
+    pub fn weight_bytes(&self) -> usize {
+        self.graph.weights().map(|(_, s)| s.spec.bytes()).sum()
+    }
+
+    /// Most bytes at any time if every stage's weights leave after it: the arena and the largest stage's weights.
+    pub fn phased_peak_bytes(&self) -> usize {
+        self.arena_bytes + self.stages.iter().map(|s| s.weight_bytes).max().unwrap_or(0)
+    }
+}
+
+fn select(graph: &Graph, arch: Arch) -> Result<Vec<Kernel>> {
+    let layout = |&id: &_| {
+        let t = graph.tensor(id);
+        Layout { spec: t.spec.clone(), row_stride: t.row_stride, offset: t.offset }
+    };
+    let choose = |node: &Node| {
+        let (inputs, outputs): (Vec<_>, Vec<_>) =
+            (node.inputs.iter().map(layout).collect(), node.outputs.iter().map(layout).collect());
+        node.op.select(arch, &inputs, &outputs).map_err(|e| format!("{} ({}): {}", node.name, node.op.kind(), e.reason))
+    };
+    let (kernels, refused): (Vec<_>, Vec<_>) = graph.nodes.iter().map(choose).partition(|k| k.is_ok());
+    if !refused.is_empty() {
+        let shown: Vec<String> = refused.iter().take(10).filter_map(|r| r.clone().err()).collect();
+        bail!("no sm_{} kernel takes {} of {} nodes:\n  {}", arch.0, refused.len(), graph.nodes.len(), shown.join("\n  "));
+    }
+    Ok(kernels.into_iter().flatten().collect())
+}
+
+fn stage_plan(graph: &Graph, stage: &Stage, lifetimes: &[Option<Lifetime>]) -> StagePlan {
+    let nodes = &graph.nodes[stage.nodes.clone()];
+    let mut weights: Vec<StorageId> = nodes.iter().flat_map(|n| &n.inputs).map(|&t| graph.tensor(t).storage).collect();
+    weights.retain(|&s| matches!(graph.storages[s.0].kind, Kind::Weight(_)));
+    weights.sort_unstable();
+    weights.dedup();
+    let live_at = |at: usize| -> usize {
+        let live = graph.storages.iter().zip(lifetimes).filter(|(_, l)| l.as_ref().is_some_and(|l| l.contains(&at)));
+        live.map(|(s, _)| s.spec.bytes().next_multiple_of(ALIGNMENT)).sum()
+    };
+    let flops = |node: &Node| {
+        let (inputs, outputs) = graph.specs(node);
+        node.op.cost(&inputs, &outputs).flops
+    };
+    StagePlan {
+        name: stage.name,
+        nodes: nodes.len(),
+        repeat: stage.repeat,
+        weight_bytes: weights.iter().map(|s| graph.storages[s.0].spec.bytes()).sum(),
+        live_bytes: stage.nodes.clone().map(live_at).max().unwrap_or(0),
+        flops: nodes.iter().map(flops).sum::<u64>() * stage.repeat as u64,
+    }
+}

@@ -1,0 +1,130 @@
+//! What a tensor is, apart from its values: element type, shape, and both together.
+
+use std::fmt;
+
+/// Element type of a tensor, in memory or in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE 754 binary32.
+    F32,
+    /// The upper half of a binary32.
+    BF16,
+    /// IEEE 754 binary16; appears in files only.
+    F16,
+    /// 4 exponent and 3 mantissa bits, no infinities (e4m3fn), unscaled; appears in files only.
+    F8E4M3,
+    /// Signed 32-bit integer: row indices, token ids.
+    I32,
+    /// Unsigned 8-bit integer: pixels.
+    U8,
+}
+
+impl DType {
+    /// Whether values are real numbers, so that a result may be rounded to this type.
+    pub const fn is_float(self) -> bool {
+        !matches!(self, DType::I32 | DType::U8)
+    }
+
+    /// Bytes of one element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            DType::F32 | DType::I32 => 4,
+            DType::BF16 | DType::F16 => 2,
+            DType::F8E4M3 | DType::U8 => 1,
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            DType::F32 => "f32",
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
+            DType::F8E4M3 => "f8_e4m3",
+            DType::I32 => "i32",
+            DType::U8 => "u8",
+        })
+    }
+}
+
+/// Extents from the outermost to the innermost dimension; row-major.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Shape(pub Vec<usize>);
+
+impl Shape {
+    /// Number of elements; 1 for a scalar.
+    pub fn elements(&self) -> usize {
+        self.0.iter().product()
+    }
+
+    /// Extent of the innermost dimension; 1 for a scalar.
+    pub fn cols(&self) -> usize {
+        self.0.last().copied().unwrap_or(1)
+    }
+
+    /// Product of all dimensions but the innermost.
+    pub fn rows(&self) -> usize {
+        self.0.iter().rev().skip(1).product()
+    }
+}
+
+impl<const N: usize> From<[usize; N]> for Shape {
+    fn from(dims: [usize; N]) -> Self {
+        Shape(dims.to_vec())
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+/// Element type and shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Element type.
+    pub dtype: DType,
+    /// Extents.
+    pub shape: Shape,
+}
+
+impl Spec {
+    /// A spec from its parts.
+    pub fn new(dtype: DType, shape: impl Into<Shape>) -> Self {
+        Spec { dtype, shape: shape.into() }
+    }
+
+    /// Bytes of the densely packed tensor.
+    pub fn bytes(&self) -> usize {
+        self.dtype.bytes() * self.shape.elements()
+    }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}{}", self.dtype, self.shape)
+    }
+}
+
+/// The checkpoint file a weight belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Component {
+    /// Diffusion transformer and connector.
+    Dit,
+    /// Autoencoder.
+    Vae,
+    /// Qwen2.5-VL vision tower and text model.
+    Qwen,
+}
+
+impl fmt::Display for Component {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Component::Dit => "transformer",
+            Component::Vae => "autoencoder",
+            Component::Qwen => "text encoder",
+        })
+    }
+}

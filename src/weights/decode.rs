@@ -1,0 +1,168 @@
+//! Floats as stored in files, widened to f32; and the one narrow format no crate here covers, e4m3.
+//!
+//! e4m3 ("e4m3fn"): 1 sign, 4 exponent (bias 7), 3 mantissa bits, subnormals, no infinities;
+//! 0x7f and 0xff are NaN, the largest value is 448.
+
+use half::f16;
+use rayon::prelude::*;
+
+use crate::tensor::DType;
+
+/// Elements a task of a parallel loop handles; smaller inputs stay on the calling thread.
+const CHUNK: usize = 1 << 16;
+
+static E4M3: [f32; 256] = e4m3_table();
+
+const fn e4m3_table() -> [f32; 256] {
+    let mut table = [0.0; 256];
+    let mut code = 0;
+    while code < 256 {
+        let sign = (code as u32 & 0x80) << 24;
+        let exponent = (code as u32 >> 3) & 15;
+        let mantissa = code as u32 & 7;
+        let magnitude = if exponent == 15 && mantissa == 7 {
+            0x7fc0_0000
+        } else if exponent == 0 {
+            (mantissa as f32 / 512.0).to_bits()
+        } else {
+            ((exponent + 120) << 23) | (mantissa << 20)
+        };
+        table[code] = f32::from_bits(sign | magnitude);
+        code += 1;
+    }
+    table
+}
+
+/// The value of an e4m3 byte.
+pub fn e4m3_to_f32(code: u8) -> f32 {
+    E4M3[code as usize]
+}
+
+/// The e4m3 byte nearest to `value`, ties to even; NaN where that would exceed 448.
+pub fn f32_to_e4m3(value: f32) -> u8 {
+    let sign = (value.to_bits() >> 24) as u8 & 0x80;
+    let magnitude = value.abs();
+    // 464 lies between 448 and the 480 that the NaN code would have been; the tie goes to 448, the even one.
+    if magnitude.is_nan() || magnitude > 464.0 {
+        return sign | 0x7f;
+    }
+    if magnitude < 1.0 / 64.0 {
+        // Subnormals are multiples of 2^-9; 8 of them is the code of the smallest normal, 2^-6.
+        return sign | (magnitude * 512.0).round_ties_even() as u8;
+    }
+    let bits = magnitude.to_bits();
+    let rounded = bits + 0x7_ffff + ((bits >> 20) & 1);
+    sign | ((rounded >> 20) - (120 << 3)) as u8
+}
+
+/// Widens little-endian BF16, F16, F32 or F8E4M3 elements to f32, exactly; `bytes` need no alignment.
+///
+/// Panics when `dtype` is not a float or `bytes` does not hold `out.len()` elements.
+pub fn decode_f32(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    let size = dtype.bytes();
+    assert_eq!(
+        Some(bytes.len()),
+        out.len().checked_mul(size),
+        "decode of {} {dtype} elements from {} bytes",
+        out.len(),
+        bytes.len()
+    );
+    if out.len() <= CHUNK {
+        return decode_chunk(dtype, bytes, out);
+    }
+    out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * size)).for_each(|(out, bytes)| decode_chunk(dtype, bytes, out));
+}
+
+fn decode_chunk(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        DType::F32 => widen(bytes, out, f32::from_le_bytes),
+        DType::BF16 => widen(bytes, out, |b| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)),
+        DType::F16 => widen(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+        DType::F8E4M3 => widen(bytes, out, |[b]| e4m3_to_f32(b)),
+        DType::I32 | DType::U8 => panic!("decode_f32 is for floats, not {dtype}"),
+    }
+}
+
+fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+    for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+        *out = value(*bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::bf16;
+    use proptest::prelude::*;
+
+    #[test]
+    fn e4m3_values() {
+        assert_eq!(e4m3_to_f32(0x00).to_bits(), 0);
+        assert_eq!(e4m3_to_f32(0x01), 2.0f32.powi(-9));
+        assert_eq!(e4m3_to_f32(0x07), 7.0 * 2.0f32.powi(-9));
+        assert_eq!(e4m3_to_f32(0x08), 2.0f32.powi(-6));
+        assert_eq!(e4m3_to_f32(0x38), 1.0);
+        assert_eq!(e4m3_to_f32(0x7e), 448.0);
+        assert_eq!(e4m3_to_f32(0xfe), -448.0);
+        assert_eq!(e4m3_to_f32(0x80).to_bits(), 0x8000_0000);
+        assert!(e4m3_to_f32(0x7f).is_nan() && e4m3_to_f32(0xff).is_nan());
+    }
+
+    #[test]
+    fn every_e4m3_byte_survives_the_round_trip() {
+        for code in 0..=255u8 {
+            assert_eq!(f32_to_e4m3(e4m3_to_f32(code)), code, "0x{code:02x}");
+        }
+    }
+
+    #[test]
+    fn e4m3_rounds_to_even_and_overflows_to_nan() {
+        // v1.0's scale_factor in the official FP8 mode.
+        assert_eq!(e4m3_to_f32(f32_to_e4m3(-0.91)), -0.9375);
+        assert_eq!(f32_to_e4m3(464.0), 0x7e);
+        assert_eq!(f32_to_e4m3(464.1), 0x7f);
+        assert_eq!(f32_to_e4m3(f32::NEG_INFINITY), 0xff);
+        assert_eq!(f32_to_e4m3(2.0f32.powi(-10)), 0x00);
+        assert_eq!(f32_to_e4m3(3.0 * 2.0f32.powi(-10)), 0x02);
+        assert_eq!(f32_to_e4m3(1.0625), 0x38);
+        assert_eq!(f32_to_e4m3(1.1875), 0x3a);
+    }
+
+    proptest! {
+        #[test]
+        fn e4m3_is_the_nearest(value in -448.0f32..448.0) {
+            let error = (e4m3_to_f32(f32_to_e4m3(value)) - value).abs();
+            let least = (0..=255u8)
+                .map(|code| (e4m3_to_f32(code) - value).abs())
+                .fold(f32::INFINITY, f32::min);
+            prop_assert_eq!(error, least);
+        }
+    }
+
+    #[test]
+    fn unaligned_and_parallel_inputs_decode_exactly() {
+        let n = CHUNK * 2 + 17;
+        let values: Vec<f32> = (0..n).map(|i| (i % 251) as f32 - 125.0).collect();
+        let stored: [(DType, Vec<u8>); 4] = [
+            (DType::F32, encode(&values, |v| v.to_le_bytes())),
+            (DType::BF16, encode(&values, |v| bf16::from_f32(v).to_le_bytes())),
+            (DType::F16, encode(&values, |v| f16::from_f32(v).to_le_bytes())),
+            (DType::F8E4M3, encode(&values, |v| [f32_to_e4m3(v)])),
+        ];
+        for (dtype, bytes) in stored {
+            let mut shifted = vec![0];
+            shifted.extend_from_slice(&bytes);
+            let mut out = vec![f32::NAN; n];
+            decode_f32(dtype, &shifted[1..], &mut out);
+            let want: Vec<f32> = match dtype {
+                DType::F8E4M3 => values.iter().map(|&v| e4m3_to_f32(f32_to_e4m3(v))).collect(),
+                _ => values.clone(),
+            };
+            assert_eq!(out, want, "{dtype}");
+        }
+    }
+
+    fn encode<const N: usize>(values: &[f32], stored: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+        values.iter().flat_map(|&v| stored(v)).collect()
+    }
+}

@@ -1,0 +1,232 @@
+//! Where the files of a model are: the official layout, and the caches that download tools make of it.
+//!
+//! ```text
+//! <model>/step1x-edit-i1258.safetensors | step1x-edit-v1p1-official.safetensors
+//!         vae.safetensors
+//!         step1x.json                                      (optional)
+//!         Qwen2.5-VL-7B-Instruct/config.json
+//!                                tokenizer.json
+//!                                model.safetensors | model-*.safetensors + model.safetensors.index.json
+//! ```
+//!
+//! In a Hugging Face cache, `<model>` is `models--<org>--<name>/snapshots/<hash>` and the Qwen folder a
+//! `models--Qwen--…` beside it; in a ModelScope cache they are `<org>/<name>` and `Qwen/<name>`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component as Part, Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::json::{Named, read_json};
+use super::{ModelError, Result, listed};
+
+pub(super) const DIT_V1_0: &str = "step1x-edit-i1258.safetensors";
+pub(super) const DIT_V1_1: &str = "step1x-edit-v1p1-official.safetensors";
+pub(super) const VAE: &str = "vae.safetensors";
+pub(super) const SETTINGS: &str = "step1x.json";
+pub(super) const QWEN: &str = "Qwen2.5-VL-7B-Instruct";
+pub(super) const QWEN_CONFIG: &str = "config.json";
+pub(super) const QWEN_TOKENIZER: &str = "tokenizer.json";
+pub(super) const QWEN_SINGLE: &str = "model.safetensors";
+pub(super) const QWEN_INDEX: &str = "model.safetensors.index.json";
+
+const STEP1X_SOURCE: &str = "from the repository stepfun-ai/Step1X-Edit";
+const QWEN_SOURCE: &str = "from the repository Qwen/Qwen2.5-VL-7B-Instruct";
+
+/// The files of one model; all but the settings exist.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub dir: PathBuf,
+    pub dit: PathBuf,
+    pub vae: PathBuf,
+    pub settings: Option<PathBuf>,
+    pub qwen: PathBuf,
+    pub index: Option<Index>,
+}
+
+/// Which shard of a folder holds which tensor; shard names are plain file names.
+#[derive(Debug)]
+pub(super) struct Index {
+    /// Stored tensor name -> shard.
+    pub weight_map: BTreeMap<String, String>,
+    /// Every shard named, once.
+    pub shards: BTreeSet<String>,
+}
+
+impl Layout {
+    /// Finds the model at `path`: its folder, a cache's folder for it, or its DiT file.
+    ///
+    /// Fails when there is nothing at `path`, when more than one DiT file could be meant, or when files
+    /// are missing, all of which are then listed.
+    pub fn find(path: &Path) -> Result<Layout> {
+        let (dir, dit) = if path.is_file() {
+            let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+            let dir = parent.unwrap_or(Path::new(".")).to_path_buf();
+            (dir, Some(path.to_path_buf()))
+        } else if path.is_dir() {
+            let dir = snapshot(path)?;
+            let dit = find_dit(&dir)?;
+            (dir, dit)
+        } else {
+            return Err(ModelError::new(format!(
+                "{}: no such folder or file; --model takes the folder of a model, or its step1x-edit*.safetensors",
+                path.display()
+            )));
+        };
+        let mut missing = Vec::new();
+        if dit.is_none() {
+            missing.push(format!("{DIT_V1_0} (v1.0) or {DIT_V1_1} (v1.1), {STEP1X_SOURCE}"));
+        }
+        let vae = dir.join(VAE);
+        if !vae.is_file() {
+            missing.push(format!("{VAE}, {STEP1X_SOURCE}"));
+        }
+        let qwen = find_qwen(&dir)?;
+        let index = missing_in_qwen(&qwen, &dir, &mut missing)?;
+        match dit {
+            Some(dit) if missing.is_empty() => {
+                Ok(Layout { settings: Some(dir.join(SETTINGS)).filter(|p| p.is_file()), dit, vae, qwen, index, dir })
+            }
+            _ => Err(incomplete(&dir, &missing)),
+        }
+    }
+}
+
+fn incomplete(dir: &Path, missing: &[String]) -> ModelError {
+    let hint = match dir.join("model_index.json").is_file() {
+        true => "\nthis is the diffusers layout, where the official one is needed",
+        false => "",
+    };
+    ModelError::new(format!("{}: not a complete model folder{}{hint}", dir.display(), listed("missing", missing)))
+}
+
+/// The folder itself, or for `models--<org>--<name>` of a Hugging Face cache the snapshot that `main` means.
+fn snapshot(dir: &Path) -> Result<PathBuf> {
+    let snapshots = dir.join("snapshots");
+    if !snapshots.is_dir() {
+        return Ok(dir.to_path_buf());
+    }
+    if let Ok(revision) = std::fs::read_to_string(dir.join("refs/main")) {
+        let revision = revision.trim();
+        let at_main = snapshots.join(revision);
+        if is_plain_name(revision) && at_main.is_dir() {
+            return Ok(at_main);
+        }
+    }
+    match &names_in(&snapshots)?[..] {
+        [only] => Ok(snapshots.join(only)),
+        names => Err(ModelError::new(format!(
+            "{}: refs/main names none of its {} snapshots; give --model one of the folders in {}",
+            dir.display(),
+            names.len(),
+            snapshots.display()
+        ))),
+    }
+}
+
+/// The DiT file of a folder: an official one, else the only `step1x-edit*.safetensors`, such as a community FP8 file.
+fn find_dit(dir: &Path) -> Result<Option<PathBuf>> {
+    let mut candidates = names_in(dir)?;
+    candidates.retain(|name| name.starts_with("step1x-edit") && name.ends_with(".safetensors"));
+    let official = [DIT_V1_0, DIT_V1_1].map(String::from);
+    if candidates.iter().any(|name| official.contains(name)) {
+        candidates.retain(|name| official.contains(name));
+    }
+    match &candidates[..] {
+        [] => Ok(None),
+        [only] => Ok(Some(dir.join(only))),
+        several => Err(ModelError::new(format!(
+            "{}: which model is meant? It holds {}; give --model the path of one of these files",
+            dir.display(),
+            several.join(", ")
+        ))),
+    }
+}
+
+/// The Qwen folder beside the DiT file, or where a cache keeps it; the former if there is none.
+fn find_qwen(dir: &Path) -> Result<PathBuf> {
+    let beside = dir.join(QWEN);
+    if beside.is_dir() {
+        return Ok(beside);
+    }
+    let above = |levels: usize| dir.ancestors().nth(levels);
+    let in_hub = above(1)
+        .filter(|snapshots| snapshots.ends_with("snapshots"))
+        .and(above(3))
+        .map(|hub| hub.join(format!("models--Qwen--{QWEN}")));
+    if let Some(repository) = in_hub.filter(|p| p.is_dir()) {
+        return snapshot(&repository);
+    }
+    // ModelScope writes the dot of a name as three underscores.
+    let in_modelscope = above(2)
+        .into_iter()
+        .flat_map(|root| [QWEN.to_string(), QWEN.replace('.', "___")].map(|q| root.join("Qwen").join(q)))
+        .find(|p| p.is_dir());
+    Ok(in_modelscope.unwrap_or(beside))
+}
+
+/// Adds what the Qwen folder lacks to `missing`; the index if its weights come in shards.
+fn missing_in_qwen(qwen: &Path, dir: &Path, missing: &mut Vec<String>) -> Result<Option<Index>> {
+    let shown = qwen.strip_prefix(dir).unwrap_or(qwen).display();
+    for name in [QWEN_CONFIG, QWEN_TOKENIZER] {
+        if !qwen.join(name).is_file() {
+            missing.push(format!("{shown}/{name}, {QWEN_SOURCE}"));
+        }
+    }
+    if qwen.join(QWEN_SINGLE).is_file() {
+        return Ok(None);
+    }
+    let index_path = qwen.join(QWEN_INDEX);
+    if !index_path.is_file() {
+        missing.push(format!("{shown}/{QWEN_INDEX} and the files it lists (or {QWEN_SINGLE}), {QWEN_SOURCE}"));
+        return Ok(None);
+    }
+    let index = Index::read(&index_path)?;
+    for shard in &index.shards {
+        if !qwen.join(shard).is_file() {
+            missing.push(format!("{shown}/{shard}, {QWEN_SOURCE}"));
+        }
+    }
+    Ok(Some(index))
+}
+
+impl Index {
+    /// Fails when the file is no index, lists nothing, or lists a shard outside its folder.
+    pub fn read(path: &Path) -> Result<Index> {
+        #[derive(Deserialize)]
+        struct Raw {
+            weight_map: Named<String>,
+        }
+        let raw: Raw = read_json(path)?;
+        let weight_map = raw.weight_map.0;
+        let shards: BTreeSet<String> = weight_map.values().cloned().collect();
+        if shards.is_empty() {
+            return Err(ModelError::new("lists no tensors; fetch the file again").at(path));
+        }
+        if let Some(shard) = shards.iter().find(|s| !is_plain_name(s)) {
+            return Err(ModelError::new(format!("{shard:?} is not the name of a file beside it; fetch the file again")).at(path));
+        }
+        Ok(Index { weight_map, shards })
+    }
+}
+
+/// Whether joining `name` to a folder stays directly within that folder.
+fn is_plain_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(Part::Normal(part)), None) if part == name)
+}
+
+/// Names in a folder, sorted; such that are not UTF-8 are none of ours.
+fn names_in(dir: &Path) -> Result<Vec<String>> {
+    let io = |e: std::io::Error| ModelError::io("list it", dir, &e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        names.extend(entry.map_err(io)?.file_name().into_string().ok());
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+#[path = "layout_tests.rs"]
+mod tests;

@@ -1,0 +1,115 @@
+//! Weights on disk: mapped safetensors files, the model folder around them, and synthetic ones.
+//!
+//! A [`WeightFile`] is mapped, never read into memory; a [`ModelFolder`] puts the files of one model
+//! under canonical tensor names; [`check`] compares it with what the model code asks for, so that
+//! nothing past it meets a missing or mis-shaped tensor. Knows nothing of devices or graphs.
+//!
+//! Files come from elsewhere: any bytes give a [`ModelError`], never a panic, and nothing is
+//! allocated by what a header claims.
+
+mod check;
+mod decode;
+mod file;
+mod folder;
+mod json;
+mod layout;
+mod synth;
+pub mod tokenizer;
+mod write;
+
+pub use check::{Expected, check};
+pub use decode::{decode_f32, e4m3_to_f32, f32_to_e4m3};
+pub use file::{Entry, WeightFile, parse_header};
+pub use folder::ModelFolder;
+pub use synth::{Recipe, fill};
+pub use write::{PlannedTensor, write_model, write_safetensors};
+
+use std::fmt;
+use std::path::Path;
+
+use crate::tensor::{Component, Spec};
+
+/// Where an executor finds weights: a [`ModelFolder`], or a generator in tests.
+pub trait WeightSource: Sync {
+    /// Spec as stored and little-endian bytes of a weight, by canonical name.
+    fn weight(&self, component: Component, name: &str) -> Option<(&Spec, &[u8])>;
+}
+
+impl WeightSource for ModelFolder {
+    fn weight(&self, component: Component, name: &str) -> Option<(&Spec, &[u8])> {
+        self.get(component, name)
+    }
+}
+
+/// A fault of model files: missing, unreadable, malformed, or not what the model needs.
+///
+/// Every error of this module is one, so that a caller holding an `anyhow::Error` can tell it by
+/// `downcast_ref::<ModelError>()`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelError(String);
+
+/// Result of this module's functions.
+pub type Result<T> = std::result::Result<T, ModelError>;
+
+impl ModelError {
+    /// A fault in words: what was asked, what was found, what would help.
+    pub fn new(message: impl Into<String>) -> Self {
+        ModelError(message.into())
+    }
+
+    /// The same fault, with the file it is about in front.
+    fn at(self, path: &Path) -> Self {
+        ModelError(format!("{}: {}", path.display(), self.0))
+    }
+
+    /// An operation on `path` that the system refused.
+    fn io(doing: &str, path: &Path, error: &std::io::Error) -> Self {
+        ModelError(format!("{}: cannot {doing}: {error}", path.display()))
+    }
+}
+
+impl fmt::Display for ModelError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ModelError {}
+
+/// The first ten of `items`, a line each under a heading that counts them; empty when there are none.
+fn listed(heading: &str, items: &[String]) -> String {
+    const SHOWN: usize = 10;
+    if items.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n{heading} ({}):", items.len());
+    for item in items.iter().take(SHOWN) {
+        text.push_str("\n  ");
+        text.push_str(item);
+    }
+    if items.len() > SHOWN {
+        text.push_str(&format!("\n  and {} more", items.len() - SHOWN));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_error_is_told_apart_inside_anyhow() {
+        let error = anyhow::Error::from(ModelError::new("bad")).context("while opening");
+        assert!(error.downcast_ref::<ModelError>().is_some());
+    }
+
+    #[test]
+    fn lists_show_ten_and_count_the_rest() {
+        let items: Vec<String> = (0..13).map(|i| format!("tensor{i}")).collect();
+        let text = listed("missing", &items);
+        assert!(text.starts_with("\nmissing (13):\n  tensor0\n"), "{text}");
+        assert!(text.contains("tensor9") && !text.contains("tensor10"));
+        assert!(text.ends_with("and 3 more"));
+        assert_eq!(listed("missing", &[]), "");
+    }
+}
