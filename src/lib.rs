@@ -1,10 +1,32 @@
-//! step1x-edit
+//! step1x-edit: a lean inference runtime for the image-editing model Step1X-Edit.
+//!
+//! Record once, plan once, run many. Dependencies point down this list; each module's invariant in a sentence:
+//!
+//! - [`cli`]: flags to validated jobs; nothing below reads a flag or an environment variable.
+//! - [`pipeline`], [`inspect`], [`synth`], [`progress`]: the commands; all that a person meets.
+//! - [`inputs`]: tokens and patches to the program's spec and input values; pure.
+//! - [`image`], [`prompt`], [`sampling`]: the host's arithmetic, to the bit as the official code has it.
+//! - [`weights`]: mapped checkpoints; any bytes give an error, never a panic.
+//! - [`model`]: records the networks; knows nothing of devices, plans or execution.
+//! - [`exec`]: walks a plan; decides nothing.
+//! - [`plan`]: a pure function from graph to decisions; every check happens here, before memory is touched.
+//! - [`graph`]: storages, views and nodes in program order; knows nothing of what will run them.
+//! - [`ops`]: one file an op; knows nothing of storages.
+//! - [`tensor`]: element types and shapes; depends on nothing.
+
+pub mod cli;
 pub mod exec;
 pub mod graph;
 pub mod image;
+pub mod inputs;
+pub mod inspect;
 pub mod model;
 pub mod ops;
+pub mod pipeline;
 pub mod plan;
+pub mod progress;
 pub mod prompt;
+pub mod sampling;
+pub mod synth;
 pub mod tensor;
 pub mod weights;

@@ -4,9 +4,11 @@ mod config;
 mod connector;
 pub mod dit;
 pub mod edit;
+mod preset;
 pub mod text;
 pub mod vae;
 pub mod vision;
 
 pub use config::{Config, DitConfig, HEAD_WIDTH, ShapeOf, TextConfig, VaeConfig, Version, VisionConfig};
 pub use connector::PromptRows;
+pub use preset::{AXES, LM_HEAD};

@@ -96,12 +96,17 @@ impl Op for Attention {
         Cost::streaming(4 * pairs * inputs[0].shape.cols(), inputs, outputs)
     }
 
-    /// The portable kernel: bf16, head widths of 80, 128 and 512 (the autoencoder's), rows at multiples of 16 bytes.
+    /// The portable kernel: bf16, head widths of 80, 128 and 512 (the autoencoder's, whose decoder hands in f32), rows at
+    /// multiples of 16 bytes.
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         let width = inputs[0].spec.shape.cols() / self.heads;
         if ![80, 128, 512].contains(&width) {
             return Unsupported::new(format!("head width {width}; kernels exist for 80, 128 and 512"));
+        }
+        let dtype = inputs[0].spec.dtype;
+        if dtype != DType::BF16 && width != 512 {
+            return Unsupported::new(format!("{dtype} heads of {width}; f32 is taken at 512 only"));
         }
         for operand in inputs[..3].iter().chain(outputs) {
             if operand.alignment() < 16 {
@@ -114,6 +119,7 @@ impl Op for Attention {
         }
         let defines = vec![
             ("HEAD_WIDTH", width),
+            ("BYTES", dtype.bytes()),
             ("CAUSAL", self.causal as usize),
             ("KEY_BIAS", (inputs.len() > 3) as usize),
             ("GROUP", self.heads / self.kv_heads),

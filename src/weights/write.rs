@@ -41,14 +41,14 @@ pub struct PlannedTensor {
 pub fn write_safetensors(path: &Path, tensors: &[PlannedTensor], metadata: &[(&str, &str)], seed: u64) -> Result<()> {
     let file = FilePlan::new(path.to_path_buf(), tensors.iter().collect(), metadata)?;
     check_room(&parent(path), file.bytes())?;
-    file.write(seed, BUFFER_BYTES, &mut |_| {})
+    file.write(seed, BUFFER_BYTES, &mut |_| true)
 }
 
 /// Writes a synthetic model in the official layout (see `layout.rs`).
 ///
 /// `dir` must not exist or be empty, its parent must exist. Qwen becomes one file, or shards of at most
 /// `qwen_shard_bytes` (a larger tensor has its own) with their index. `progress` is told, now and then,
-/// the bytes of tensors done and in all. Fails as [`write_safetensors`] does, taking back what it wrote.
+/// the bytes of tensors done and in all, and says whether to go on. Fails as [`write_safetensors`] does, taking back what it wrote.
 pub fn write_model(
     dir: &Path,
     version: Version,
@@ -60,7 +60,7 @@ pub fn write_model(
     tokenizer_json: &[u8],
     settings_json: Option<&str>,
     seed: u64,
-    progress: &dyn Fn(u64, u64),
+    progress: &dyn Fn(u64, u64) -> bool,
 ) -> Result<()> {
     check_absent_or_empty(dir)?;
     let dit_name = match version {
@@ -91,7 +91,7 @@ pub fn write_model(
         written.paths.push(file.path.clone());
         file.write(seed, BUFFER_BYTES, &mut |bytes| {
             done += bytes;
-            progress(done, total);
+            progress(done, total)
         })?;
     }
     written.paths.clear();
@@ -280,7 +280,7 @@ impl<'a> FilePlan<'a> {
     }
 
     /// Writes it aside, then renames; `progress` gets the bytes of each buffer.
-    fn write(&self, seed: u64, buffer: usize, progress: &mut dyn FnMut(u64)) -> Result<()> {
+    fn write(&self, seed: u64, buffer: usize, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
         let io = |e: io::Error| ModelError::io("write it", &self.path, &e);
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         let aside = format!(".{name}.partial-{}", std::process::id());
@@ -292,7 +292,7 @@ impl<'a> FilePlan<'a> {
     }
 
     /// Fills buffers on this thread, and rayon's, while another writes them.
-    fn stream(&self, mut file: File, seed: u64, buffer: usize, progress: &mut dyn FnMut(u64)) -> io::Result<()> {
+    fn stream(&self, mut file: File, seed: u64, buffer: usize, progress: &mut dyn FnMut(u64) -> bool) -> io::Result<()> {
         let (full, to_write) = sync_channel::<(Vec<u8>, usize)>(1);
         let (written, empty) = channel();
         let capacity = usize::try_from(self.data_bytes).map_or(buffer, |n| n.min(buffer));
@@ -307,22 +307,23 @@ impl<'a> FilePlan<'a> {
             });
             let mut filler =
                 Filler { full, empty, spare: Some(vec![0; capacity]), buffer: vec![0; capacity], filled: 0, progress };
-            // None means that the writer has stopped, and its result tells why.
-            let _ = filler.fill(&self.tensors, seed);
+            let filled = filler.fill(&self.tensors, seed);
             drop(filler);
-            writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            // The writer has not failed, so whoever watches the progress has said to stop.
+            filled.ok_or_else(|| io::Error::new(io::ErrorKind::Interrupted, "stopped"))
         })
     }
 }
 
-/// The filling side of a stream; its steps give `None` once nobody writes what they fill.
+/// The filling side of a stream; its steps give `None` once nobody writes what they fill, or the progress says stop.
 struct Filler<'a> {
     full: SyncSender<(Vec<u8>, usize)>,
     empty: Receiver<Vec<u8>>,
     spare: Option<Vec<u8>>,
     buffer: Vec<u8>,
     filled: usize,
-    progress: &'a mut dyn FnMut(u64),
+    progress: &'a mut dyn FnMut(u64) -> bool,
 }
 
 impl Filler<'_> {
@@ -357,8 +358,7 @@ impl Filler<'_> {
             Some(buffer) => buffer,
             None => self.empty.recv().ok()?,
         };
-        (self.progress)(filled as u64);
-        Some(())
+        (self.progress)(filled as u64).then_some(())
     }
 }
 

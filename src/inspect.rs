@@ -1,0 +1,141 @@
+//! The `inspect` command: what a model consists of, and the plan of an edit with it.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use crate::cli::{InspectArgs, PlanJob};
+use crate::image;
+use crate::model::Config;
+use crate::model::edit::NoiseSource;
+use crate::ops::{Arch, H100_GRID_THREADS};
+use crate::pipeline::{Model, Program, Request, usage};
+use crate::plan::{Plan, Precision, Target, format_bytes};
+use crate::prompt::{self, PromptSettings, Tokenizer};
+use crate::synth::PresetModel;
+use crate::tensor::{Component, DType, Shape, Spec};
+
+/// What is inspected, with or without weights.
+struct Subject {
+    config: Config,
+    settings: PromptSettings,
+    tokenizer: Tokenizer,
+    /// Path, bytes, tensors of each file; none for a preset.
+    files: Vec<(String, u64, usize)>,
+    tensors: Vec<(Component, String, Spec)>,
+}
+
+/// The text, or the JSON object, that `inspect` prints.
+///
+/// # Errors
+/// Faults of the model's files, or sizes that cannot be planned.
+pub fn run(args: &InspectArgs) -> Result<String> {
+    let job = args.job();
+    let subject = Subject::new(args, &job)?;
+    let program = plan_edit(&subject.config, &subject.settings, &subject.tokenizer, &args.prompt, &job)?;
+    if args.json {
+        return Ok(format!("{:#}\n", subject.json(&program.plan)));
+    }
+    let mut text = subject.text(args.tensors)?;
+    let (height, width) = (8 * program.spec.latent.0, 8 * program.spec.latent.1);
+    let (tokens, rows) = (program.spec.prompt.valid.clone(), program.spec.step_rows().total());
+    writeln!(text, "\nplan of an edit at {width}x{height}, {} steps, prompts of {tokens:?} rows, {rows} rows a step", job.steps)?;
+    write!(text, "{}", program.plan)?;
+    if args.graph {
+        write!(text, "\n{}", program.plan.graph)?;
+    }
+    Ok(text)
+}
+
+impl Subject {
+    fn new(args: &InspectArgs, job: &PlanJob) -> Result<Subject> {
+        if let Some(preset) = args.preset {
+            let PresetModel { config, settings, tokenizer, .. } = PresetModel::new(preset, job.version)?;
+            let spec =
+                |(component, name, dtype, shape): (Component, String, DType, Shape)| (component, name, Spec { dtype, shape });
+            let tensors = config.checkpoint().into_iter().map(spec).collect();
+            return Ok(Subject { config, settings, tokenizer, files: vec![], tensors });
+        }
+        let path = args.model.as_ref().ok_or_else(|| usage(anyhow::anyhow!("give --model or --preset")))?;
+        let Model { folder, config, settings, tokenizer } = Model::open(path)?;
+        let files = folder.files().map(|(path, bytes, tensors)| (path.display().to_string(), bytes, tensors)).collect();
+        let components = [Component::Dit, Component::Vae, Component::Qwen];
+        let of = |component| folder.tensors(component).map(move |(name, spec)| (component, name.to_string(), spec.clone()));
+        let tensors = components.into_iter().flat_map(of).collect();
+        Ok(Subject { config, settings, tokenizer, files, tensors })
+    }
+
+    /// Number of tensors, parameters and bytes of a component.
+    fn totals(&self, component: Component) -> (usize, usize, usize) {
+        let own = || self.tensors.iter().filter(|(c, ..)| *c == component).map(|(_, _, spec)| spec);
+        (own().count(), own().map(|s| s.shape.elements()).sum(), own().map(Spec::bytes).sum())
+    }
+
+    fn text(&self, all_tensors: bool) -> Result<String> {
+        let mut text = format!("Step1X-Edit {}\n", self.config.version);
+        for (path, bytes, tensors) in &self.files {
+            writeln!(text, "  {path}: {}, {tensors} tensors", format_bytes(*bytes as usize))?;
+        }
+        for component in [Component::Dit, Component::Vae, Component::Qwen] {
+            let (tensors, parameters, bytes) = self.totals(component);
+            writeln!(text, "{component:<13} {tensors:>5} tensors {parameters:>15} parameters {:>10}", format_bytes(bytes))?;
+        }
+        if all_tensors {
+            for (component, name, spec) in &self.tensors {
+                writeln!(text, "  {component}: {name} {spec}")?;
+            }
+        }
+        Ok(text)
+    }
+
+    fn json(&self, plan: &Plan) -> Value {
+        let component = |c: Component| {
+            let (tensors, parameters, bytes) = self.totals(c);
+            json!({"name": c.to_string(), "tensors": tensors, "parameters": parameters, "bytes": bytes})
+        };
+        let components = [Component::Dit, Component::Vae, Component::Qwen].map(component);
+        let stages = plan.stages.iter().map(|s| {
+            json!({"name": s.name, "nodes": s.nodes, "runs": s.repeat, "weight_bytes": s.weight_bytes,
+                   "live_bytes": s.live_bytes, "flops": s.flops})
+        });
+        let files = self.files.iter().map(|(path, bytes, tensors)| json!({"path": path, "bytes": bytes, "tensors": tensors}));
+        json!({
+            "model": self.config.version.to_string(), "files": files.collect::<Vec<_>>(),
+            "components": components,
+            "plan": {"precision": plan.precision.to_string(), "arena_bytes": plan.arena_bytes, "weight_bytes": plan.weight_bytes(),
+                     "phased_peak_bytes": plan.phased_peak_bytes(), "stages": stages.collect::<Vec<_>>()},
+        })
+    }
+}
+
+/// The program of an edit of a picture of this size, without the picture. In bf16 kernels are chosen for sm_90; f32 is
+/// the CPU's.
+///
+/// # Errors
+/// Sizes, prompts or dimensions that cannot be planned.
+pub fn plan_edit(
+    config: &Config,
+    settings: &PromptSettings,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    job: &PlanJob,
+) -> Result<Program> {
+    let size = image::working_size(job.size.0, job.size.1, job.size_level).map_err(usage)?;
+    let [_, (height, width)] = prompt::fit(size.1, size.0, settings).map_err(usage)?;
+    let grid = (height / 14, width / 14);
+    let encode = |text| tokenizer.encode_prompt(text, grid.0 * grid.1 / 4).map_err(usage);
+    let request = Request {
+        size,
+        reference: true,
+        grid,
+        tokens: &[encode(prompt)?, encode("")?],
+        steps: job.steps,
+        cfg_scale: 6.0,
+        noise: NoiseSource::Philox { seed: 42, grid_threads: H100_GRID_THREADS },
+        sample_posterior: false,
+        savings: job.savings,
+    };
+    let target = if job.precision == Precision::Bf16 { Target::Cuda(Arch(90)) } else { Target::Cpu };
+    Program::new(config, settings, &request, job.precision, target)
+}

@@ -1,0 +1,93 @@
+//! What a person or a log sees while something runs: a bar on a terminal, plain lines elsewhere. Always on stderr.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::pipeline::{Interrupted, Progress};
+
+/// Progress of an edit, which a flag can stop.
+pub struct Display<'a> {
+    stop: &'a AtomicBool,
+    look: Look,
+    start: Instant,
+    stage: Option<(String, Instant)>,
+}
+
+enum Look {
+    Bar(ProgressBar),
+    Lines,
+    Silent,
+}
+
+impl<'a> Display<'a> {
+    /// Shows progress on stderr unless `quiet`; `stop` is looked at after every node.
+    pub fn new(quiet: bool, stop: &'a AtomicBool) -> Display<'a> {
+        let look = match (quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Look::Silent,
+            (false, true) => {
+                let bar = ProgressBar::new(1);
+                let style = ProgressStyle::with_template("{msg:>14} {bar:28} {pos}/{len} {elapsed}");
+                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+                Look::Bar(bar)
+            }
+            (false, false) => Look::Lines,
+        };
+        Display { stop, look, start: Instant::now(), stage: None }
+    }
+
+    /// Ends the last stage's line or the bar.
+    pub fn finish(&mut self) {
+        self.end_stage();
+        if let Look::Bar(bar) = &self.look {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn end_stage(&mut self) {
+        if let (Some((name, since)), Look::Lines) = (self.stage.take(), &self.look) {
+            let (stage, all) = (since.elapsed().as_secs_f64(), self.start.elapsed().as_secs_f64());
+            eprintln!("{name:>14} {stage:8.2} s   {all:8.2} s in all");
+        }
+    }
+}
+
+impl Progress for Display<'_> {
+    fn stage(&mut self, name: &str, run: usize, runs: usize) -> Result<()> {
+        if run == 0 {
+            self.end_stage();
+            self.stage = Some((name.to_string(), Instant::now()));
+        }
+        if let Look::Bar(bar) = &self.look {
+            bar.set_length(runs as u64);
+            bar.set_message(name.to_string());
+            bar.set_position(run as u64);
+        }
+        Ok(())
+    }
+
+    fn node(&mut self) -> Result<()> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(Interrupted.into()),
+            false => Ok(()),
+        }
+    }
+
+    fn notice(&mut self, text: &str) {
+        match &self.look {
+            Look::Bar(bar) => bar.println(format!("note: {text}")),
+            _ => eprintln!("note: {text}"),
+        }
+    }
+}
+
+/// A bar of bytes for `synth`; nothing if `quiet` or where there is no terminal.
+pub fn byte_bar(quiet: bool) -> ProgressBar {
+    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
+    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}

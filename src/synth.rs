@@ -1,0 +1,102 @@
+//! The `synth` command: a model folder of synthetic weights for tests and benchmarks.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use crate::cli::Preset;
+use crate::model::{Config, Version};
+use crate::pipeline::Interrupted;
+use crate::prompt::{PromptSettings, Tokenizer};
+use crate::tensor::{Component, Spec};
+use crate::weights::tokenizer::{TINY_ADDED, full_tokenizer_json, tiny_tokenizer_json};
+use crate::weights::{PlannedTensor, write_model};
+
+/// Bytes of a shard of the full text encoder, about that of the released ones.
+const SHARD_BYTES: u64 = 4_000_000_000;
+
+/// A preset's networks with the tokenizer and settings that go with them.
+pub struct PresetModel {
+    /// Dimensions.
+    pub config: Config,
+    /// `tokenizer.json`.
+    pub tokenizer_json: Vec<u8>,
+    /// The same, read.
+    pub tokenizer: Tokenizer,
+    /// What `step1x.json` says.
+    pub settings: PromptSettings,
+}
+
+impl PresetModel {
+    /// The preset's parts. The tiny one cuts its own prefix length and shows the encoder 16 to 64 picture tokens.
+    ///
+    /// # Errors
+    /// A damaged build.
+    pub fn new(preset: Preset, version: Version) -> Result<PresetModel> {
+        let (config, tokenizer_json) = match preset {
+            Preset::Full => (Config::full(version), full_tokenizer_json()?),
+            Preset::Tiny => (Config::tiny(version), tiny_tokenizer_json(&TINY_ADDED)?),
+        };
+        let tokenizer = Tokenizer::from_bytes(&tokenizer_json).context("the embedded tokenizer")?;
+        let settings = match preset {
+            Preset::Full => PromptSettings::default(),
+            Preset::Tiny => {
+                let unit = 28 * 28;
+                PromptSettings { cut: tokenizer.cut(), min_pixels: 16 * unit, max_pixels: 64 * unit, ..PromptSettings::default() }
+            }
+        };
+        Ok(PresetModel { config, tokenizer_json, tokenizer, settings })
+    }
+}
+
+/// Writes the folder.
+///
+/// # Errors
+/// A [`crate::weights::ModelError`] if the folder is not empty, the disk too full or the system refuses; [`Interrupted`].
+/// What was written is taken back.
+pub fn write(dir: &Path, preset: Preset, version: Version, seed: u64, stop: &AtomicBool, bar: &ProgressBar) -> Result<()> {
+    let model = PresetModel::new(preset, version)?;
+    let checkpoint = model.config.checkpoint();
+    let of = |wanted: Component| -> Vec<PlannedTensor> {
+        let tensors = checkpoint.iter().filter(|(component, ..)| *component == wanted);
+        tensors
+            .map(|(_, name, dtype, shape)| PlannedTensor {
+                name: name.clone(),
+                spec: Spec { dtype: *dtype, shape: shape.clone() },
+            })
+            .collect()
+    };
+    let settings = (model.settings != PromptSettings::default()).then(|| {
+        let s = &model.settings;
+        json!({"cut": s.cut, "max_text": s.max_text, "min_pixels": s.min_pixels, "max_pixels": s.max_pixels}).to_string()
+    });
+    let config_json = format!("{:#}\n", model.config.qwen_json(|token| model.tokenizer.token_id(token)));
+    let shards = (preset == Preset::Full).then_some(SHARD_BYTES);
+    let progress = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        !stop.load(Ordering::Relaxed)
+    };
+    let (dit, vae, qwen) = (of(Component::Dit), of(Component::Vae), of(Component::Qwen));
+    let written = write_model(
+        dir,
+        version,
+        &dit,
+        &vae,
+        &qwen,
+        shards,
+        &config_json,
+        &model.tokenizer_json,
+        settings.as_deref(),
+        seed,
+        &progress,
+    );
+    bar.finish_and_clear();
+    match written {
+        Err(_) if stop.load(Ordering::Relaxed) => Err(Interrupted.into()),
+        other => Ok(other?),
+    }
+}
