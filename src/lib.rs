@@ -12,6 +12,7 @@
 //! - [`plan`]: a pure function from graph to decisions; every check happens here, before memory is touched.
 //! - [`graph`]: storages, views and nodes in program order; knows nothing of what will run them.
 //! - [`ops`]: one file an op; knows nothing of storages.
+//! - [`kernels`]: the embedded CUDA sources.
 //! - [`tensor`]: element types and shapes; depends on nothing.
 
 pub mod cli;
@@ -20,6 +21,7 @@ pub mod graph;
 pub mod image;
 pub mod inputs;
 pub mod inspect;
+pub mod kernels;
 pub mod model;
 pub mod ops;
 pub mod pipeline;

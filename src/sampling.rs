@@ -14,8 +14,8 @@ use crate::tensor::DType;
 
 /// The times of `steps` steps over `tokens` noisy tokens, from 1 down to 0: [steps + 1].
 ///
-/// Linear times bent towards 1, more so for more tokens. The first time is 1 up to one unit in the last place: the
-/// official division is a reciprocal and a product, which misses 1 at some sizes.
+/// Linear times bent towards 1, more so for more tokens. At some sizes (1014 tokens, say) the first time is the float
+/// below 1: the official division is a reciprocal and a product.
 pub fn schedule(steps: usize, tokens: usize) -> Vec<f32> {
     let slope = (1.15 - 0.5) / (4096.0 - 256.0);
     let shift = (slope * tokens as f64 + (0.5 - slope * 256.0)).exp() as f32;
@@ -114,13 +114,13 @@ fn log(x: f32) -> f32 {
     const P: [f32; 9] = [
         7.037_683_6e-2,
         -1.151_461e-1,
-        1.167_699_9e-1,
+        1.167_699_84e-1,
         -1.242_014_1e-1,
         1.424_932_3e-1,
         -1.666_805_8e-1,
         2.000_071_4e-1,
         -2.499_999_4e-1,
-        3.333_333_1e-1,
+        3.333_333e-1,
     ];
     // ln 2 as a short number and a rest, so that its product with the exponent is exact.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
@@ -192,7 +192,7 @@ impl MersenneTwister {
     fn refill(&mut self) {
         for i in 0..Self::WORDS {
             let joined = self.state[i] & 0x8000_0000 | self.state[(i + 1) % Self::WORDS] & 0x7FFF_FFFF;
-            let twisted = joined >> 1 ^ (joined & 1) * 0x9908_B0DF;
+            let twisted = (joined >> 1) ^ ((joined & 1) * 0x9908_B0DF);
             self.state[i] = self.state[(i + Self::SHIFT) % Self::WORDS] ^ twisted;
         }
         self.at = 0;
@@ -204,9 +204,64 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_time() {
-        let bad: Vec<usize> = (1..=5000).filter(|&n| schedule(28, n)[0] != 1.0).collect();
-        println!("{} {:?}", bad.len(), &bad[..bad.len().min(60)]);
+    fn times_fall_from_one_to_zero() {
+        for tokens in [24, 256, 1024, 4096] {
+            for steps in 1..=200 {
+                let times = schedule(steps, tokens);
+                assert_eq!(times.len(), steps + 1);
+                assert!(times.is_sorted_by(|a, b| a > b), "{steps} steps, {tokens} tokens");
+                assert_eq!((times[0], times[steps]), (1.0, 0.0), "{steps} steps, {tokens} tokens");
+            }
+        }
+    }
+
+    #[test]
+    fn first_time_is_one_or_the_float_below() {
+        for tokens in 1..=20_000 {
+            let first = schedule(1, tokens)[0];
+            assert!(first == 1.0 || first == 1.0f32.next_down(), "{tokens} tokens: {first}");
+        }
+        // A recorded official run over 1014 tokens begins here.
+        assert_eq!(schedule(28, 1014)[0], 1.0f32.next_down());
+    }
+
+    #[test]
+    fn step_table_holds_differences_and_the_rule() {
+        // 0.93 in f32 lies above 0.93 in f64, so it counts as above the limit.
+        let times = [1.0, 0.93, 0.929, 0.25, 0.0];
+        let rule = |limit| step_table(&times, limit).chunks(2).map(|row| row[1]).collect::<Vec<_>>();
+        assert_eq!(rule(0.93), [1.0, 1.0, 0.0, 0.0]);
+        assert_eq!(rule(0.93f32 as f64), [1.0, 0.0, 0.0, 0.0]);
+        assert_eq!(rule(1.0), [0.0; 4]);
+        let table = step_table(&times, 0.93);
+        assert_eq!(table.len(), 8);
+        assert_eq!((table[0], table[6]), ((0.93f32 as f64 - 1.0) as f32, -0.25));
+    }
+
+    #[test]
+    fn noise_packs_in_squares() {
+        // Latents of 4x6: every value names its place.
+        let noise: Vec<f32> = (0..16 * 24).map(|at| at as f32).collect();
+        let tokens = pack_noise(&noise, 4, 6, DType::F32);
+        assert_eq!(tokens[..8], [0.0, 1.0, 6.0, 7.0, 24.0, 25.0, 30.0, 31.0]);
+        assert_eq!(tokens[64..68], [2.0, 3.0, 8.0, 9.0], "second token: next to the first");
+        assert_eq!(tokens[3 * 64..][..4], [12.0, 13.0, 18.0, 19.0], "fourth token: below the first");
+        assert_eq!(tokens[5 * 64 + 63], 383.0);
+        assert_eq!(pack_noise(&noise, 4, 6, DType::BF16)[5 * 64 + 63], 384.0);
+    }
+
+    #[test]
+    fn last_group_is_drawn_anew() {
+        let (even, odd) = (torch_cpu_normal(3, 32), torch_cpu_normal(3, 35));
+        assert_eq!(even[..19], odd[..19]);
+        assert_ne!(even[19..], odd[19..32]);
+        assert_eq!(torch_cpu_normal(3, 0), [0.0; 0]);
+        assert_eq!(torch_cpu_normal(3, 8)[..7], torch_cpu_normal(3, 7));
+    }
+
+    #[test]
+    fn only_low_seed_bits_reach_the_generator() {
+        assert_eq!(torch_cpu_normal(5, 16), torch_cpu_normal(5 + (1 << 32), 16));
     }
 
     #[test]

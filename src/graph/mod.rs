@@ -5,6 +5,7 @@
 //! views cost nothing, so several nodes may fill one buffer in parts and nobody concatenates. Nodes are grouped into
 //! *stages*; a stage may be run several times in a row (the denoising step).
 
+mod modules;
 mod print;
 mod verify;
 
@@ -173,11 +174,12 @@ impl Graph {
     /// The checkpoint tensor `scope.name`, used in `dtype`; the same name gives the same storage again.
     pub fn weight(&mut self, name: &str, dtype: DType, shape: impl Into<Shape>) -> TensorId {
         let component = self.component.expect("weights are recorded inside with_weights");
-        let name = self.scoped_name(name);
+        let (name, shape) = (self.scoped_name(name), shape.into());
         if let Some(&known) = self.weights.get(&(component, name.clone())) {
+            assert_eq!(self.shape(known), &shape, "{name} is recorded with two shapes");
             return known;
         }
-        let id = self.storage(name.clone(), Spec::new(dtype, shape), Kind::Weight(component));
+        let id = self.storage(name.clone(), Spec { dtype, shape }, Kind::Weight(component));
         self.weights.insert((component, name), id);
         id
     }

@@ -70,7 +70,7 @@ fn list(specs: &[crate::tensor::Spec]) -> String {
 
 impl Graph {
     /// Checks the whole program: stages cover all nodes; every element read was written by an earlier node, by the
-    /// host or by a checkpoint; no buffer is left unwritten; weights of one name agree in shape.
+    /// host or by a checkpoint; no buffer is left unwritten.
     ///
     /// # Errors
     /// The first broken rule, with the node's name.

@@ -8,7 +8,6 @@ use rayon::prelude::*;
 
 use super::linear::matmul;
 use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable};
-use crate::graph::{Graph, TensorId};
 use crate::tensor::{DType, Spec};
 
 /// Elements of the patch matrix that the reference builds at a time (16 MiB).
@@ -36,16 +35,6 @@ impl Conv2d {
     fn extent(&self, input: usize, kernel: usize) -> Option<usize> {
         let padded = input * (1 + self.upsample as usize) + self.padding.0 + self.padding.1;
         Some(padded.checked_sub(kernel)? / self.stride + 1)
-    }
-}
-
-impl Graph {
-    /// The 3×3 convolution `name` with `name.weight` [channels, C, 3, 3] and `name.bias` [channels].
-    pub fn conv3x3(&mut self, name: &str, x: TensorId, channels: usize, how: Conv2d) -> TensorId {
-        let (dtype, c) = (self.tensor(x).spec.dtype, self.cols_of(x));
-        let w = self.weight(&format!("{name}.weight"), dtype, [channels, c, 3, 3]);
-        let b = self.weight(&format!("{name}.bias"), dtype, [channels]);
-        self.op(name, how, &[x, w, b])
     }
 }
 

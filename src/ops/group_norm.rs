@@ -8,7 +8,6 @@ use rayon::prelude::*;
 
 use super::activation::silu;
 use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
-use crate::graph::{Graph, TensorId};
 use crate::tensor::{DType, Spec};
 
 const GROUPS: usize = 32;
@@ -19,16 +18,6 @@ const EPS: f64 = 1e-6;
 pub struct GroupNorm {
     /// Apply `y·σ(y)` at the end.
     pub swish: bool,
-}
-
-impl Graph {
-    /// The group norm `name` with `name.weight` and `name.bias`.
-    pub fn group_norm(&mut self, name: &str, x: TensorId, swish: bool) -> TensorId {
-        let c = self.cols_of(x);
-        let w = self.weight(&format!("{name}.weight"), DType::F32, [c]);
-        let b = self.weight(&format!("{name}.bias"), DType::F32, [c]);
-        self.op(name, GroupNorm { swish }, &[x, w, b])
-    }
 }
 
 impl Op for GroupNorm {

@@ -8,7 +8,6 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::{Arch, BranchRows, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, round, row_kernel};
-use crate::graph::{Graph, TensorId};
 use crate::tensor::{DType, Spec};
 
 const EPS: f32 = 1e-6;
@@ -18,21 +17,6 @@ const EPS: f32 = 1e-6;
 pub struct LayerNorm {
     /// Which modulation row a stream row uses; none: affine.
     pub modulation: Option<BranchRows>,
-}
-
-impl Graph {
-    /// The affine layer norm `name` with `name.weight` and `name.bias`.
-    pub fn layer_norm(&mut self, name: &str, x: TensorId) -> TensorId {
-        let (dtype, d) = (self.tensor(x).spec.dtype, self.cols_of(x));
-        let w = self.weight(&format!("{name}.weight"), dtype, [d]);
-        let b = self.weight(&format!("{name}.bias"), dtype, [d]);
-        self.op(name, LayerNorm { modulation: None }, &[x, w, b])
-    }
-
-    /// A layer norm without weights, then `(1 + scale)·n + shift`.
-    pub fn modulated_norm(&mut self, name: &str, x: TensorId, rows: &BranchRows, shift: TensorId, scale: TensorId) -> TensorId {
-        self.op(name, LayerNorm { modulation: Some(rows.clone()) }, &[x, scale, shift])
-    }
 }
 
 impl Op for LayerNorm {

@@ -7,7 +7,6 @@ use anyhow::{Result, ensure};
 use gemm::Parallelism;
 
 use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, activation::gelu_tanh, portable};
-use crate::graph::{Graph, TensorId};
 use crate::tensor::{DType, Spec};
 
 /// A matrix product with a weight, optional bias and optional GELU.
@@ -15,29 +14,6 @@ use crate::tensor::{DType, Spec};
 pub struct Linear {
     /// Apply the tanh form of GELU to the result.
     pub gelu: bool,
-}
-
-impl Graph {
-    /// The module `name` with `name.weight` [n, k] and, if `bias`, `name.bias` [n].
-    pub fn linear(&mut self, name: &str, x: TensorId, n: usize, bias: bool) -> TensorId {
-        let operands = self.linear_operands(name, x, n, bias);
-        self.op(name, Linear { gelu: false }, &operands)
-    }
-
-    /// Like [`Graph::linear`], written to `out`.
-    pub fn linear_into(&mut self, name: &str, x: TensorId, bias: bool, out: TensorId) {
-        let operands = self.linear_operands(name, x, self.cols_of(out), bias);
-        self.op_into(name, Linear { gelu: false }, &operands, &[out]);
-    }
-
-    fn linear_operands(&mut self, name: &str, x: TensorId, n: usize, bias: bool) -> Vec<TensorId> {
-        let (dtype, k) = (self.tensor(x).spec.dtype, self.cols_of(x));
-        let mut operands = vec![x, self.weight(&format!("{name}.weight"), dtype, [n, k])];
-        if bias {
-            operands.push(self.weight(&format!("{name}.bias"), dtype, [n]));
-        }
-        operands
-    }
 }
 
 impl Op for Linear {

@@ -6,7 +6,6 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, round, row_kernel};
-use crate::graph::{Graph, TensorId};
 use crate::tensor::{DType, Spec};
 
 const EPS: f32 = 1e-6;
@@ -14,14 +13,6 @@ const EPS: f32 = 1e-6;
 /// Root mean square normalisation.
 #[derive(Clone, Copy, Debug)]
 pub struct RmsNorm;
-
-impl Graph {
-    /// The RMS norm `name` with `name.weight`.
-    pub fn rms_norm(&mut self, name: &str, x: TensorId) -> TensorId {
-        let w = self.weight(&format!("{name}.weight"), self.tensor(x).spec.dtype, [self.cols_of(x)]);
-        self.op(name, RmsNorm, &[x, w])
-    }
-}
 
 impl Op for RmsNorm {
     fn kind(&self) -> &'static str {

@@ -1,0 +1,63 @@
+//! Modules of a checkpoint: an op with its weights, found under the module's name.
+
+use super::{Graph, TensorId};
+use crate::ops::{BranchRows, Conv2d, GroupNorm, LayerNorm, Linear, RmsNorm};
+use crate::tensor::DType;
+
+impl Graph {
+    /// The module `name` with `name.weight` [n, k] and, if `bias`, `name.bias` [n].
+    pub fn linear(&mut self, name: &str, x: TensorId, n: usize, bias: bool) -> TensorId {
+        let operands = self.linear_operands(name, x, n, bias);
+        self.op(name, Linear { gelu: false }, &operands)
+    }
+
+    /// Like [`Graph::linear`], written to `out`.
+    pub fn linear_into(&mut self, name: &str, x: TensorId, bias: bool, out: TensorId) {
+        let operands = self.linear_operands(name, x, self.cols_of(out), bias);
+        self.op_into(name, Linear { gelu: false }, &operands, &[out]);
+    }
+
+    fn linear_operands(&mut self, name: &str, x: TensorId, n: usize, bias: bool) -> Vec<TensorId> {
+        let (dtype, k) = (self.tensor(x).spec.dtype, self.cols_of(x));
+        let mut operands = vec![x, self.weight(&format!("{name}.weight"), dtype, [n, k])];
+        if bias {
+            operands.push(self.weight(&format!("{name}.bias"), dtype, [n]));
+        }
+        operands
+    }
+
+    /// The 3×3 convolution `name` with `name.weight` [channels, C, 3, 3] and `name.bias` [channels].
+    pub fn conv3x3(&mut self, name: &str, x: TensorId, channels: usize, how: Conv2d) -> TensorId {
+        let (dtype, c) = (self.tensor(x).spec.dtype, self.cols_of(x));
+        let w = self.weight(&format!("{name}.weight"), dtype, [channels, c, 3, 3]);
+        let b = self.weight(&format!("{name}.bias"), dtype, [channels]);
+        self.op(name, how, &[x, w, b])
+    }
+
+    /// The group norm `name` with `name.weight` and `name.bias`.
+    pub fn group_norm(&mut self, name: &str, x: TensorId, swish: bool) -> TensorId {
+        let c = self.cols_of(x);
+        let w = self.weight(&format!("{name}.weight"), DType::F32, [c]);
+        let b = self.weight(&format!("{name}.bias"), DType::F32, [c]);
+        self.op(name, GroupNorm { swish }, &[x, w, b])
+    }
+
+    /// The affine layer norm `name` with `name.weight` and `name.bias`.
+    pub fn layer_norm(&mut self, name: &str, x: TensorId) -> TensorId {
+        let (dtype, d) = (self.tensor(x).spec.dtype, self.cols_of(x));
+        let w = self.weight(&format!("{name}.weight"), dtype, [d]);
+        let b = self.weight(&format!("{name}.bias"), dtype, [d]);
+        self.op(name, LayerNorm { modulation: None }, &[x, w, b])
+    }
+
+    /// A layer norm without weights, then `(1 + scale)·n + shift`.
+    pub fn modulated_norm(&mut self, name: &str, x: TensorId, rows: &BranchRows, shift: TensorId, scale: TensorId) -> TensorId {
+        self.op(name, LayerNorm { modulation: Some(rows.clone()) }, &[x, scale, shift])
+    }
+
+    /// The RMS norm `name` with `name.weight`.
+    pub fn rms_norm(&mut self, name: &str, x: TensorId) -> TensorId {
+        let w = self.weight(&format!("{name}.weight"), self.tensor(x).spec.dtype, [self.cols_of(x)]);
+        self.op(name, RmsNorm, &[x, w])
+    }
+}
