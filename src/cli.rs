@@ -12,7 +12,7 @@ use crate::image::Filter;
 use crate::model::Version;
 use crate::model::edit::Savings;
 use crate::ops::H100_GRID_THREADS;
-use crate::pipeline::{EditJob, Rng, usage};
+use crate::pipeline::{EditJob, ResourceError, Rng, usage};
 use crate::plan::Precision;
 use crate::sampling::random_seed;
 
@@ -291,23 +291,11 @@ impl SynthArgs {
     }
 }
 
-/// A device that was asked for and cannot be had.
-#[derive(Debug)]
-pub struct DeviceError(pub String);
-
-impl std::fmt::Display for DeviceError {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for DeviceError {}
-
 impl EditArgs {
     /// The validated job.
     ///
     /// # Errors
-    /// [`DeviceError`], or a usage error that names flag, value and range.
+    /// [`ResourceError`], or a usage error that names flag, value and range.
     pub fn job(&self) -> Result<EditJob> {
         check_device(&self.device)?;
         let usage_unless = |ok: bool, text: String| if ok { Ok(()) } else { Err(usage(anyhow::anyhow!(text))) };
@@ -356,7 +344,7 @@ fn check_device(device: &str) -> Result<()> {
         ("auto" | "cpu", None) => Ok(()),
         ("cuda", n) if n.is_none_or(|n| n.parse::<u32>().is_ok()) => {
             let text = format!("--device {device}: this version runs on the CPU only; leave --device out or say cpu");
-            Err(DeviceError(text).into())
+            Err(ResourceError(text).into())
         }
         _ => Err(usage(anyhow::anyhow!("--device {device}: devices are auto, cpu and cuda[:N]"))),
     }
@@ -450,7 +438,7 @@ mod tests {
         ] {
             assert!(edit(flags).is_err(), "{flags:?}");
         }
-        assert!(edit(&["--device", "cuda:1"]).unwrap_err().downcast_ref::<DeviceError>().is_some());
+        assert!(edit(&["--device", "cuda:1"]).unwrap_err().downcast_ref::<ResourceError>().is_some());
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use step1x_edit::cli::{Cli, Command, DeviceError, EditArgs, SynthArgs, normalise};
-use step1x_edit::pipeline::{Interrupted, UsageError, run_edit};
+use step1x_edit::cli::{Cli, Command, EditArgs, SynthArgs, normalise};
+use step1x_edit::pipeline::{Interrupted, ResourceError, UsageError, run_edit};
 use step1x_edit::progress::{Display, byte_bar};
 use step1x_edit::weights::ModelError;
 use step1x_edit::{inspect, synth};
@@ -64,7 +64,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         2
     } else if error.downcast_ref::<ModelError>().is_some() {
         3
-    } else if error.downcast_ref::<DeviceError>().is_some() {
+    } else if error.downcast_ref::<ResourceError>().is_some() {
         4
     } else {
         1

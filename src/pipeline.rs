@@ -14,7 +14,7 @@ use crate::inputs::{PictureInputs, PromptInputs};
 use crate::model::edit::{self, EditSpec, EditTensors, NoiseSource, Savings};
 use crate::model::{AXES, Config, LM_HEAD};
 use crate::ops::{Buffer, Values};
-use crate::plan::{Plan, Precision, Target};
+use crate::plan::{Plan, Precision, Target, format_bytes};
 use crate::prompt::{self, Patches, PromptSettings, PromptTokens, Tokenizer};
 use crate::sampling;
 use crate::tensor::{Component, DType};
@@ -24,11 +24,21 @@ use crate::weights::{Expected, ModelError, ModelFolder, check};
 #[derive(Debug)]
 pub struct UsageError(pub String);
 
+/// A device or memory that was asked for and cannot be had.
+#[derive(Debug)]
+pub struct ResourceError(pub String);
+
 /// The user stopped the run.
 #[derive(Debug)]
 pub struct Interrupted;
 
 impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::fmt::Display for ResourceError {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         f.write_str(&self.0)
     }
@@ -41,6 +51,7 @@ impl std::fmt::Display for Interrupted {
 }
 
 impl std::error::Error for UsageError {}
+impl std::error::Error for ResourceError {}
 impl std::error::Error for Interrupted {}
 
 /// A fault of how something was asked for.
@@ -271,6 +282,7 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
     let program = Program::new(&model.config, &model.settings, &request, job.precision, Target::Cpu)?;
     let mut seconds = BTreeMap::from([("load", start.elapsed().as_secs_f64())]);
 
+    check_memory(&program.plan)?;
     let mut exec = Reference::new(&program.plan, &model.folder)?;
     write_inputs(&mut exec, &program, job, &model.config, working.as_ref(), &patches)?;
     let pixels = run_stages(&mut exec, &program, progress, &mut seconds)?;
@@ -285,6 +297,19 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
     output.commit(&image::encode(&edited, format, &parameters.to_string())?)?;
     seconds.insert("total", start.elapsed().as_secs_f64());
     Ok(Report { json: report(job, parameters, &program.plan, &seconds, original.as_ref()) })
+}
+
+/// Refuses a plan whose arena is larger than the memory that the system could give.
+fn check_memory(plan: &Plan) -> Result<()> {
+    let available = proc_kib("/proc/meminfo", "MemAvailable:");
+    if let Some(available) = available.filter(|&a| a < plan.arena_bytes as u64) {
+        let (needed, available) = (format_bytes(plan.arena_bytes), format_bytes(available as usize));
+        let text = format!(
+            "the edit needs {needed} of memory for activations, {available} are available; a smaller --size-level needs less"
+        );
+        return Err(ResourceError(text).into());
+    }
+    Ok(())
 }
 
 /// Ids of prompt and negative prompt; a tail that does not fit is reported.
@@ -422,9 +447,14 @@ fn report(job: &EditJob, mut json: Value, plan: &Plan, seconds: &BTreeMap<&str, 
     json
 }
 
-/// The process's largest resident size so far, from the kernel's books; none where there are none.
+/// The process's largest resident size so far; none where the kernel keeps no such books.
 fn peak_resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    proc_kib("/proc/self/status", "VmHWM:")
+}
+
+/// A line of one of the kernel's tables of sizes, in bytes.
+fn proc_kib(table: &str, name: &str) -> Option<u64> {
+    let table = std::fs::read_to_string(table).ok()?;
+    let line = table.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }

@@ -194,3 +194,18 @@ fn recorded_run() {
     let ours: Vec<f64> = schedule(theirs.len() - 1, height / 2 * width / 2).into_iter().map(f64::from).collect();
     assert_eq!(ours, theirs);
 }
+
+/// Whole draws, as PyTorch 2.11 made them on x86-64 (its AVX2 and AVX-512 builds agree): SHA-256 of the little-endian bytes.
+#[test]
+fn whole_cpu_draws() {
+    use sha2::{Digest, Sha256};
+    for (seed, n, expected) in [
+        (42, 16 * 78 * 52, "51565347e79d4750bea7e04e178b4b20ccec305d4aa1cd67a71ef8f4f79107b6"),
+        (7, 16 * 104 * 70, "6852202a83b386c3da28193b1416aafb6de5b722005e6c2bbe3443a3abc2aae0"),
+        ((1 << 33) + 5, 16 * 9 * 11, "a2b8d6b47829b8cebb875348920151986b07f608a55a5a19700618719d097d5f"),
+    ] {
+        let bytes: Vec<u8> = step1x_edit::sampling::torch_cpu_normal(seed, n).iter().flat_map(|v| v.to_le_bytes()).collect();
+        let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(digest, expected, "seed {seed}, {n} values");
+    }
+}

@@ -133,6 +133,16 @@ impl Config {
             None => Version::V1_1,
         };
         let (vision, text) = (VisionConfig::parse(qwen)?, TextConfig::parse(qwen)?);
+        let layers = count(shape_of, Component::Qwen, |i| format!("model.layers.{i}.input_layernorm.weight"));
+        let blocks = count(shape_of, Component::Qwen, |i| format!("visual.blocks.{i}.norm1.weight"));
+        let found = (layers, blocks);
+        ensure!(
+            found == (text.layers, vision.depth),
+            "config.json says {} text layers and {} vision blocks, the files hold {layers} and {blocks}; \
+            take both from one release",
+            text.layers,
+            vision.depth
+        );
         let dit = DitConfig::infer(shape_of, axes)?;
         let vae = VaeConfig::infer(shape_of)?;
         ensure!(vision.out == text.hidden, "the vision tower gives rows of {}, the text model takes {}", vision.out, text.hidden);
@@ -147,11 +157,16 @@ impl Config {
     }
 }
 
+/// No dimension of these networks comes near this; products of three stay within 64 bits.
+const LARGEST: usize = 1 << 20;
+
 /// Extent `axis` of a tensor that a dimension is read from.
 fn extent(shape_of: &ShapeOf, component: Component, name: &str, axis: usize) -> Result<usize> {
     let shape = shape_of(component, name)
         .with_context(|| format!("the {component} file lacks the tensor {name}; is it the right file?"))?;
-    shape.0.get(axis).copied().with_context(|| format!("{name} has the shape {shape}, too few dimensions"))
+    let extent = shape.0.get(axis).copied().with_context(|| format!("{name} has the shape {shape}, too few dimensions"))?;
+    ensure!((1..=LARGEST).contains(&extent), "{name} has the shape {shape}; dimension {axis} is not within 1 to {LARGEST}");
+    Ok(extent)
 }
 
 /// Number of consecutive i from 0 for which the tensor exists.
@@ -207,7 +222,7 @@ fn number(json: &Value, field: &str) -> Result<usize> {
     let n = value
         .as_u64()
         .filter(|&n| n > 0 && n < 1 << 32)
-        .with_context(|| format!("config.json: {field} is {value}, not a positive number"))?;
+        .with_context(|| format!("config.json: {field} is {value}, not a number from 1 to {LARGEST}"))?;
     Ok(n as usize)
 }
 
@@ -278,5 +293,57 @@ impl TextConfig {
             HEAD_WIDTH / 2
         );
         Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What `Config::infer` finds in a checkpoint of the config itself.
+    fn round_trip(config: &Config, json: &Value) -> Result<Config> {
+        let manifest = config.manifest();
+        let shape_of =
+            |component, name: &str| manifest.iter().find(|(c, n, _)| *c == component && n == name).map(|(_, _, s)| s.clone());
+        Config::infer(&shape_of, json, config.dit.axes)
+    }
+
+    #[test]
+    fn dimensions_are_read_back() {
+        for config in [Config::tiny(Version::V1_0), Config::tiny(Version::V1_1), Config::full(Version::V1_1)] {
+            assert_eq!(round_trip(&config, &config.qwen_json(|_| Some(1))).unwrap(), config);
+        }
+        let config = Config::tiny(Version::V1_1);
+        let mut newer = config.qwen_json(|_| None);
+        newer["text_config"] = newer.clone(); // newer releases nest the text model's fields
+        newer.as_object_mut().unwrap().retain(|key, _| ["text_config", "vision_config"].contains(&key.as_str()));
+        assert_eq!(round_trip(&config, &newer).unwrap(), config);
+    }
+
+    #[test]
+    fn layers_that_the_files_lack_are_named() {
+        let config = Config::tiny(Version::V1_1);
+        let mut json = config.qwen_json(|_| None);
+        json["num_hidden_layers"] = 900_000.into();
+        let text = round_trip(&config, &json).unwrap_err().to_string();
+        assert!(text.contains("900000 text layers") && text.contains("hold 3"), "{text}");
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_config_json_never_panics(at in 0usize..1200, byte in any::<u8>(), digits in 0usize..12) {
+            let config = Config::tiny(Version::V1_1);
+            let mut text = config.qwen_json(|_| Some(7)).to_string().into_bytes();
+            let at = at % text.len();
+            match text[at].is_ascii_digit() {
+                true => drop(text.splice(at..at + 1, vec![b'0' + byte % 10; digits])),
+                false => text[at] = byte,
+            }
+            if let Ok(json) = serde_json::from_slice(&text) {
+                let _ = round_trip(&config, &json);
+            }
+        }
     }
 }

@@ -1,7 +1,5 @@
 //! Networks known without a checkpoint: the released size, and the tiny size of the golden files.
 
-use std::ops::Range;
-
 use serde_json::{Value, json};
 
 use super::config::{Config, DitConfig, TextConfig, VaeConfig, Version, VisionConfig};
@@ -111,8 +109,8 @@ impl Config {
             latent: (2, 2),
             reference: true,
             patches: 4,
-            windows: vec![Range { start: 0, end: 4 }],
-            text: TextRows { prefix: 2, tails: vec![1, 1], pictures: vec![Range { start: 0, end: 1 }], hidden_keys: false },
+            windows: vec![0..4],
+            text: TextRows { prefix: 2, tails: vec![1, 1], pictures: vec![0..1], hidden_keys: false },
             prompt: PromptRows::new(&[2, 2], 3, true),
             steps: 1,
             cfg_scale: 6.0,

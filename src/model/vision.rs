@@ -39,7 +39,7 @@ pub fn record(g: &mut Graph, config: &VisionConfig, patches: usize, windows: &[R
         let embedded = g.op("patch_embed", crate::ops::Linear { gelu: false }, &[pixel_values, kernel]);
         let x = g.op("windows", Gather, &[embedded, window_rows]);
         for i in 0..config.depth {
-            let full = [Range { start: 0, end: patches }];
+            let full = [0..patches];
             let segments = if config.full.contains(&i) { &full[..] } else { windows };
             g.scoped(format_args!("blocks.{i}"), |g| block(g, config, x, rope, segments));
         }

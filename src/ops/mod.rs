@@ -162,7 +162,7 @@ impl Layout {
 
     /// Largest power of two, at most 16, that divides the byte address of every row.
     pub fn alignment(&self) -> usize {
-        let bits = (self.offset | self.row_stride) * self.spec.dtype.bytes() | 16;
+        let bits = ((self.offset | self.row_stride) * self.spec.dtype.bytes()) | 16;
         1 << bits.trailing_zeros()
     }
 }

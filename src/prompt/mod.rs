@@ -42,6 +42,9 @@ const PICTURE: &str = "<|vision_start|><|image_pad|><|vision_end|>";
 /// What follows the prompt.
 const SUFFIX: &str = "<|im_end|>\n<|im_start|>assistant\n";
 
+/// Bound of `max_text`, far above what any released model was trained with.
+const LONGEST_TEXT: usize = 1 << 14;
+
 /// What no tensor tells about the encoder's input. The defaults are those of Step1X-Edit v1.0 and v1.1; an
 /// optional `step1x.json` beside a model's files may set any of them.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -76,7 +79,11 @@ impl PromptSettings {
             self.cut,
             tokenizer.cut()
         );
-        ensure!(self.max_text > 0, "`max_text` is 0, so no token would be kept; the models use 640");
+        ensure!(
+            (1..=LONGEST_TEXT).contains(&self.max_text),
+            "`max_text` is {}; wanted 1 to {LONGEST_TEXT}, and the models use 640",
+            self.max_text
+        );
         ensure!(
             self.min_pixels <= self.max_pixels && self.max_pixels <= FIRST_MAX_PIXELS,
             "`min_pixels` is {} and `max_pixels` is {}; wanted min_pixels <= max_pixels <= {FIRST_MAX_PIXELS}",
