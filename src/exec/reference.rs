@@ -176,7 +176,9 @@ fn dense<'a, T: Copy>(storage: &'a [T], tensor: &Tensor) -> Cow<'a, [T]> {
     if tensor.is_dense() {
         return Cow::Borrowed(&storage[tensor.offset..][..rows * cols]);
     }
-    Cow::Owned((0..rows).flat_map(|row| &storage[tensor.offset + row * tensor.row_stride..][..cols]).copied().collect())
+    let mut values = Vec::with_capacity(rows * cols);
+    (0..rows).for_each(|row| values.extend_from_slice(&storage[tensor.offset + row * tensor.row_stride..][..cols]));
+    Cow::Owned(values)
 }
 
 /// Writes dense values to the view's elements.

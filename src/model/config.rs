@@ -232,7 +232,11 @@ fn numbers(json: &Value, field: &str) -> Result<Vec<usize>> {
 }
 
 impl VisionConfig {
-    fn parse(json: &Value) -> Result<VisionConfig> {
+    /// Reads Qwen's `config.json`.
+    ///
+    /// # Errors
+    /// A field that is missing, or no number of its kind.
+    pub fn parse(json: &Value) -> Result<VisionConfig> {
         let v = json.get("vision_config").context("config.json lacks vision_config; it must be that of Qwen2.5-VL")?;
         for (field, expected) in [("patch_size", 14), ("temporal_patch_size", 2), ("spatial_merge_size", 2)] {
             let found = number(v, field)?;
@@ -259,8 +263,11 @@ impl VisionConfig {
 }
 
 impl TextConfig {
-    /// Newer releases keep the fields in `text_config`.
-    fn parse(json: &Value) -> Result<TextConfig> {
+    /// Reads Qwen's `config.json`; newer releases keep the fields in `text_config`.
+    ///
+    /// # Errors
+    /// A field that is missing, or no number of its kind.
+    pub fn parse(json: &Value) -> Result<TextConfig> {
         let t = json.get("text_config").filter(|t| t.get("hidden_size").is_some()).unwrap_or(json);
         let rope = t.get("rope_scaling").or_else(|| t.get("rope_parameters")).context("config.json lacks rope_scaling")?;
         let sections = numbers(rope, "mrope_section")?;

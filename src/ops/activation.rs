@@ -20,10 +20,10 @@ pub(super) fn silu(x: f32) -> f32 {
     x / (1.0 + (-x).exp())
 }
 
-/// `x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
+/// `x/2 · (1 + tanh(u))`, u = √(2/π)·(x + 0.044715·x³), as `x·σ(2u)`, which is the same function.
 pub(super) fn gelu_tanh(x: f32) -> f32 {
     const SQRT_2_OVER_PI: f32 = 0.797_884_6;
-    0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)).tanh())
+    x / (1.0 + (-2.0 * SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)).exp())
 }
 
 /// `x/2 · (1 + erf(x/√2))`.

@@ -153,7 +153,9 @@ impl Attention {
         let (queries, keys) = segment.lengths();
         let key_rows = || segment.k.iter().flat_map(|r| r.clone());
         let gather = |operand: &Operand, rows: &mut dyn Iterator<Item = usize>, head: usize| -> Vec<f32> {
-            rows.flat_map(|row| &operand.f32()[row * operand.cols() + head * width..][..width]).copied().collect()
+            let mut values = Vec::with_capacity(keys.max(queries) * width);
+            rows.for_each(|row| values.extend_from_slice(&operand.f32()[row * operand.cols() + head * width..][..width]));
+            values
         };
         let q = gather(&inputs[0], &mut rows.iter().copied(), head);
         let k = gather(&inputs[1], &mut key_rows(), kv_head);

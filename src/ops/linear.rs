@@ -5,6 +5,7 @@
 
 use anyhow::{Result, ensure};
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, activation::gelu_tanh, portable};
 use crate::tensor::{DType, Spec};
@@ -62,12 +63,15 @@ impl Op for Linear {
         let (m, k, n) = (inputs[0].rows(), inputs[0].cols(), outputs[0].cols());
         let y = outputs[0].f32();
         matmul(inputs[0].f32(), inputs[1].f32(), true, y, m, k, n, Parallelism::Rayon(0));
-        if let Some(bias) = inputs.get(2) {
-            y.chunks_exact_mut(n).for_each(|row| row.iter_mut().zip(bias.f32()).for_each(|(y, b)| *y += b));
-        }
-        if self.gelu {
-            y.iter_mut().for_each(|y| *y = gelu_tanh(*y));
-        }
+        let bias = inputs.get(2).map(Operand::f32);
+        y.par_chunks_mut(n).for_each(|row| {
+            if let Some(bias) = bias {
+                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+            if self.gelu {
+                row.iter_mut().for_each(|y| *y = gelu_tanh(*y));
+            }
+        });
     }
 }
 

@@ -1,7 +1,5 @@
 //! Times and starting noise against PyTorch's.
 
-use std::path::PathBuf;
-
 use half::bf16;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -9,17 +7,7 @@ use serde::de::DeserializeOwned;
 use step1x_edit::ops::{H100_GRID_THREADS, philox_normal};
 use step1x_edit::sampling::{schedule, torch_cpu_normal};
 
-fn golden(name: &str) -> PathBuf {
-    let folder = std::env::var_os("STEP1X_GOLDEN").map(PathBuf::from);
-    let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    folder.unwrap_or_else(default).join(name)
-}
-
-/// The bytes of a golden file.
-fn read(name: &str) -> Vec<u8> {
-    let path = golden(name);
-    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
+use crate::common::{golden_path, read};
 
 fn json<T: DeserializeOwned>(name: &str) -> T {
     serde_json::from_slice(&read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
@@ -167,8 +155,8 @@ fn cuda_noise() {
 #[test]
 fn recorded_run() {
     const NAME: &str = "full_512.safetensors";
-    if !golden(NAME).exists() {
-        eprintln!("SKIPPED: recorded noise and times; {} is not there", golden(NAME).display());
+    if !golden_path(NAME).exists() {
+        eprintln!("SKIPPED: recorded noise and times; {} is not there", golden_path(NAME).display());
         return;
     }
     let bytes = read(NAME);
@@ -204,7 +192,7 @@ fn whole_cpu_draws() {
         (7, 16 * 104 * 70, "6852202a83b386c3da28193b1416aafb6de5b722005e6c2bbe3443a3abc2aae0"),
         ((1 << 33) + 5, 16 * 9 * 11, "a2b8d6b47829b8cebb875348920151986b07f608a55a5a19700618719d097d5f"),
     ] {
-        let bytes: Vec<u8> = step1x_edit::sampling::torch_cpu_normal(seed, n).iter().flat_map(|v| v.to_le_bytes()).collect();
+        let bytes: Vec<u8> = torch_cpu_normal(seed, n).iter().flat_map(|v| v.to_le_bytes()).collect();
         let digest: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(digest, expected, "seed {seed}, {n} values");
     }

@@ -1,84 +1,11 @@
 //! Tokens, positions, patch rows and window order against the official code's, bit for bit.
 
-use std::path::PathBuf;
-
-use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
-use serde_json::Value;
 use step1x_edit::image::{Filter, Rgb, resize};
 use step1x_edit::prompt::{PATCH_VALUES, PromptSettings, PromptTokens, Tokenizer, fit, patches, resized, window_order};
 use step1x_edit::weights::tokenizer::{TINY_ADDED, full_tokenizer_json};
 
-fn golden(name: &str) -> PathBuf {
-    let folder = std::env::var_os("STEP1X_GOLDEN").map(PathBuf::from);
-    let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    folder.unwrap_or_else(default).join(name)
-}
-
-/// The bytes of a golden file.
-fn read(name: &str) -> Vec<u8> {
-    let path = golden(name);
-    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-/// A file of named tensors, read by element type.
-struct Golden<'a>(SafeTensors<'a>);
-
-impl<'a> Golden<'a> {
-    fn open(bytes: &'a [u8]) -> Self {
-        Golden(SafeTensors::deserialize(bytes).expect("a golden file is a safetensors file"))
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.0.tensor(name).is_ok()
-    }
-
-    fn bytes(&self, name: &str, dtype: Dtype) -> Vec<u8> {
-        let tensor = self.0.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_eq!(tensor.dtype(), dtype, "{name}");
-        tensor.data().to_vec()
-    }
-
-    /// An int64 or int32 tensor of values that are not negative.
-    fn indices(&self, name: &str) -> Vec<usize> {
-        let tensor = self.0.tensor(name).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let wide = |word: &[u8]| i64::from_le_bytes(word.try_into().unwrap());
-        let narrow = |word: &[u8]| i32::from_le_bytes(word.try_into().unwrap()).into();
-        let values: Vec<i64> = match tensor.dtype() {
-            Dtype::I64 => tensor.data().chunks_exact(8).map(wide).collect(),
-            Dtype::I32 => tensor.data().chunks_exact(4).map(narrow).collect(),
-            other => panic!("{name} is {other:?}, wanted integers"),
-        };
-        values.into_iter().map(|value| usize::try_from(value).expect("not negative")).collect()
-    }
-
-    /// The bits of a float32 tensor.
-    fn bits(&self, name: &str) -> Vec<u32> {
-        let bytes = self.bytes(name, Dtype::F32);
-        bytes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect()
-    }
-
-    /// A u8 picture `[height, width, 3]`.
-    fn picture(&self, name: &str) -> Rgb {
-        let data = self.bytes(name, Dtype::U8);
-        let shape = self.0.tensor(name).unwrap().shape().to_vec();
-        assert_eq!(shape[2], 3, "{name}");
-        Rgb { height: shape[0], width: shape[1], data }
-    }
-
-    /// `[1, h, w]` as (h, w), in patches.
-    fn grid(&self, name: &str) -> (usize, usize) {
-        let grid = self.indices(name);
-        assert_eq!((grid.len(), grid[0]), (3, 1), "{name}: one still picture");
-        (grid[1], grid[2])
-    }
-}
-
-fn metadata(bytes: &[u8], key: &str) -> String {
-    let (_, metadata) = SafeTensors::read_metadata(bytes).expect("a safetensors header");
-    let metadata = metadata.metadata().as_ref().expect("the header has metadata");
-    metadata.get(key).unwrap_or_else(|| panic!("the header has no `{key}`")).clone()
-}
+use crate::common::{Golden, golden_path, json, number, read};
 
 fn to_bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
@@ -163,9 +90,8 @@ impl Case {
 
 #[test]
 fn pictures_of_the_processor() {
-    let bytes = read("processor.safetensors");
-    let golden = Golden::open(&bytes);
-    let cases: Vec<Case> = serde_json::from_str(&metadata(&bytes, "cases")).unwrap();
+    let golden = Golden::open("processor.safetensors");
+    let cases: Vec<Case> = serde_json::from_value(golden.metadata_json("cases")).unwrap();
     assert!(!cases.is_empty());
     for (i, case) in cases.iter().enumerate() {
         let (min_pixels, max_pixels) = (case.min_pixels, case.max_pixels);
@@ -212,13 +138,11 @@ fn assert_positions(golden: &Golden, image: &str, image_id: usize, merged: (usiz
 
 #[test]
 fn inputs_of_the_tiny_encoder() {
-    let bytes = read("qwen.safetensors");
-    let golden = Golden::open(&bytes);
-    let config: Value = serde_json::from_slice(&read("config_tiny.json")).unwrap();
-    let number = |value: &Value| value.as_u64().expect("a number in config_tiny.json") as usize;
+    let golden = Golden::open("qwen.safetensors");
+    let config = json("config_tiny.json");
     let vision = &config["vision_config"];
-    let window = number(&vision["window_size"]) / number(&vision["patch_size"]) / number(&vision["spatial_merge_size"]);
-    let image_id = number(&config["image_token_id"]);
+    let window = number(vision, "window_size") / number(vision, "patch_size") / number(vision, "spatial_merge_size");
+    let image_id = number(&config, "image_token_id");
     // The pictures have their size already, so bounds that allow any size leave them as they are.
     let (min_pixels, max_pixels) = (1, usize::MAX);
     let settings = PromptSettings { min_pixels, max_pixels, ..PromptSettings::default() };
@@ -242,7 +166,7 @@ fn inputs_of_the_tiny_encoder() {
 
 #[test]
 fn tiny_tokens_have_the_ids_of_the_tiny_config() {
-    let config: Value = serde_json::from_slice(&read("config_tiny.json")).unwrap();
+    let config = json("config_tiny.json");
     let named = [
         ("<|image_pad|>", "image_token_id"),
         ("<|vision_start|>", "vision_start_token_id"),
@@ -259,19 +183,18 @@ fn tiny_tokens_have_the_ids_of_the_tiny_config() {
 /// The real model's inputs, where the folder holds the full-size files.
 #[test]
 fn inputs_of_the_full_encoder() {
-    if !golden("full_512_inputs.safetensors").exists() {
+    if !golden_path("full_512_inputs.safetensors").exists() {
         println!("skipped: this golden folder has no full_512_inputs.safetensors");
         return;
     }
-    let bytes = read("full_512_inputs.safetensors");
-    let golden = Golden::open(&bytes);
+    let golden = Golden::open("full_512_inputs.safetensors");
     let settings = PromptSettings::default();
     let got = patches(&golden.picture("rgb"), &settings).unwrap();
     assert_eq!(got.grid, golden.grid("grid"));
     let expected = golden.bits("pixel_values");
     assert_same(&to_bits(&got.pixel_values), &expected, "pixel_values");
     let tokenizer = tokenizer();
-    for (which, prompt) in [("cond", metadata(&bytes, "prompt")), ("uncond", String::new())] {
+    for (which, prompt) in [("cond", golden.metadata("prompt").to_string()), ("uncond", String::new())] {
         let tokens = tokenizer.encode_prompt(&prompt, got.image_tokens()).unwrap();
         let ids: Vec<usize> = tokens.ids.iter().map(|id| *id as usize).collect();
         assert_same(&ids, &golden.indices(&format!("{which}.input_ids")), which);
