@@ -13,7 +13,7 @@ use crate::image::{self, Filter, Format, Output, Rgb};
 use crate::inputs::{PictureInputs, PromptInputs};
 use crate::model::edit::{self, EditSpec, EditTensors, NoiseSource, Savings};
 use crate::model::{AXES, Config, LM_HEAD};
-use crate::ops::{Buffer, Values};
+use crate::ops::Buffer;
 use crate::plan::{Plan, Precision, Target, format_bytes};
 use crate::prompt::{self, Patches, PromptSettings, PromptTokens, Tokenizer};
 use crate::sampling;
@@ -238,6 +238,52 @@ impl Program {
     }
 }
 
+/// What the host brings to a program.
+pub struct HostInputs<'a> {
+    /// The picture at the working size; none in text-to-image.
+    pub working: Option<&'a Rgb>,
+    /// The picture as the encoder sees it.
+    pub patches: &'a Patches,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// Times above it use the norm-limited rule.
+    pub guidance_limit: f64,
+}
+
+impl Program {
+    /// The values of every input.
+    pub fn inputs(&self, config: &Config, host: &HostInputs) -> Vec<(TensorId, Buffer)> {
+        let (t, rows) = (&self.tensors, self.spec.step_rows());
+        let schedule = sampling::schedule(self.spec.steps, rows.tokens());
+        let times = schedule[..self.spec.steps].iter().flat_map(|&time| [time, time]).collect();
+        let mut inputs = vec![
+            (t.vision.pixel_values, Buffer::F32(host.patches.pixel_values.clone())),
+            (t.vision.window_rows, Buffer::I32(self.picture.window_rows.clone())),
+            (t.vision.rope, Buffer::F32(self.picture.rope.clone())),
+            (t.text.index, Buffer::I32(self.prompts.index.clone())),
+            (t.text.rope, Buffer::F32(self.prompts.rope.clone())),
+            (t.embedding_rows, Buffer::I32(self.prompts.embedding_rows.clone())),
+            (t.times, Buffer::F32(times)),
+            (t.schedule, Buffer::F32(sampling::step_table(&schedule, host.guidance_limit))),
+            (t.rope, Buffer::F32(rows.rope_table(config))),
+            (t.counter, Buffer::I32(vec![0])),
+            (t.fault, Buffer::I32(vec![0])),
+        ];
+        inputs.extend(t.rgb.zip(host.working).map(|(id, picture)| (id, Buffer::U8(picture.data.clone()))));
+        inputs.extend(t.text.key_bias.map(|id| (id, Buffer::F32(self.prompts.key_bias.clone()))));
+        inputs.extend(t.key_bias.map(|id| (id, Buffer::F32(rows.key_bias()))));
+        // The CPU generator's first draw is the noise, its second the posterior's.
+        let (n, (h, w)) = (64 * rows.tokens(), self.spec.latent);
+        for (draw, id) in [t.host_noise, t.host_posterior_noise].into_iter().enumerate() {
+            inputs.extend(id.map(|id| {
+                let noise = sampling::torch_cpu_normal(host.seed, (draw + 1) * n);
+                (id, Buffer::F32(sampling::pack_noise(&noise[draw * n..], h, w, DType::BF16)))
+            }));
+        }
+        inputs
+    }
+}
+
 /// What an edit did.
 pub struct Report {
     /// Parameters, sizes, seconds by stage and peak bytes, as one JSON object.
@@ -284,7 +330,10 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
 
     check_memory(&program.plan)?;
     let mut exec = Reference::new(&program.plan, &model.folder)?;
-    write_inputs(&mut exec, &program, job, &model.config, working.as_ref(), &patches)?;
+    let host = HostInputs { working: working.as_ref(), patches: &patches, seed: job.seed, guidance_limit: job.guidance_limit };
+    for (id, values) in program.inputs(&model.config, &host) {
+        exec.write(id, values.values())?;
+    }
     let pixels = run_stages(&mut exec, &program, progress, &mut seconds)?;
 
     let edited = Rgb { width: size.0, height: size.1, data: pixels };
@@ -327,50 +376,6 @@ fn tokenize(model: &Model, job: &EditJob, image_tokens: usize, progress: &mut dy
         both.push(tokens);
     }
     Ok(both)
-}
-
-fn write_inputs(
-    exec: &mut Reference,
-    program: &Program,
-    job: &EditJob,
-    config: &Config,
-    working: Option<&Rgb>,
-    patches: &Patches,
-) -> Result<()> {
-    let (t, spec) = (&program.tensors, &program.spec);
-    let (picture, prompts, rows) = (&program.picture, &program.prompts, spec.step_rows());
-    if let (Some(id), Some(working)) = (t.rgb, working) {
-        exec.write(id, Values::U8(&working.data))?;
-    }
-    exec.write(t.vision.pixel_values, Values::F32(&patches.pixel_values))?;
-    exec.write(t.vision.window_rows, Values::I32(&picture.window_rows))?;
-    exec.write(t.vision.rope, Values::F32(&picture.rope))?;
-    exec.write(t.text.index, Values::I32(&prompts.index))?;
-    exec.write(t.text.rope, Values::F32(&prompts.rope))?;
-    if let Some(id) = t.text.key_bias {
-        exec.write(id, Values::F32(&prompts.key_bias))?;
-    }
-    exec.write(t.embedding_rows, Values::I32(&prompts.embedding_rows))?;
-
-    let schedule = sampling::schedule(spec.steps, rows.tokens());
-    let times: Vec<f32> = schedule[..spec.steps].iter().flat_map(|&time| [time, time]).collect();
-    exec.write(t.times, Values::F32(&times))?;
-    exec.write(t.schedule, Values::F32(&sampling::step_table(&schedule, job.guidance_limit)))?;
-    exec.write(t.rope, Values::F32(&rows.rope_table(config)))?;
-    if let Some(id) = t.key_bias {
-        exec.write(id, Values::F32(&rows.key_bias()))?;
-    }
-    exec.write(t.counter, Values::I32(&[0]))?;
-    exec.write(t.fault, Values::I32(&[0]))?;
-    // The CPU generator's first draw is the noise, its second the posterior's.
-    let n = 64 * rows.tokens();
-    for (draw, id) in [t.host_noise, t.host_posterior_noise].into_iter().enumerate() {
-        if let Some(id) = id {
-            let noise = sampling::torch_cpu_normal(job.seed, (draw + 1) * n);
-            exec.write(id, Values::F32(&sampling::pack_noise(&noise[draw * n..], spec.latent.0, spec.latent.1, DType::BF16)))?;
-        }
-    }
-    Ok(())
 }
 
 /// Runs all stages and gives the pixels at the working size; adds each stage's seconds.

@@ -19,3 +19,5 @@ mod sampler;
 mod sampling;
 #[path = "golden_tests/vae.rs"]
 mod vae;
+#[path = "golden_tests/whole.rs"]
+mod whole;

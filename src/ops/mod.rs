@@ -286,6 +286,17 @@ pub enum Buffer {
     U8(Vec<u8>),
 }
 
+impl Buffer {
+    /// The values, borrowed.
+    pub fn values(&self) -> Values<'_> {
+        match self {
+            Buffer::F32(v) => Values::F32(v),
+            Buffer::I32(v) => Values::I32(v),
+            Buffer::U8(v) => Values::U8(v),
+        }
+    }
+}
+
 /// An output of the reference arithmetic.
 #[derive(Clone, Debug)]
 pub struct Output {

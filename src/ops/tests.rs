@@ -54,14 +54,7 @@ fn every_case_infers_costs_selects_and_runs_to_finite_values() {
         let operands: Vec<Operand> = buffers
             .iter()
             .zip(&case.inputs)
-            .map(|(buffer, spec)| {
-                let values = match buffer {
-                    Buffer::F32(v) => Values::F32(v),
-                    Buffer::I32(v) => Values::I32(v),
-                    Buffer::U8(v) => Values::U8(v),
-                };
-                Operand { spec: spec.clone(), values }
-            })
+            .map(|(buffer, spec)| Operand { spec: spec.clone(), values: buffer.values() })
             .collect();
         let mut outputs: Vec<Output> = specs.into_iter().map(Output::zeros).collect();
         case.op.reference(&operands, &mut outputs);
