@@ -62,7 +62,7 @@ enum PosteriorArg {
 pub enum Preset {
     /// The released size: 42 GB.
     Full,
-    /// The same parts with few, narrow layers: 23 MB.
+    /// The same parts with few, narrow layers: 51 MB.
     Tiny,
 }
 
@@ -197,7 +197,7 @@ pub struct EditArgs {
 #[derive(Debug, Args)]
 pub struct InspectArgs {
     /// Model folder
-    #[arg(short, long, value_name = "PATH", required_unless_present = "preset", conflicts_with = "preset")]
+    #[arg(short, long, value_name = "PATH", conflicts_with = "preset")]
     pub model: Option<PathBuf>,
     /// Networks without weights
     #[arg(long, value_enum)]

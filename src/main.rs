@@ -1,60 +1,87 @@
 //! `step1x-edit`: parse, run, exit code.
 
 use std::ffi::OsString;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use step1x_edit::cli::{Cli, Command, EditArgs, SynthArgs, normalise};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag::{register, register_conditional_shutdown};
+use step1x_edit::cli::{Cli, Command, EditArgs, normalise};
 use step1x_edit::pipeline::{Interrupted, ResourceError, UsageError, run_edit};
-use step1x_edit::progress::{Display, byte_bar};
+use step1x_edit::progress::{Display, byte_bar, say};
 use step1x_edit::weights::ModelError;
 use step1x_edit::{inspect, synth};
 
-/// Set by Ctrl-C, SIGTERM and SIGHUP.
-static STOP: AtomicBool = AtomicBool::new(false);
-
 fn main() -> ExitCode {
     let cli = Cli::parse_from(normalise(std::env::args_os().collect::<Vec<OsString>>().into_iter()));
-    let result = ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed)).context("cannot watch for Ctrl-C").and_then(|()| {
-        match &cli.command {
-            Command::Edit(args) => edit(args),
-            Command::Inspect(args) => inspect::run(args).map(|text| print!("{text}")),
-            Command::Synth(args) => synthesise(args),
-        }
+    let result = watch_signals().context("cannot watch for Ctrl-C").and_then(|stop| match &cli.command {
+        Command::Edit(args) => edit(args, &stop),
+        Command::Inspect(args) => inspect::run(args).and_then(|text| print(&text)),
+        Command::Synth(args) => synth::write(&args.output, args.preset, args.version(), args.seed, &stop, &byte_bar(args.quiet)),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            say(&format!("error: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
     }
 }
 
-fn edit(args: &EditArgs) -> Result<()> {
+/// A flag that Ctrl-C, SIGTERM and a lost terminal set, so that work in hand is taken back; a second signal ends at once.
+fn watch_signals() -> std::io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut signals = vec![SIGINT, SIGTERM];
+    #[cfg(unix)]
+    if !hangup_is_ignored() {
+        signals.push(signal_hook::consts::SIGHUP);
+    }
+    for signal in signals {
+        register_conditional_shutdown(signal, 130, stop.clone())?;
+        register(signal, stop.clone())?;
+    }
+    Ok(stop)
+}
+
+/// Whether `nohup` or a service manager has asked to outlive the terminal: bit 0 of the ignored signals is SIGHUP's.
+#[cfg(unix)]
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 == 1)
+}
+
+fn edit(args: &EditArgs, stop: &AtomicBool) -> Result<()> {
     let job = args.job()?;
+    if args.random_seed() {
+        say(&format!("seed {}", job.seed));
+    }
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global().context("cannot start threads")?;
     }
-    let mut progress = Display::new(args.quiet, &STOP);
+    let mut progress = Display::new(args.quiet, stop);
     let result = run_edit(&job, &mut progress);
     progress.finish();
     let report = result?;
-    if args.random_seed() {
-        eprintln!("seed {}", job.seed);
-    }
     if args.json {
-        println!("{}", report.json);
+        print(&format!("{}\n", report.json)).with_context(|| format!("{} is made, but not its JSON", job.output.display()))?;
     } else if !args.quiet {
-        eprintln!("wrote {}", job.output.display());
+        say(&format!("wrote {}", job.output.display()));
     }
     Ok(())
 }
 
-fn synthesise(args: &SynthArgs) -> Result<()> {
-    synth::write(&args.output, args.preset, args.version(), args.seed, &STOP, &byte_bar(args.quiet))
+/// Prints a result. A reader that has gone away, such as `head`, has had what it wanted.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
+    }
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {

@@ -12,7 +12,7 @@ use crate::graph::TensorId;
 use crate::image::{self, Filter, Format, Output, Rgb};
 use crate::inputs::{PictureInputs, PromptInputs};
 use crate::model::edit::{self, EditSpec, EditTensors, NoiseSource, Savings};
-use crate::model::{AXES, Config, LM_HEAD};
+use crate::model::{AXES, Config, LM_HEAD, Version};
 use crate::ops::Buffer;
 use crate::plan::{Plan, Precision, Target, format_bytes};
 use crate::prompt::{self, Patches, PromptSettings, PromptTokens, Tokenizer};
@@ -296,19 +296,28 @@ pub struct Report {
 /// [`UsageError`], [`ModelError`], [`Interrupted`], or a fault of picture, arithmetic or disk. Nothing is written then.
 pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
     let start = Instant::now();
-    let format = Format::of(&job.output).map_err(usage)?;
     let output = Output::reserve(&job.output, job.force).map_err(usage)?;
+    let format = Format::of(&job.output).map_err(usage)?;
     let original = job.image.as_deref().map(image::decode).transpose()?;
     let model = Model::open(&job.model)?;
     let size = match &original {
         Some(picture) => image::working_size(picture.width, picture.height, job.size_level)?,
         None => job.size,
     };
+    let last = match &original {
+        Some(picture) if !job.keep_working_size => (picture.width, picture.height),
+        _ => size,
+    };
+    format.check_size(last.0, last.1).map_err(usage)?;
+    if original.is_none() && model.config.version == Version::V1_0 {
+        progress.notice("v1.0 was trained to edit pictures only; use v1.1 to make one from text");
+    }
     let working = original.as_ref().map(|picture| image::resize(picture, size.0, size.1, job.filter));
-    let patches = match &working {
-        Some(picture) => prompt::patches(picture, &model.settings)?,
+    let patches = match (&working, &original) {
+        (Some(picture), Some(Rgb { width, height, .. })) => prompt::patches(picture, &model.settings)
+            .with_context(|| format!("a {width}x{height} picture cannot be edited at size level {}", job.size_level))?,
         // Text-to-image shows the encoder a black square.
-        None => prompt::patches(&Rgb { width: 1024, height: 1024, data: vec![0; 3 << 20] }, &model.settings)?,
+        _ => prompt::patches(&Rgb { width: 1024, height: 1024, data: vec![0; 3 << 20] }, &model.settings)?,
     };
     let tokens = tokenize(&model, job, patches.image_tokens(), progress)?;
     let request = Request {
@@ -337,10 +346,6 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
     let pixels = run_stages(&mut exec, &program, progress, &mut seconds)?;
 
     let edited = Rgb { width: size.0, height: size.1, data: pixels };
-    let last = match &original {
-        Some(picture) if !job.keep_working_size => (picture.width, picture.height),
-        _ => size,
-    };
     let edited = image::resize(&edited, last.0, last.1, Filter::Bicubic);
     let parameters = parameters(job, &model, size, last);
     output.commit(&image::encode(&edited, format, &parameters.to_string())?)?;

@@ -1,6 +1,6 @@
 //! What a person or a log sees while something runs: a bar on a terminal, plain lines elsewhere. Always on stderr.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -50,7 +50,7 @@ impl<'a> Display<'a> {
     fn end_stage(&mut self) {
         if let (Some((name, since)), Look::Lines) = (self.stage.take(), &self.look) {
             let (stage, all) = (since.elapsed().as_secs_f64(), self.start.elapsed().as_secs_f64());
-            eprintln!("{name:>14} {stage:8.2} s   {all:8.2} s in all");
+            say(&format!("{name:>14} {stage:8.2} s   {all:8.2} s in all"));
         }
     }
 }
@@ -79,9 +79,14 @@ impl Progress for Display<'_> {
     fn notice(&mut self, text: &str) {
         match &self.look {
             Look::Bar(bar) => bar.println(format!("note: {text}")),
-            _ => eprintln!("note: {text}"),
+            _ => say(&format!("note: {text}")),
         }
     }
+}
+
+/// A line on stderr. That nobody reads it any more is no reason to stop, as `eprintln!` would.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// A bar of bytes for `synth`; nothing if `quiet` or where there is no terminal.

@@ -9,11 +9,11 @@ use serde_json::json;
 
 use crate::cli::Preset;
 use crate::model::{Config, Version};
-use crate::pipeline::Interrupted;
+use crate::pipeline::{Interrupted, usage};
 use crate::prompt::{PromptSettings, Tokenizer};
 use crate::tensor::{Component, Spec};
 use crate::weights::tokenizer::{TINY_ADDED, full_tokenizer_json, tiny_tokenizer_json};
-use crate::weights::{PlannedTensor, write_model};
+use crate::weights::{PlannedTensor, check_absent_or_empty, write_model};
 
 /// Bytes of a shard of the full text encoder, about that of the released ones.
 const SHARD_BYTES: u64 = 4_000_000_000;
@@ -55,9 +55,11 @@ impl PresetModel {
 /// Writes the folder.
 ///
 /// # Errors
-/// A [`crate::weights::ModelError`] if the folder is not empty, the disk too full or the system refuses; [`Interrupted`].
+/// A [`crate::pipeline::UsageError`] if the folder is not empty or its parent missing, a [`crate::weights::ModelError`]
+/// if the disk is too full or the system refuses; [`Interrupted`].
 /// What was written is taken back.
 pub fn write(dir: &Path, preset: Preset, version: Version, seed: u64, stop: &AtomicBool, bar: &ProgressBar) -> Result<()> {
+    check_absent_or_empty(dir).map_err(|fault| usage(fault.into()))?;
     let model = PresetModel::new(preset, version)?;
     let checkpoint = model.config.checkpoint();
     let of = |wanted: Component| -> Vec<PlannedTensor> {

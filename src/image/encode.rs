@@ -53,6 +53,21 @@ impl Format {
             Format::WebP => 16_383,
         }
     }
+
+    /// Whether the format can hold a picture of this size.
+    ///
+    /// # Errors
+    ///
+    /// If a side is 0 or larger than the format's header allows.
+    pub fn check_size(self, width: usize, height: usize) -> Result<()> {
+        let side_max = self.side_max();
+        ensure!(
+            (1..=side_max).contains(&width) && (1..=side_max).contains(&height),
+            "a {width}x{height} picture cannot be written as {self:?}: each side must be 1 to {side_max} pixels; \
+             PNG has room for more"
+        );
+        Ok(())
+    }
 }
 
 /// The bytes of a picture file. `parameters` (how the picture was made) goes into a PNG as text with keyword
@@ -63,11 +78,7 @@ impl Format {
 /// If the picture is empty, its data does not fit its size, or a side is larger than the format allows.
 pub fn encode(picture: &Rgb, format: Format, parameters: &str) -> Result<Vec<u8>> {
     let Rgb { width, height, data } = picture;
-    let side_max = format.side_max();
-    ensure!(
-        (1..=side_max).contains(width) && (1..=side_max).contains(height),
-        "a {width}x{height} picture cannot be written as {format:?}: each side must be 1 to {side_max} pixels"
-    );
+    format.check_size(*width, *height)?;
     ensure!(
         width.checked_mul(*height).and_then(|pixels| pixels.checked_mul(3)) == Some(data.len()),
         "a {width}x{height} RGB picture cannot have {} bytes",

@@ -133,16 +133,6 @@ impl Config {
             None => Version::V1_1,
         };
         let (vision, text) = (VisionConfig::parse(qwen)?, TextConfig::parse(qwen)?);
-        let layers = count(shape_of, Component::Qwen, |i| format!("model.layers.{i}.input_layernorm.weight"));
-        let blocks = count(shape_of, Component::Qwen, |i| format!("visual.blocks.{i}.norm1.weight"));
-        let found = (layers, blocks);
-        ensure!(
-            found == (text.layers, vision.depth),
-            "config.json says {} text layers and {} vision blocks, the files hold {layers} and {blocks}; \
-            take both from one release",
-            text.layers,
-            vision.depth
-        );
         let dit = DitConfig::infer(shape_of, axes)?;
         let vae = VaeConfig::infer(shape_of)?;
         ensure!(vision.out == text.hidden, "the vision tower gives rows of {}, the text model takes {}", vision.out, text.hidden);
@@ -157,6 +147,9 @@ impl Config {
     }
 }
 
+/// Most blocks of a stack; tensors are listed block by block, so no file may claim any number.
+const DEPTH_MAX: usize = 1000;
+
 /// No dimension of these networks comes near this; products of three stay within 64 bits.
 const LARGEST: usize = 1 << 20;
 
@@ -169,9 +162,9 @@ fn extent(shape_of: &ShapeOf, component: Component, name: &str, axis: usize) -> 
     Ok(extent)
 }
 
-/// Number of consecutive i from 0 for which the tensor exists.
+/// One more than the last i for which the tensor exists, so that one missing in between is still asked for by name.
 fn count(shape_of: &ShapeOf, component: Component, name: impl Fn(usize) -> String) -> usize {
-    (0..).take_while(|&i| shape_of(component, &name(i)).is_some()).count()
+    (0..DEPTH_MAX).rev().find(|&i| shape_of(component, &name(i)).is_some()).map_or(0, |last| last + 1)
 }
 
 impl DitConfig {
@@ -221,9 +214,16 @@ fn number(json: &Value, field: &str) -> Result<usize> {
     let value = json.get(field).with_context(|| format!("config.json lacks {field}"))?;
     let n = value
         .as_u64()
-        .filter(|&n| n > 0 && n < 1 << 32)
+        .filter(|n| (1..=LARGEST as u64).contains(n))
         .with_context(|| format!("config.json: {field} is {value}, not a number from 1 to {LARGEST}"))?;
     Ok(n as usize)
+}
+
+/// Number of blocks.
+fn depth(json: &Value, field: &str) -> Result<usize> {
+    let depth = number(json, field)?;
+    ensure!(depth <= DEPTH_MAX, "config.json: {field} is {depth}; at most {DEPTH_MAX} can be, Qwen2.5-VL-7B has 28 and 32");
+    Ok(depth)
 }
 
 fn numbers(json: &Value, field: &str) -> Result<Vec<usize>> {
@@ -243,7 +243,7 @@ impl VisionConfig {
             ensure!(found == expected, "config.json: {field} is {found}; the picture processor is made for {expected}");
         }
         let config = VisionConfig {
-            depth: number(v, "depth")?,
+            depth: depth(v, "depth")?,
             hidden: number(v, "hidden_size")?,
             heads: number(v, "num_heads")?,
             mlp: number(v, "intermediate_size")?,
@@ -258,6 +258,12 @@ impl VisionConfig {
             config.heads
         );
         ensure!(config.window > 0, "config.json: a vision window smaller than a merged token");
+        ensure!(
+            config.full.iter().all(|&i| i < config.depth),
+            "config.json: fullatt_block_indexes {:?} of {} blocks",
+            config.full,
+            config.depth
+        );
         Ok(config)
     }
 }
@@ -279,7 +285,7 @@ impl TextConfig {
         let config = TextConfig {
             vocabulary: number(t, "vocab_size")?,
             hidden: number(t, "hidden_size")?,
-            layers: number(t, "num_hidden_layers")?,
+            layers: depth(t, "num_hidden_layers")?,
             heads: number(t, "num_attention_heads")?,
             kv_heads: number(t, "num_key_value_heads")?,
             mlp: number(t, "intermediate_size")?,
@@ -330,12 +336,23 @@ mod tests {
     }
 
     #[test]
-    fn layers_that_the_files_lack_are_named() {
+    fn no_depth_is_believed_beyond_reason() {
         let config = Config::tiny(Version::V1_1);
         let mut json = config.qwen_json(|_| None);
         json["num_hidden_layers"] = 900_000.into();
         let text = round_trip(&config, &json).unwrap_err().to_string();
-        assert!(text.contains("900000 text layers") && text.contains("hold 3"), "{text}");
+        assert!(text.contains("num_hidden_layers is 900000"), "{text}");
+    }
+
+    #[test]
+    fn a_block_missing_in_between_does_not_shorten_the_stack() {
+        let config = Config::tiny(Version::V1_1);
+        let manifest = config.manifest();
+        let shape_of = |component, name: &str| {
+            let found = manifest.iter().find(|(c, n, _)| *c == component && n == name && !n.starts_with("single_blocks.1."));
+            found.map(|(_, _, s)| s.clone())
+        };
+        assert_eq!(Config::infer(&shape_of, &config.qwen_json(|_| None), config.dit.axes).unwrap(), config);
     }
 
     proptest! {

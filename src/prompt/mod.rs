@@ -42,8 +42,8 @@ const PICTURE: &str = "<|vision_start|><|image_pad|><|vision_end|>";
 /// What follows the prompt.
 const SUFFIX: &str = "<|im_end|>\n<|im_start|>assistant\n";
 
-/// Bound of `max_text`, far above what any released model was trained with.
-const LONGEST_TEXT: usize = 1 << 14;
+/// Largest `max_text`, so that a settings file cannot ask for any amount of memory.
+const MAX_TEXT_MOST: usize = 1 << 14;
 
 /// What no tensor tells about the encoder's input. The defaults are those of Step1X-Edit v1.0 and v1.1; an
 /// optional `step1x.json` beside a model's files may set any of them.
@@ -79,10 +79,12 @@ impl PromptSettings {
             self.cut,
             tokenizer.cut()
         );
+        let possible = picture - self.cut + 1..=MAX_TEXT_MOST;
         ensure!(
-            (1..=LONGEST_TEXT).contains(&self.max_text),
-            "`max_text` is {}; wanted 1 to {LONGEST_TEXT}, and the models use 640",
-            self.max_text
+            possible.contains(&self.max_text),
+            "`max_text` is {}; wanted {} (so that a token of the picture is kept) to {MAX_TEXT_MOST}; the models use 640",
+            self.max_text,
+            possible.start()
         );
         ensure!(
             self.min_pixels <= self.max_pixels && self.max_pixels <= FIRST_MAX_PIXELS,

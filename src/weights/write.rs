@@ -98,7 +98,8 @@ pub fn write_model(
     Ok(())
 }
 
-fn check_absent_or_empty(dir: &Path) -> Result<()> {
+/// Whether a model can be made at `dir`: its parent is a folder, and it is an empty one or not there.
+pub fn check_absent_or_empty(dir: &Path) -> Result<()> {
     let above = parent(dir);
     if !above.is_dir() {
         return Err(ModelError::new(format!(

@@ -1,0 +1,171 @@
+//! Edits that succeed.
+
+use serde_json::json;
+
+use super::support::*;
+
+/// A picture of 40 by 30, edited at 64 by 48.
+fn colour() -> String {
+    fixture("colour.jpg")
+}
+
+#[test]
+fn a_png_of_the_inputs_size_says_how_it_was_made() {
+    let place = Place::new();
+    let answer = place.edited(&["-i", &colour(), "-p", "make the sofa leather", "--seed", "7"]);
+    let png = place.read("out.png");
+    assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n");
+    let (width, height, _) = pixels(&png);
+    assert_eq!((width, height), (40, 30));
+    let parameters = parameters(&png);
+    assert_eq!(parameters["prompt"], "make the sofa leather");
+    assert_eq!((&parameters["seed"], &parameters["steps"]), (&json!(7), &json!(2)));
+    assert_eq!(parameters["model"], "v1.1");
+    assert_eq!(answer.stdout, "");
+    assert!(answer.stderr.contains("vae_decode") && answer.stderr.ends_with("wrote out.png\n"), "{}", answer.stderr);
+    assert_eq!(place.names(), ["out.png"]);
+}
+
+#[test]
+fn same_command_same_bytes_and_prompt_and_seed_count() {
+    let place = Place::new();
+    let picture = colour();
+    for (name, prompt, seed) in [("a.png", "red", "1"), ("b.png", "red", "1"), ("c.png", "red", "2"), ("d.png", "blue", "1")] {
+        place.edited(&["-i", &picture, "-p", prompt, "-s", seed, "-o", name]);
+    }
+    let [a, b, c, d] = ["a.png", "b.png", "c.png", "d.png"].map(|name| place.read(name));
+    assert!(a == b, "two runs of one command differ");
+    assert!(difference(&a, &c) > 16, "another seed gives nearly the same picture");
+    assert!(difference(&a, &d) > 0, "another prompt gives the same picture");
+}
+
+#[test]
+fn a_prompt_in_chinese_is_kept() {
+    let place = Place::new();
+    place.edited(&["-i", &colour(), "-p", "把沙发换成皮革"]);
+    assert_eq!(parameters(&place.read("out.png"))["prompt"], "把沙发换成皮革");
+}
+
+#[test]
+fn the_working_size_can_be_kept() {
+    let place = Place::new();
+    place.edited(&["-i", &colour(), "--keep-working-size"]);
+    let (width, height, _) = pixels(&place.read("out.png"));
+    assert_eq!((width, height), (64, 48));
+}
+
+#[test]
+fn the_extension_says_the_format() {
+    let place = Place::new();
+    for (name, begin) in [("out.jpg", &b"\xff\xd8\xff"[..]), ("OUT.JPEG", b"\xff\xd8\xff"), ("out.webp", b"RIFF")] {
+        place.edited(&["-i", &colour(), "-o", name]);
+        let bytes = place.read(name);
+        assert!(bytes.starts_with(begin), "{name}: {:02x?}", &bytes[..8]);
+        let (width, height, _) = pixels(&bytes);
+        assert_eq!((width, height), (40, 30), "{name}");
+    }
+    assert_eq!(place.names(), ["OUT.JPEG", "out.jpg", "out.webp"]);
+}
+
+#[test]
+fn json_tells_sizes_seed_seconds_and_peak() {
+    let place = Place::new();
+    let answer = place.edited(&["-i", &colour(), "--json", "--quiet"]);
+    assert_eq!(answer.stdout.lines().count(), 1);
+    assert_eq!(answer.stderr, "");
+    let json = answer.json();
+    assert_eq!((&json["input_size"], &json["working_size"]), (&json!([40, 30]), &json!([64, 48])));
+    assert_eq!((&json["output_size"], &json["output"]), (&json!([40, 30]), &json!("out.png")));
+    assert_eq!((&json["seed"], &json["task"]), (&json!(42), &json!("edit")));
+    let seconds = json["seconds"].as_object().unwrap();
+    let stages = ["load", "vae_encode", "vision", "text", "conditioning", "step", "vae_decode"];
+    let parts: f64 = stages.iter().map(|stage| seconds[*stage].as_f64().unwrap()).sum();
+    let total = seconds["total"].as_f64().unwrap();
+    assert!(parts > 0.0 && parts <= total, "{seconds:?}");
+    assert_eq!(seconds.len(), stages.len() + 1, "{seconds:?}");
+    assert!(json["peak_bytes"]["arena"].as_u64().unwrap() > 100_000, "{json}");
+    let resident = &json["peak_bytes"]["resident"];
+    assert!(resident.is_null() || resident.as_u64().unwrap() > json["peak_bytes"]["arena"].as_u64().unwrap(), "{json}");
+}
+
+#[test]
+fn text_alone_makes_a_picture() {
+    let place = Place::new();
+    let size = ["--width", "64", "--height", "48"];
+    let cuda = place.edited(&[&size[..], &["-o", "cuda.png", "--json"]].concat()).json();
+    assert_eq!((&cuda["task"], &cuda["input_size"]), (&json!("text-to-image"), &json!(null)));
+    place.edited(&[&size[..], &["-o", "cpu.png", "--rng", "cpu"]].concat());
+    let [cuda, cpu] = ["cuda.png", "cpu.png"].map(|name| place.read(name));
+    let (width, height, _) = pixels(&cuda);
+    assert_eq!((width, height), (64, 48));
+    assert_eq!(parameters(&cpu)["rng"], json!({"generator": "cpu"}));
+    assert!(difference(&cuda, &cpu) > 16, "both generators give nearly the same picture");
+}
+
+#[test]
+fn the_posterior_can_be_sampled() {
+    let place = Place::new();
+    place.edited(&["-i", &colour(), "-o", "mean.png"]);
+    for (name, rng) in [("cuda.png", "cuda"), ("cpu.png", "cpu")] {
+        place.edited(&["-i", &colour(), "--posterior", "sample", "--rng", rng, "-o", name]);
+        assert_eq!(parameters(&place.read(name))["posterior"], "sample");
+    }
+    assert!(difference(&place.read("mean.png"), &place.read("cuda.png")) > 0);
+}
+
+#[test]
+fn bf16_stays_near_f32() {
+    let place = Place::new();
+    for (name, precision) in [("f32.png", "f32"), ("bf16.png", "bf16")] {
+        place.edited(&["-i", &colour(), "--precision", precision, "-o", name]);
+        assert_eq!(parameters(&place.read(name))["precision"], precision);
+    }
+    let difference = difference(&place.read("f32.png"), &place.read("bf16.png"));
+    // 8 bits of mantissa through some twenty layers: a percent or two of the range, and not nothing.
+    assert!((1..=24).contains(&difference), "{difference}");
+}
+
+#[test]
+fn v1_0_edits_and_warns_when_asked_for_more() {
+    let place = Place::new();
+    let made = place.run(&["synth", "--preset", "tiny", "--version", "v1.0", "-o", "model"]);
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    let answer = place.edited(&["-m", "model", "-i", &colour()]);
+    assert_eq!(parameters(&place.read("out.png"))["model"], "v1.0");
+    assert!(!answer.stderr.contains("note:"), "{}", answer.stderr);
+    let answer = place.edited(&["-m", "model", "--width", "64", "--height", "64", "-o", "text.png"]);
+    assert!(answer.stderr.contains("note: v1.0") && answer.stderr.contains("v1.1"), "{}", answer.stderr);
+}
+
+/// Every saving is exact in real numbers. In floating point sums run in another order, which moves a value that lies on
+/// the edge between two levels, and values that round to bf16 between the steps by one place.
+#[test]
+fn savings_change_next_to_nothing() {
+    let place = Place::new();
+    place.edited(&["-i", &colour(), "-o", "all.png"]);
+    let all = place.read("all.png");
+    for flag in ["--no-collapse-padding", "--no-trim-last-block", "--no-share-prefix", "--no-condition-once"] {
+        place.edited(&["-i", &colour(), flag, "--force"]);
+        let difference = difference(&all, &place.read("out.png"));
+        assert!(difference <= 2, "{flag}: {difference}");
+    }
+}
+
+#[test]
+fn a_random_seed_is_shown_and_can_be_given_again() {
+    let place = Place::new();
+    let answer = place.edited(&["-i", &colour(), "--seed", "-1", "-q", "-o", "a.png"]);
+    let seed = answer.stderr.trim_end().strip_prefix("seed ").unwrap_or_else(|| panic!("{}", answer.stderr));
+    let other = place.edited(&["-i", &colour(), "--seed", "-1", "-q", "-o", "b.png"]);
+    assert_ne!(other.stderr, answer.stderr);
+    place.edited(&["-i", &colour(), "--seed", seed, "-o", "c.png"]);
+    assert!(place.read("a.png") == place.read("c.png"), "seed {seed} gives another picture");
+}
+
+#[test]
+fn a_prompt_that_is_cut_is_reported() {
+    let place = Place::new();
+    let answer = place.edited(&["-i", &colour(), "-p", &"a red hat and ".repeat(200)]);
+    assert!(answer.stderr.contains("note: the prompt is too long") && answer.stderr.contains("640"), "{}", answer.stderr);
+    assert_eq!(place.names(), ["out.png"]);
+}

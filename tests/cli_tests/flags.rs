@@ -1,0 +1,77 @@
+//! Faults of the command line itself.
+
+use serde_json::json;
+
+use super::support::*;
+
+fn refused(args: &[&str], code: i32, words: &[&str]) {
+    let place = Place::new();
+    place.edit_refused(args, code, words);
+}
+
+#[test]
+fn unknown_and_missing_flags_are_named() {
+    refused(&["--strength", "0.5"], 2, &["--strength", "Usage"]);
+    let place = Place::new();
+    place.run(&["edit", "-m", "model", "-o", "out.png"]).refused(2, &["--prompt"]);
+    place.run(&["edit", "-p", "red", "-o", "out.png"]).refused(2, &["--model"]);
+    place.run(&["edit", "-p", "red", "-m", "model"]).refused(2, &["--output"]);
+    place.run(&["paint"]).refused(2, &["paint"]);
+    assert!(place.names().is_empty());
+}
+
+#[test]
+fn values_out_of_range_are_named_with_the_range() {
+    refused(&["--steps", "0"], 2, &["--steps", "1..=1000"]);
+    refused(&["--size-level", "8"], 2, &["--size-level", "64..=4096"]);
+    refused(&["--width", "100"], 2, &["--width 100", "multiple of 16"]);
+    refused(&["--height", "8192"], 2, &["--height 8192", "4096"]);
+    refused(&["--width", "wide"], 2, &["--width"]);
+    refused(&["--cfg-scale", "nan"], 2, &["--cfg-scale"]);
+    refused(&["--rng", "xpu"], 2, &["--rng", "cpu, cuda"]);
+    refused(&["--precision", "fp4"], 2, &["f32", "bf16"]);
+    Place::new().run(&["inspect", "--preset", "full", "--size", "big"]).refused(2, &["WIDTHxHEIGHT"]);
+}
+
+#[test]
+fn devices() {
+    refused(&["--device", "cuda"], 4, &["--device cuda", "CPU only", "say cpu"]);
+    refused(&["--device", "cuda:1"], 4, &["--device cuda:1"]);
+    refused(&["--device", "tpu"], 2, &["--device tpu", "auto, cpu and cuda"]);
+}
+
+#[test]
+fn a_size_belongs_to_text_alone() {
+    refused(&["-i", &fixture("grey.png"), "--width", "64"], 2, &["--width", "--image"]);
+}
+
+#[test]
+fn tokens_that_stand_for_pictures_are_refused_in_prompts() {
+    refused(&["-p", "a <|image_pad|> b", "--width", "64", "--height", "64"], 2, &["<|image_pad|>", "leave it out"]);
+    refused(&["-n", "<|video_pad|>", "--width", "64", "--height", "64"], 2, &["<|video_pad|>"]);
+}
+
+#[test]
+fn official_names_and_underscores_are_accepted() {
+    let place = Place::new();
+    let args = ["edit", "--model_path", model().to_str().unwrap(), "--prompt", "a_b", "--negative_prompt=blurry_c"];
+    let more = ["--cfg_guidance", "4.5", "--size_level=64", "--num_steps", "3", "--output", "o_o.png", "--json"];
+    let picture = fixture("grey.png");
+    let answer = place.run(&[&args[..], &more[..], &["--image", &picture]].concat());
+    assert_eq!(answer.code, Some(0), "{}", answer.stderr);
+    let json = answer.json();
+    assert_eq!((&json["cfg_scale"], &json["steps"]), (&json!(4.5), &json!(3)));
+    assert_eq!((&json["prompt"], &json["negative_prompt"]), (&json!("a_b"), &json!("blurry_c")));
+    assert_eq!(place.names(), ["o_o.png"]);
+}
+
+#[test]
+fn help_goes_to_stdout_and_tells_the_exit_codes() {
+    let place = Place::new();
+    let help = place.run(&["--help"]);
+    assert_eq!((help.code, help.stderr.as_str()), (Some(0), ""));
+    assert!(help.stdout.contains("130 interrupted"), "{}", help.stdout);
+    let bare = place.run(&[]);
+    assert_eq!((bare.code, bare.stdout.as_str()), (Some(2), ""));
+    assert!(bare.stderr.contains("edit") && bare.stderr.contains("inspect"), "{}", bare.stderr);
+}
