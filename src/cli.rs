@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::error::{ResourceError, usage};
 use crate::image::Filter;
 use crate::model::Version;
 use crate::model::edit::Savings;
 use crate::ops::H100_GRID_THREADS;
-use crate::pipeline::{EditJob, ResourceError, Rng, usage};
+use crate::pipeline::{EditJob, Rng};
 use crate::plan::Precision;
 use crate::sampling::random_seed;
 

@@ -6,11 +6,12 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::cli::{InspectArgs, PlanJob};
+use crate::error::usage;
 use crate::image;
 use crate::model::Config;
 use crate::model::edit::NoiseSource;
 use crate::ops::{Arch, H100_GRID_THREADS};
-use crate::pipeline::{Model, Program, Request, usage};
+use crate::pipeline::{Model, Program, Request};
 use crate::plan::{Plan, Precision, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
 use crate::synth::PresetModel;

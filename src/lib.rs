@@ -4,6 +4,7 @@
 //!
 //! - [`cli`]: flags to validated jobs; nothing below reads a flag or an environment variable.
 //! - [`pipeline`], [`inspect`], [`synth`], [`progress`]: the commands; all that a person meets.
+//! - [`error`]: faults with an exit code of their own.
 //! - [`inputs`]: tokens and patches to the program's spec and input values; pure.
 //! - [`image`], [`prompt`], [`sampling`]: the host's arithmetic, to the bit as the official code has it.
 //! - [`weights`]: mapped checkpoints; any bytes give an error, never a panic.
@@ -16,6 +17,7 @@
 //! - [`tensor`]: element types and shapes; depends on nothing.
 
 pub mod cli;
+pub mod error;
 pub mod exec;
 pub mod graph;
 pub mod image;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use crate::error::{ResourceError, usage};
 use crate::exec::Reference;
 use crate::graph::TensorId;
 use crate::image::{self, Filter, Format, Output, Rgb};
@@ -19,45 +20,6 @@ use crate::prompt::{self, Patches, PromptSettings, PromptTokens, Tokenizer};
 use crate::sampling;
 use crate::tensor::{Component, DType};
 use crate::weights::{Expected, ModelError, ModelFolder, check};
-
-/// A request that cannot be met as asked; the message says what would help.
-#[derive(Debug)]
-pub struct UsageError(pub String);
-
-/// A device or memory that was asked for and cannot be had.
-#[derive(Debug)]
-pub struct ResourceError(pub String);
-
-/// The user stopped the run.
-#[derive(Debug)]
-pub struct Interrupted;
-
-impl std::fmt::Display for UsageError {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::fmt::Display for ResourceError {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str("interrupted; nothing was written")
-    }
-}
-
-impl std::error::Error for UsageError {}
-impl std::error::Error for ResourceError {}
-impl std::error::Error for Interrupted {}
-
-/// A fault of how something was asked for.
-pub fn usage(error: anyhow::Error) -> anyhow::Error {
-    UsageError(format!("{error:#}")).into()
-}
 
 /// Which generator draws the starting noise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,18 +225,18 @@ impl Program {
             (t.text.index, Buffer::I32(self.prompts.index.clone())),
             (t.text.rope, Buffer::F32(self.prompts.rope.clone())),
             (t.embedding_rows, Buffer::I32(self.prompts.embedding_rows.clone())),
-            (t.times, Buffer::F32(times)),
-            (t.schedule, Buffer::F32(sampling::step_table(&schedule, host.guidance_limit))),
-            (t.rope, Buffer::F32(rows.rope_table(config))),
-            (t.counter, Buffer::I32(vec![0])),
-            (t.fault, Buffer::I32(vec![0])),
+            (t.denoised.times, Buffer::F32(times)),
+            (t.denoised.schedule, Buffer::F32(sampling::step_table(&schedule, host.guidance_limit))),
+            (t.denoised.rope, Buffer::F32(rows.rope_table(config))),
+            (t.denoised.counter, Buffer::I32(vec![0])),
+            (t.denoised.fault, Buffer::I32(vec![0])),
         ];
         inputs.extend(t.rgb.zip(host.working).map(|(id, picture)| (id, Buffer::U8(picture.data.clone()))));
         inputs.extend(t.text.key_bias.map(|id| (id, Buffer::F32(self.prompts.key_bias.clone()))));
-        inputs.extend(t.key_bias.map(|id| (id, Buffer::F32(rows.key_bias()))));
+        inputs.extend(t.denoised.key_bias.map(|id| (id, Buffer::F32(rows.key_bias()))));
         // The CPU generator's first draw is the noise, its second the posterior's.
         let (n, (h, w)) = (64 * rows.tokens(), self.spec.latent);
-        for (draw, id) in [t.host_noise, t.host_posterior_noise].into_iter().enumerate() {
+        for (draw, id) in [t.denoised.host_noise, t.host_posterior_noise].into_iter().enumerate() {
             inputs.extend(id.map(|id| {
                 let noise = sampling::torch_cpu_normal(host.seed, (draw + 1) * n);
                 (id, Buffer::F32(sampling::pack_noise(&noise[draw * n..], h, w, DType::BF16)))
@@ -293,64 +255,92 @@ pub struct Report {
 /// Runs one edit from files to file.
 ///
 /// # Errors
-/// [`UsageError`], [`ModelError`], [`Interrupted`], or a fault of picture, arithmetic or disk. Nothing is written then.
+/// One of [`crate::error`], a [`ModelError`], or a fault of picture, arithmetic or disk. Nothing is
+/// written then.
 pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
     let start = Instant::now();
     let output = Output::reserve(&job.output, job.force).map_err(usage)?;
     let format = Format::of(&job.output).map_err(usage)?;
     let original = job.image.as_deref().map(image::decode).transpose()?;
     let model = Model::open(&job.model)?;
-    let size = match &original {
-        Some(picture) => image::working_size(picture.width, picture.height, job.size_level)?,
-        None => job.size,
-    };
+    let material = Material::new(job, &model, original.as_ref(), progress)?;
     let last = match &original {
         Some(picture) if !job.keep_working_size => (picture.width, picture.height),
-        _ => size,
+        _ => material.size,
     };
     format.check_size(last.0, last.1).map_err(usage)?;
-    if original.is_none() && model.config.version == Version::V1_0 {
-        progress.notice("v1.0 was trained to edit pictures only; use v1.1 to make one from text");
-    }
-    let working = original.as_ref().map(|picture| image::resize(picture, size.0, size.1, job.filter));
-    let patches = match (&working, &original) {
-        (Some(picture), Some(Rgb { width, height, .. })) => prompt::patches(picture, &model.settings)
-            .with_context(|| format!("a {width}x{height} picture cannot be edited at size level {}", job.size_level))?,
-        // Text-to-image shows the encoder a black square.
-        _ => prompt::patches(&Rgb { width: 1024, height: 1024, data: vec![0; 3 << 20] }, &model.settings)?,
-    };
-    let tokens = tokenize(&model, job, patches.image_tokens(), progress)?;
-    let request = Request {
-        size,
-        reference: working.is_some(),
-        grid: patches.grid,
-        tokens: &tokens,
-        steps: job.steps,
-        cfg_scale: job.cfg_scale,
-        noise: match job.rng {
-            Rng::Cuda { grid_threads } => NoiseSource::Philox { seed: job.seed, grid_threads },
-            Rng::Cpu => NoiseSource::Host,
-        },
-        sample_posterior: job.sample_posterior,
-        savings: job.savings,
-    };
-    let program = Program::new(&model.config, &model.settings, &request, job.precision, Target::Cpu)?;
+    let program = Program::new(&model.config, &model.settings, &material.request(job), job.precision, Target::Cpu)?;
+    check_memory(&program.plan)?;
     let mut seconds = BTreeMap::from([("load", start.elapsed().as_secs_f64())]);
 
-    check_memory(&program.plan)?;
     let mut exec = Reference::new(&program.plan, &model.folder)?;
-    let host = HostInputs { working: working.as_ref(), patches: &patches, seed: job.seed, guidance_limit: job.guidance_limit };
+    let (working, patches) = (material.working.as_ref(), &material.patches);
+    let host = HostInputs { working, patches, seed: job.seed, guidance_limit: job.guidance_limit };
     for (id, values) in program.inputs(&model.config, &host) {
         exec.write(id, values.values())?;
     }
     let pixels = run_stages(&mut exec, &program, progress, &mut seconds)?;
 
-    let edited = Rgb { width: size.0, height: size.1, data: pixels };
+    let edited = Rgb { width: material.size.0, height: material.size.1, data: pixels };
     let edited = image::resize(&edited, last.0, last.1, Filter::Bicubic);
-    let parameters = parameters(job, &model, size, last);
+    let parameters = parameters(job, &model, material.size, last);
     output.commit(&image::encode(&edited, format, &parameters.to_string())?)?;
     seconds.insert("total", start.elapsed().as_secs_f64());
     Ok(Report { json: report(job, parameters, &program.plan, &seconds, original.as_ref()) })
+}
+
+/// A job's picture and prompts as the model takes them.
+struct Material {
+    /// Working width and height.
+    size: (usize, usize),
+    /// The picture at that size; none in text-to-image.
+    working: Option<Rgb>,
+    /// The picture as the encoder sees it.
+    patches: Patches,
+    /// Tokens of prompt and negative prompt.
+    tokens: Vec<PromptTokens>,
+}
+
+impl Material {
+    fn new(job: &EditJob, model: &Model, original: Option<&Rgb>, progress: &mut dyn Progress) -> Result<Material> {
+        let (size, working, patches) = match original {
+            Some(picture) => {
+                let size = image::working_size(picture.width, picture.height, job.size_level)?;
+                let working = image::resize(picture, size.0, size.1, job.filter);
+                let patches = prompt::patches(&working, &model.settings).with_context(|| {
+                    format!("a {}x{} picture cannot be edited at size level {}", picture.width, picture.height, job.size_level)
+                })?;
+                (size, Some(working), patches)
+            }
+            None => {
+                if model.config.version == Version::V1_0 {
+                    progress.notice("v1.0 was trained to edit pictures only; use v1.1 to make one from text");
+                }
+                // Text-to-image shows the encoder a black square.
+                let black = Rgb { width: 1024, height: 1024, data: vec![0; 3 << 20] };
+                (job.size, None, prompt::patches(&black, &model.settings)?)
+            }
+        };
+        let tokens = tokenize(model, job, patches.image_tokens(), progress)?;
+        Ok(Material { size, working, patches, tokens })
+    }
+
+    fn request(&self, job: &EditJob) -> Request<'_> {
+        Request {
+            size: self.size,
+            reference: self.working.is_some(),
+            grid: self.patches.grid,
+            tokens: &self.tokens,
+            steps: job.steps,
+            cfg_scale: job.cfg_scale,
+            noise: match job.rng {
+                Rng::Cuda { grid_threads } => NoiseSource::Philox { seed: job.seed, grid_threads },
+                Rng::Cpu => NoiseSource::Host,
+            },
+            sample_posterior: job.sample_posterior,
+            savings: job.savings,
+        }
+    }
 }
 
 /// Refuses a plan whose arena is larger than the memory that the system could give.
@@ -399,7 +389,7 @@ fn run_stages(
             match stage.name {
                 "vae_encode" => check_finite(exec, stage.name, t.reference_latent)?,
                 "text" => check_finite(exec, stage.name, Some(t.embedding))?,
-                "step" => check_fault(exec, t.fault, stage.repeat)?,
+                "step" => check_fault(exec, t.denoised.fault, stage.repeat)?,
                 _ => {}
             }
         }

@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::pipeline::{Interrupted, Progress};
+use crate::error::Interrupted;
+use crate::pipeline::Progress;
 
 /// Progress of an edit, which a flag can stop.
 pub struct Display<'a> {

@@ -8,8 +8,8 @@ use indicatif::ProgressBar;
 use serde_json::json;
 
 use crate::cli::Preset;
+use crate::error::{Interrupted, usage};
 use crate::model::{Config, Version};
-use crate::pipeline::{Interrupted, usage};
 use crate::prompt::{PromptSettings, Tokenizer};
 use crate::tensor::{Component, Spec};
 use crate::weights::tokenizer::{TINY_ADDED, full_tokenizer_json, tiny_tokenizer_json};
@@ -55,7 +55,7 @@ impl PresetModel {
 /// Writes the folder.
 ///
 /// # Errors
-/// A [`crate::pipeline::UsageError`] if the folder is not empty or its parent missing, a [`crate::weights::ModelError`]
+/// A [`crate::error::UsageError`] if the folder is not empty or its parent missing, a [`crate::weights::ModelError`]
 /// if the disk is too full or the system refuses; [`Interrupted`].
 /// What was written is taken back.
 pub fn write(dir: &Path, preset: Preset, version: Version, seed: u64, stop: &AtomicBool, bar: &ProgressBar) -> Result<()> {

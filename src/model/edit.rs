@@ -98,6 +98,8 @@ pub struct EditTensors {
     pub rgb: Option<TensorId>,
     /// The reference's latent [H/8, W/8, 16].
     pub reference_latent: Option<TensorId>,
+    /// Input: packed noise of the posterior [n, 64], if the host gives it.
+    pub host_posterior_noise: Option<TensorId>,
     /// Inputs and result of the vision tower.
     pub vision: Vision,
     /// Inputs and result of the text model.
@@ -106,24 +108,8 @@ pub struct EditTensors {
     pub embedding_rows: TensorId,
     /// The text encoder's result [T, context].
     pub embedding: TensorId,
-    /// Input: time of each step, once a branch [K · 2].
-    pub times: TensorId,
-    /// Input: Δt and rule of each step [K, 2].
-    pub schedule: TensorId,
-    /// Input: rotary table of the transformer.
-    pub rope: TensorId,
-    /// Input: logarithmic weights of its keys.
-    pub key_bias: Option<TensorId>,
-    /// Input 0: number of the step.
-    pub counter: TensorId,
-    /// Input 0: 1 + the first step after which latents were not finite.
-    pub fault: TensorId,
-    /// Input: starting noise [n, 64], if the host gives it.
-    pub host_noise: Option<TensorId>,
-    /// Input: packed noise of the posterior [n, 64], if the host gives it.
-    pub host_posterior_noise: Option<TensorId>,
-    /// Latents [n, 64] f32.
-    pub latents: TensorId,
+    /// Inputs and state of the denoising stages.
+    pub denoised: Denoised,
     /// Output: the picture [H, W, 3].
     pub pixels: TensorId,
     /// Output: values of the picture that were not finite [1].
@@ -157,19 +143,12 @@ pub fn record(config: &Config, spec: &EditSpec) -> (Graph, EditTensors) {
     let tensors = EditTensors {
         rgb,
         reference_latent: reference.as_ref().map(|r| r.latent),
+        host_posterior_noise: reference.as_ref().and_then(|r| r.host_noise),
         vision,
         text,
         embedding_rows,
         embedding,
-        times: denoised.times,
-        schedule: denoised.schedule,
-        rope: denoised.rope,
-        key_bias: denoised.key_bias,
-        counter: denoised.counter,
-        fault: denoised.fault,
-        host_noise: denoised.host_noise,
-        host_posterior_noise: reference.and_then(|r| r.host_noise),
-        latents: denoised.latents,
+        denoised,
         pixels,
         pixel_faults,
     };
@@ -221,21 +200,21 @@ fn decode(g: &mut Graph, config: &Config, spec: &EditSpec, latents: TensorId) ->
 /// The tensors of the denoising stages.
 #[derive(Clone, Copy, Debug)]
 pub struct Denoised {
-    /// See [`EditTensors::times`].
+    /// Input: time of each step, once a branch [K · 2, 1].
     pub times: TensorId,
-    /// See [`EditTensors::schedule`].
+    /// Input: Δt and rule of each step [K, 2].
     pub schedule: TensorId,
-    /// See [`EditTensors::rope`].
+    /// Input: rotary table [rows, 128].
     pub rope: TensorId,
-    /// See [`EditTensors::key_bias`].
+    /// Input: logarithmic weight of each key [rows]; none if every padding row is computed.
     pub key_bias: Option<TensorId>,
-    /// See [`EditTensors::counter`].
+    /// Input 0, then state: number of the step [1].
     pub counter: TensorId,
-    /// See [`EditTensors::fault`].
+    /// Input 0, then state: 1 + the first step after which latents were not finite [1].
     pub fault: TensorId,
-    /// See [`EditTensors::host_noise`].
+    /// Input: starting noise [n, 64], if the host gives it.
     pub host_noise: Option<TensorId>,
-    /// See [`EditTensors::latents`].
+    /// State: latents [n, 64] f32, at first the noise.
     pub latents: TensorId,
 }
 

@@ -183,17 +183,4 @@ mod tests {
             }
         }
     }
-
-    #[test]
-    #[ignore = "a measurement: bytes of bf16 filled a second"]
-    fn speed() {
-        let shape = Shape::from([1 << 14, 1 << 14]);
-        let mut bytes = vec![0; shape.elements() * 2];
-        for _ in 0..4 {
-            let start = std::time::Instant::now();
-            fill("img_in.weight", &shape, DType::BF16, 0, &mut bytes);
-            let rate = bytes.len() as f64 / start.elapsed().as_secs_f64() / 1e9;
-            println!("{rate:.2} GB/s");
-        }
-    }
 }

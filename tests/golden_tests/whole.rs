@@ -86,8 +86,8 @@ fn by_program(s: &Setup, savings: Savings) -> Edit {
     let reference = float(after("vae_encode", t.reference_latent.unwrap()));
     after("vision", t.vision.merged);
     let embedding = float(after("text", t.embedding));
-    after("conditioning", t.latents);
-    let steps: Vec<_> = (0..STEPS).map(|_| after("step", t.latents)).collect();
+    after("conditioning", t.denoised.latents);
+    let steps: Vec<_> = (0..STEPS).map(|_| after("step", t.denoised.latents)).collect();
     let latents = float(steps[STEPS - 1].clone());
     let Buffer::U8(pixels) = after("vae_decode", t.pixels) else { panic!("pixels") };
     Edit { reference, embedding, latents, pixels }
