@@ -458,3 +458,37 @@ fn proc_kib(table: &str, name: &str) -> Option<u64> {
     let line = table.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Graph;
+    use crate::ops::PixelsIn;
+
+    #[test]
+    fn an_arena_beyond_the_memory_is_refused_with_both_numbers() {
+        let plan_of = |pixels: usize| {
+            let mut g = Graph::new();
+            g.stage("vae_encode", 1, |g| {
+                let x = g.input("rgb", DType::U8, [1, pixels, 3]);
+                g.op("pixels_in", PixelsIn(DType::F32), &[x])
+            });
+            Plan::new(g, Precision::F32, Target::Cpu).unwrap()
+        };
+        check_memory(&plan_of(100)).unwrap();
+        let error = check_memory(&plan_of(1 << 40)).unwrap_err();
+        let text = error.downcast_ref::<ResourceError>().unwrap().0.clone();
+        assert!(text.contains("needs 16492.67 GB") && text.contains("are available"), "{text}");
+    }
+
+    #[test]
+    fn settings_keep_defaults_and_take_axes() {
+        let json = json!({"cut": 100, "axes": [32, 48, 48]});
+        let (settings, axes) = parse_settings(Some(&json)).unwrap();
+        assert_eq!((settings.cut, settings.max_text, axes), (100, 640, [32, 48, 48]));
+        assert_eq!(parse_settings(None).unwrap(), (PromptSettings::default(), AXES));
+        for wrong in [json!([]), json!({"axes": 3}), json!({"cuts": 1})] {
+            assert!(parse_settings(Some(&wrong)).is_err(), "{wrong}");
+        }
+    }
+}

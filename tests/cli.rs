@@ -10,6 +10,8 @@ mod flags;
 mod inspect;
 #[path = "cli_tests/interrupt.rs"]
 mod interrupt;
+#[path = "cli_tests/layouts.rs"]
+mod layouts;
 #[path = "cli_tests/models.rs"]
 mod models;
 #[path = "cli_tests/output.rs"]
