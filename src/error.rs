@@ -1,4 +1,4 @@
-//! Faults that have an exit code of their own; those of model files are [`crate::weights::ModelError`].
+//! Faults that have an exit code of their own; those of model files are `ModelError` of the weights.
 
 use std::fmt;
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::model::text::TextRows;
 use crate::model::{Config, HEAD_WIDTH, PromptRows, text, vision};
@@ -66,7 +66,7 @@ impl PromptInputs {
     /// `collapse_padding` lets one padding row stand for all.
     ///
     /// # Errors
-    /// Tokens that no embedding row exists for, or that do not fit the picture.
+    /// Tokens that do not fit the picture.
     pub fn new(
         branches: &[PromptTokens],
         picture: &PictureInputs,
@@ -95,7 +95,7 @@ impl PromptInputs {
             let axes = tokens.positions(picture.merged)?;
             let own = if branch == 0 { 0..ends[0] } else { prefix..ends[branch] };
             for at in own {
-                inputs.index.push(row_index(tokens, at, picture, config)?);
+                inputs.index.push(row_index(tokens, at, picture));
                 inputs.key_bias.push(if tokens.masked.contains(&at) { f32::NEG_INFINITY } else { 0.0 });
                 positions.push([0, 1, 2].map(|axis| axes[axis][at] as usize));
             }
@@ -137,15 +137,7 @@ impl Rows<'_> {
 }
 
 /// The row that the embedding takes for position `at`: of the picture, or of the vocabulary.
-fn row_index(tokens: &PromptTokens, at: usize, picture: &PictureInputs, config: &Config) -> Result<i32> {
-    if let Some(k) = at.checked_sub(tokens.image_start).filter(|&k| k < tokens.image_tokens) {
-        return Ok(picture.places[k]);
-    }
-    let id = tokens.ids[at] as usize;
-    let rows = config.text.vocabulary;
-    ensure!(
-        id < rows,
-        "the tokenizer gives id {id}, the text model has {rows} embeddings; do tokenizer.json and weights belong together?"
-    );
-    Ok(id as i32)
+fn row_index(tokens: &PromptTokens, at: usize, picture: &PictureInputs) -> i32 {
+    let picture_token = at.checked_sub(tokens.image_start).filter(|&k| k < tokens.image_tokens);
+    picture_token.map_or(tokens.ids[at] as i32, |k| picture.places[k])
 }

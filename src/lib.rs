@@ -2,14 +2,16 @@
 //!
 //! Record once, plan once, run many. Dependencies point down this list; each module's invariant in a sentence:
 //!
+//! - [`inspect`], [`synth`]: the commands besides `edit`.
 //! - [`cli`]: flags to validated jobs; nothing below reads a flag or an environment variable.
-//! - [`pipeline`], [`inspect`], [`synth`], [`progress`]: the commands; all that a person meets.
-//! - [`error`]: faults with an exit code of their own.
+//! - [`progress`]: what a person sees while something runs.
+//! - [`pipeline`]: one edit, from files to file.
+//! - [`error`]: faults with an exit code of their own; depends on nothing.
 //! - [`inputs`]: tokens and patches to the program's spec and input values; pure.
-//! - [`image`], [`prompt`], [`sampling`]: the host's arithmetic, to the bit as the official code has it.
-//! - [`weights`]: mapped checkpoints; any bytes give an error, never a panic.
-//! - [`model`]: records the networks; knows nothing of devices, plans or execution.
 //! - [`exec`]: walks a plan; decides nothing.
+//! - [`weights`]: mapped checkpoints; any bytes give an error, never a panic.
+//! - [`prompt`], [`image`], [`sampling`]: the host's arithmetic, to the bit as the official code has it.
+//! - [`model`]: records the networks; knows nothing of devices, plans or execution.
 //! - [`plan`]: a pure function from graph to decisions; every check happens here, before memory is touched.
 //! - [`graph`]: storages, views and nodes in program order; knows nothing of what will run them.
 //! - [`ops`]: one file an op; knows nothing of storages.

@@ -69,7 +69,7 @@ fn edit(args: &EditArgs, stop: &AtomicBool) -> Result<()> {
     progress.finish();
     let report = result?;
     if args.json {
-        print(&format!("{}\n", report.json)).with_context(|| format!("{} is made, but not its JSON", job.output.display()))?;
+        print(&format!("{report}\n")).with_context(|| format!("{} is made, but not its JSON", job.output.display()))?;
     } else if !args.quiet {
         say(&format!("wrote {}", job.output.display()));
     }

@@ -112,6 +112,11 @@ impl Model {
             manifest.iter().map(|(component, name, shape)| Expected { component: *component, name, shape }).collect();
         check(&folder, &expected, &[(Component::Qwen, LM_HEAD)])?;
         let tokenizer = Tokenizer::load(&folder.tokenizer_path).map_err(model_error)?;
+        let (ids, rows) = (tokenizer.vocabulary_size(), config.text.vocabulary);
+        if ids > rows {
+            let fault = format!("tokenizer.json gives ids up to {}, the text model has {rows} embeddings", ids - 1);
+            return Err(ModelError::new(format!("{}: {fault}; take both from one release", folder.dir.display())).into());
+        }
         settings.check(&tokenizer).map_err(model_error)?;
         let (declared, found) =
             (folder.qwen_config.get("image_token_id").and_then(Value::as_u64), tokenizer.token_id("<|image_pad|>"));
@@ -246,18 +251,11 @@ impl Program {
     }
 }
 
-/// What an edit did.
-pub struct Report {
-    /// Parameters, sizes, seconds by stage and peak bytes, as one JSON object.
-    pub json: Value,
-}
-
-/// Runs one edit from files to file.
+/// Runs one edit from files to file; gives parameters, sizes, seconds by stage and peak bytes as one JSON object.
 ///
 /// # Errors
-/// One of [`crate::error`], a [`ModelError`], or a fault of picture, arithmetic or disk. Nothing is
-/// written then.
-pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
+/// One of [`crate::error`], a [`ModelError`], or a fault of picture, arithmetic or disk. Nothing is written then.
+pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Value> {
     let start = Instant::now();
     let output = Output::reserve(&job.output, job.force).map_err(usage)?;
     let format = Format::of(&job.output).map_err(usage)?;
@@ -286,7 +284,7 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
     let parameters = parameters(job, &model, material.size, last);
     output.commit(&image::encode(&edited, format, &parameters.to_string())?)?;
     seconds.insert("total", start.elapsed().as_secs_f64());
-    Ok(Report { json: report(job, parameters, &program.plan, &seconds, original.as_ref()) })
+    Ok(report(job, parameters, &program.plan, &seconds, original.as_ref()))
 }
 
 /// A job's picture and prompts as the model takes them.

@@ -44,12 +44,7 @@ pub fn step_table(times: &[f32], guidance_limit: f64) -> Vec<f32> {
 pub fn pack_noise(noise: &[f32], height: usize, width: usize, dtype: DType) -> Vec<f32> {
     assert!(height.is_multiple_of(2) && width.is_multiple_of(2), "latents of {height}x{width} do not pack in 2x2 squares");
     assert_eq!(noise.len(), 16 * height * width, "noise for latents of 16x{height}x{width}");
-    let source = |at: usize| {
-        let (token, channel) = (at / 64, at % 64);
-        let (row, col) = (token / (width / 2) * 2 + channel / 2 % 2, token % (width / 2) * 2 + channel % 2);
-        (channel / 4 * height + row) * width + col
-    };
-    (0..noise.len()).map(|at| ops::round(dtype, noise[source(at)])).collect()
+    (0..noise.len()).map(|at| ops::round(dtype, noise[ops::drawn_at(at, (height, width))])).collect()
 }
 
 /// A seed nobody chose, from the system's entropy; 63 bits, so that it can be given back as a seed that is not negative.

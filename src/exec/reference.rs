@@ -47,7 +47,7 @@ impl<'a> Reference<'a> {
     /// Takes the arena's memory and poisons it.
     ///
     /// # Errors
-    /// A weight of the plan that the source lacks.
+    /// A weight of the plan that the source lacks or has with another number of elements.
     pub fn new(plan: &'a Plan, weights: &'a dyn WeightSource) -> Result<Self> {
         for (component, storage) in plan.graph.weights() {
             let found = weights.weight(component, &storage.name);
@@ -66,16 +66,19 @@ impl<'a> Reference<'a> {
     pub fn write(&mut self, id: TensorId, values: Values) -> Result<()> {
         let tensor = self.plan.graph.tensor(id).clone();
         let name = &self.plan.graph.storage_of(id).name;
-        let (n, buffer) = match values {
-            Values::F32(v) => (v.len(), Buffer::F32(v.to_vec())),
-            Values::I32(v) => (v.len(), Buffer::I32(v.to_vec())),
-            Values::U8(v) => (v.len(), Buffer::U8(v.to_vec())),
+        let n = match values {
+            Values::F32(v) => v.len(),
+            Values::I32(v) => v.len(),
+            Values::U8(v) => v.len(),
         };
         ensure!(n == tensor.spec.shape.elements(), "{n} values for the input {name} {}", tensor.spec);
-        self.store(&tensor, &buffer).with_context(|| format!("input {name}"))
+        self.store(&tensor, values).with_context(|| format!("input {name}"))
     }
 
-    /// The values of a tensor, floats widened.
+    /// The values of a tensor, dense, floats widened.
+    ///
+    /// # Errors
+    /// A weight that is read by columns.
     pub fn read(&self, id: TensorId) -> Result<Buffer> {
         Ok(match self.load(id)? {
             Loaded::F32(v) => Buffer::F32(v.into_owned()),
@@ -84,7 +87,10 @@ impl<'a> Reference<'a> {
         })
     }
 
-    /// The values of a float tensor.
+    /// The values of a float tensor, dense, widened.
+    ///
+    /// # Errors
+    /// A tensor of indices or pixels.
     pub fn read_f32(&self, id: TensorId) -> Result<Vec<f32>> {
         match self.read(id)? {
             Buffer::F32(v) => Ok(v),
@@ -95,7 +101,7 @@ impl<'a> Reference<'a> {
     /// Runs a stage once.
     ///
     /// # Errors
-    /// An unknown stage, or what the observer returns.
+    /// An unknown stage, a node that cannot run, by name, or what the observer returns.
     pub fn run(&mut self, stage: &str, observer: &mut Observer) -> Result<()> {
         let plan = self.plan;
         let stage = plan.graph.stage_named(stage).with_context(|| format!("the plan has no stage {stage}"))?;
@@ -117,7 +123,7 @@ impl<'a> Reference<'a> {
         drop(operands);
         drop(loaded);
         for (&id, output) in node.outputs.iter().zip(&outputs) {
-            self.store(graph.tensor(id), &output.values)?;
+            self.store(graph.tensor(id), output.values.values())?;
         }
         Ok(())
     }
@@ -155,15 +161,15 @@ impl<'a> Reference<'a> {
         Ok(values)
     }
 
-    fn store(&mut self, tensor: &Tensor, buffer: &Buffer) -> Result<()> {
+    fn store(&mut self, tensor: &Tensor, values: Values) -> Result<()> {
         let offset = self.plan.offsets[tensor.storage.0].context("a storage without a place in the arena")?;
         let size = self.plan.graph.storages[tensor.storage.0].spec.bytes();
         let bytes = &mut bytemuck::cast_slice_mut::<u128, u8>(&mut self.arena)[offset..][..size];
-        match (tensor.spec.dtype, buffer) {
-            (DType::F32, Buffer::F32(v)) => scatter(bytemuck::cast_slice_mut(bytes), tensor, v, |v| v),
-            (DType::BF16, Buffer::F32(v)) => scatter(bytemuck::cast_slice_mut(bytes), tensor, v, bf16::from_f32),
-            (DType::I32, Buffer::I32(v)) => scatter(bytemuck::cast_slice_mut(bytes), tensor, v, |v| v),
-            (DType::U8, Buffer::U8(v)) => scatter(bytes, tensor, v, |v| v),
+        match (tensor.spec.dtype, values) {
+            (DType::F32, Values::F32(v)) => scatter(bytemuck::cast_slice_mut(bytes), tensor, v, |v| v),
+            (DType::BF16, Values::F32(v)) => scatter(bytemuck::cast_slice_mut(bytes), tensor, v, bf16::from_f32),
+            (DType::I32, Values::I32(v)) => scatter(bytemuck::cast_slice_mut(bytes), tensor, v, |v| v),
+            (DType::U8, Values::U8(v)) => scatter(bytes, tensor, v, |v| v),
             (dtype, _) => bail!("values of another kind than {dtype}"),
         }
         Ok(())

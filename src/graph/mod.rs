@@ -174,12 +174,12 @@ impl Graph {
     /// The checkpoint tensor `scope.name`, used in `dtype`; the same name gives the same storage again.
     pub fn weight(&mut self, name: &str, dtype: DType, shape: impl Into<Shape>) -> TensorId {
         let component = self.component.expect("weights are recorded inside with_weights");
-        let (name, shape) = (self.scoped_name(name), shape.into());
+        let (name, spec) = (self.scoped_name(name), Spec::new(dtype, shape));
         if let Some(&known) = self.weights.get(&(component, name.clone())) {
-            assert_eq!(self.shape(known), &shape, "{name} is recorded with two shapes");
+            assert_eq!(self.tensor(known).spec, spec, "{name} is recorded with two shapes or types");
             return known;
         }
-        let id = self.storage(name.clone(), Spec { dtype, shape }, Kind::Weight(component));
+        let id = self.storage(name.clone(), spec, Kind::Weight(component));
         self.weights.insert((component, name), id);
         id
     }

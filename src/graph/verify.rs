@@ -46,7 +46,8 @@ pub(super) fn node(graph: &Graph, node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Whether two views of one storage share an element. Both are rectangles of the same pitch, or one of them is dense.
+/// Whether two views share an element: exact for rectangles of one pitch; views of two pitches count as overlapping
+/// where their spans meet.
 fn overlap(a: &Tensor, b: &Tensor) -> bool {
     if a.storage != b.storage {
         return false;
@@ -111,7 +112,7 @@ fn covered(read: &Tensor, written: Option<&Vec<&Tensor>>) -> bool {
     if written.iter().any(|w| *w == read || (w.is_dense() && encloses(w, read))) {
         return true;
     }
-    // Several partial writers: count element by element, once per distinct row and column range.
+    // Several partial writers: their runs must cover each row end to end.
     (0..read.spec.shape.rows()).all(|row| {
         let start = read.offset + row * read.row_stride;
         let mut at = start;

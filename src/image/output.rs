@@ -44,11 +44,6 @@ impl Output {
         Ok(Output { target, temporary, file, force })
     }
 
-    /// The hidden file that an interrupted program must remove.
-    pub fn temporary(&self) -> &Path {
-        &self.temporary
-    }
-
     /// Stores `bytes` durably under the reserved path.
     ///
     /// # Errors
@@ -152,7 +147,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
         let output = Output::reserve(&path, false).unwrap();
-        let name = output.temporary().file_name().unwrap().to_str().unwrap().to_string();
+        let name = output.temporary.file_name().unwrap().to_str().unwrap().to_string();
         assert!(name.starts_with('.') && name.contains(&std::process::id().to_string()), "{name}");
         assert_eq!(entries(folder.path()), [name]);
         output.commit(b"picture").unwrap();

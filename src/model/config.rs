@@ -138,14 +138,18 @@ impl Config {
         ensure!(vision.out == text.hidden, "the vision tower gives rows of {}, the text model takes {}", vision.out, text.hidden);
         ensure!(dit.context == text.hidden, "the connector takes rows of {}, the text model gives {}", dit.context, text.hidden);
         ensure!(
-            4 * vae.latent == dit.in_channels,
-            "{} latent channels do not pack to {} of a token",
+            vae.latent == LATENT_CHANNELS && dit.in_channels == 4 * LATENT_CHANNELS,
+            "the autoencoder has {} latent channels, the transformer {} a token; Step1X-Edit has {LATENT_CHANNELS} and {}",
             vae.latent,
-            dit.in_channels
+            dit.in_channels,
+            4 * LATENT_CHANNELS
         );
         Ok(Config { version, dit, vae, vision, text })
     }
 }
+
+/// Channels of FLUX's latents, on which noise and packing rest; a token packs 2×2 of them.
+const LATENT_CHANNELS: usize = 16;
 
 /// Most blocks of a stack; tensors are listed block by block, so no file may claim any number.
 const DEPTH_MAX: usize = 1000;
@@ -189,8 +193,8 @@ impl DitConfig {
         }
         ensure!(config.depth_single > 0, "the transformer file has no single blocks");
         ensure!(
-            axes.iter().sum::<usize>() == HEAD_WIDTH && axes.iter().all(|a| a % 2 == 0),
-            "rotary axes {axes:?} do not add up to {HEAD_WIDTH}"
+            axes.iter().all(|&a| a <= HEAD_WIDTH && a % 2 == 0) && axes.iter().sum::<usize>() == HEAD_WIDTH,
+            "rotary axes {axes:?} are not three even numbers that add up to {HEAD_WIDTH}"
         );
         Ok(config)
     }
@@ -282,6 +286,7 @@ impl TextConfig {
             .or_else(|| rope.get("rope_theta"))
             .and_then(Value::as_f64)
             .context("config.json lacks rope_theta")?;
+        ensure!(theta > 0.0, "config.json: rope_theta is {theta}, not above 0; Qwen2.5-VL has 1e6");
         let config = TextConfig {
             vocabulary: number(t, "vocab_size")?,
             hidden: number(t, "hidden_size")?,
@@ -300,7 +305,7 @@ impl TextConfig {
         );
         ensure!(config.heads.is_multiple_of(config.kv_heads), "{} text heads over {} key heads", config.heads, config.kv_heads);
         ensure!(
-            config.mrope.iter().sum::<usize>() == HEAD_WIDTH / 2,
+            config.mrope.iter().all(|&pairs| pairs <= HEAD_WIDTH) && config.mrope.iter().sum::<usize>() == HEAD_WIDTH / 2,
             "mrope_section {:?} does not add up to {}",
             config.mrope,
             HEAD_WIDTH / 2
@@ -317,9 +322,16 @@ mod tests {
 
     /// What `Config::infer` finds in a checkpoint of the config itself.
     fn round_trip(config: &Config, json: &Value) -> Result<Config> {
+        infer_with(config, json, |_, shape| Some(shape))
+    }
+
+    /// The same with each tensor's shape through `change`, which may also leave the tensor out.
+    fn infer_with(config: &Config, json: &Value, change: impl Fn(&str, Shape) -> Option<Shape>) -> Result<Config> {
         let manifest = config.manifest();
-        let shape_of =
-            |component, name: &str| manifest.iter().find(|(c, n, _)| *c == component && n == name).map(|(_, _, s)| s.clone());
+        let shape_of = |component, name: &str| {
+            let found = manifest.iter().find(|(c, n, _)| *c == component && n == name);
+            found.and_then(|(_, _, shape)| change(name, shape.clone()))
+        };
         Config::infer(&shape_of, json, config.dit.axes)
     }
 
@@ -345,14 +357,36 @@ mod tests {
     }
 
     #[test]
+    fn rotary_parts_cannot_overflow_to_a_right_sum() {
+        let config = Config::tiny(Version::V1_1);
+        let mut json = config.qwen_json(|_| None);
+        json["rope_scaling"]["mrope_section"] = serde_json::json!([u64::MAX, 33, 32]);
+        let text = round_trip(&config, &json).unwrap_err().to_string();
+        assert!(text.contains("mrope_section [18446744073709551615, 33, 32] does not add up to 64"), "{text}");
+        let mut wide = config.clone();
+        wide.dit.axes = [usize::MAX - 1, 66, 64];
+        let text = round_trip(&wide, &config.qwen_json(|_| None)).unwrap_err().to_string();
+        assert!(text.contains("rotary axes"), "{text}");
+    }
+
+    #[test]
+    fn latents_of_another_width_are_refused() {
+        let config = Config::tiny(Version::V1_1);
+        let halved = |name: &str, mut shape: Shape| {
+            if ["img_in.weight", "decoder.conv_in.weight"].contains(&name) {
+                shape.0[1] /= 2;
+            }
+            Some(shape)
+        };
+        let text = infer_with(&config, &config.qwen_json(|_| None), halved).unwrap_err().to_string();
+        assert!(text.contains("8 latent channels, the transformer 32 a token"), "{text}");
+    }
+
+    #[test]
     fn a_block_missing_in_between_does_not_shorten_the_stack() {
         let config = Config::tiny(Version::V1_1);
-        let manifest = config.manifest();
-        let shape_of = |component, name: &str| {
-            let found = manifest.iter().find(|(c, n, _)| *c == component && n == name && !n.starts_with("single_blocks.1."));
-            found.map(|(_, _, s)| s.clone())
-        };
-        assert_eq!(Config::infer(&shape_of, &config.qwen_json(|_| None), config.dit.axes).unwrap(), config);
+        let without = |name: &str, shape| (!name.starts_with("single_blocks.1.")).then_some(shape);
+        assert_eq!(infer_with(&config, &config.qwen_json(|_| None), without).unwrap(), config);
     }
 
     proptest! {

@@ -190,7 +190,7 @@ impl Modulation {
 /// What a step reads.
 #[derive(Clone, Copy, Debug)]
 pub struct StepInputs {
-    /// Text rows of this step [T, hidden], written to `rows`' text rows beforehand.
+    /// The stream [rows, hidden]; text and image rows are written before the blocks, which update it in place.
     pub x: TensorId,
     /// Modulation vectors of this step [B, width].
     pub modulation: TensorId,

@@ -91,8 +91,11 @@ impl Op for Attention {
     }
 
     fn cost(&self, inputs: &[Spec], outputs: &[Spec]) -> Cost {
-        let pairs: usize = self.segments.iter().map(|s| s.lengths().0 * s.lengths().1).sum();
-        let pairs = if self.causal { pairs / 2 } else { pairs };
+        let seen = |(queries, keys): (usize, usize)| match self.causal {
+            true => queries * (keys - queries) + queries * (queries + 1) / 2,
+            false => queries * keys,
+        };
+        let pairs: usize = self.segments.iter().map(|s| seen(s.lengths())).sum();
         Cost::streaming(4 * pairs * inputs[0].shape.cols(), inputs, outputs)
     }
 

@@ -44,7 +44,7 @@ pub use group_norm::GroupNorm;
 pub use guidance_euler::GuidanceEuler;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
-pub use noise::{H100_GRID_THREADS, Noise, normal as philox_normal};
+pub use noise::{H100_GRID_THREADS, Noise, drawn_at, normal as philox_normal};
 pub use patchify::{Pack, Unpack};
 pub use pixels::{PixelsIn, PixelsOut};
 pub use posterior::{LATENT_SCALE, LATENT_SHIFT, Posterior};
@@ -91,7 +91,7 @@ pub fn cases() -> Vec<Case> {
 
 /// One kind of computation with its attributes.
 pub trait Op: Debug + Send + Sync {
-    /// The op's name; also the stem of its kernel file.
+    /// The op's name, as printed graphs and messages show it. (Which kernel file computes it, [`Kernel::source`] says.)
     fn kind(&self) -> &'static str;
 
     /// Attributes as the printed graph shows them; empty if there are none.

@@ -31,14 +31,26 @@ pub struct Noise {
 impl Noise {
     /// The generator's offset after a draw of `elements` values from `offset`.
     pub fn next_offset(offset: u64, elements: usize, grid_threads: usize) -> u64 {
-        let threads = BLOCK * elements.div_ceil(BLOCK).min(grid_threads / BLOCK);
-        offset + ((elements - 1) / (threads * 4) + 1) as u64
+        offset + elements.div_ceil(4 * launched(elements, grid_threads)) as u64
     }
+}
+
+/// Threads that draw `elements` values: whole blocks, no more than the largest grid.
+fn launched(elements: usize, grid_threads: usize) -> usize {
+    BLOCK * elements.div_ceil(BLOCK).min(grid_threads / BLOCK)
+}
+
+/// Which element of latents [16, height, width] is value `at` of the packed tokens [height/2 · width/2, 64], whose
+/// channel is c·4 + row·2 + col.
+pub fn drawn_at(at: usize, (height, width): (usize, usize)) -> usize {
+    let (token, channel) = (at / 64, at % 64);
+    let (row, col) = (token / (width / 2) * 2 + channel / 2 % 2, token % (width / 2) * 2 + channel % 2);
+    (channel / 4 * height + row) * width + col
 }
 
 /// Normal number `element` of a draw of `elements` values, before rounding.
 pub fn normal(seed: u64, offset: u64, elements: usize, grid_threads: usize, element: usize) -> f32 {
-    let threads = BLOCK * elements.div_ceil(BLOCK).min(grid_threads / BLOCK);
+    let threads = launched(elements, grid_threads);
     let (thread, count) = ((element % threads) as u64, element / threads);
     let draw = offset + (count / 4) as u64;
     let counter = [draw as u32, (draw >> 32) as u32, thread as u32, (thread >> 32) as u32];
@@ -95,10 +107,7 @@ impl Op for Noise {
     fn reference(&self, _: &[Operand], outputs: &mut [Output]) {
         let (h, w) = self.size;
         outputs[0].f32().par_iter_mut().enumerate().for_each(|(at, y)| {
-            let (token, channel) = (at / 64, at % 64);
-            let (row, col) = (token / (w / 2) * 2 + channel / 2 % 2, token % (w / 2) * 2 + channel % 2);
-            let element = (channel / 4 * h + row) * w + col;
-            *y = round(DType::BF16, normal(self.seed, self.offset, 16 * h * w, self.grid_threads, element));
+            *y = round(DType::BF16, normal(self.seed, self.offset, 16 * h * w, self.grid_threads, drawn_at(at, self.size)));
         });
     }
 }

@@ -1,4 +1,4 @@
-//! What all ops share: every case infers, costs, selects and runs; names of kinds are kernels' stems.
+//! What all ops share: every case infers, costs, selects and runs; layouts and branch rows count right.
 
 use super::*;
 

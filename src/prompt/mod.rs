@@ -12,8 +12,8 @@ mod tokens;
 use anyhow::{Result, ensure};
 use serde::Deserialize;
 
-pub use patches::{FIRST_MAX_PIXELS, PATCH_VALUES, Patches, fit, patch_rows, patches, resized};
-pub use patches::{smart_resize, window_order};
+use patches::FIRST_MAX_PIXELS;
+pub use patches::{PATCH_VALUES, Patches, fit, patches, resized, window_order};
 pub use positions::PromptTokens;
 pub use tokens::Tokenizer;
 

@@ -19,7 +19,7 @@ pub const PATCH_VALUES: usize = 3 * TIME * PATCH * PATCH;
 /// Bounds of the first of the two resizes, in pixels.
 const FIRST_MIN_PIXELS: usize = 4 * FACTOR * FACTOR;
 /// Upper bound of the first resize, in pixels.
-pub const FIRST_MAX_PIXELS: usize = 16384 * FACTOR * FACTOR;
+pub(super) const FIRST_MAX_PIXELS: usize = 16384 * FACTOR * FACTOR;
 
 const MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
 const STD: [f32; 3] = [0.26862954, 0.261_302_6, 0.275_777_1];
@@ -34,11 +34,6 @@ pub struct Patches {
 }
 
 impl Patches {
-    /// Height and width of the picture after both resizes, in pixels.
-    pub fn size(&self) -> (usize, usize) {
-        (self.grid.0 * PATCH, self.grid.1 * PATCH)
-    }
-
     /// Merged tokens down and across.
     pub fn merged(&self) -> (usize, usize) {
         (self.grid.0 / MERGE, self.grid.1 / MERGE)
@@ -52,7 +47,7 @@ impl Patches {
 
 /// Height and width, multiples of 28, with an area between the bounds (in pixels; the rounding may leave them
 /// slightly) and nearly the aspect of `height` x `width`. An aspect above 200 is an error.
-pub fn smart_resize(height: usize, width: usize, min_pixels: usize, max_pixels: usize) -> Result<(usize, usize)> {
+fn smart_resize(height: usize, width: usize, min_pixels: usize, max_pixels: usize) -> Result<(usize, usize)> {
     let (short, long) = (height.min(width), height.max(width));
     ensure!(short > 0, "the picture is {width}x{height}; both sides must be at least 1 pixel");
     ensure!(
@@ -107,7 +102,7 @@ pub fn patches(picture: &Rgb, settings: &PromptSettings) -> Result<Patches> {
 }
 
 /// The patch rows of a picture whose sides are already multiples of 28.
-pub fn patch_rows(picture: &Rgb) -> Result<Patches> {
+fn patch_rows(picture: &Rgb) -> Result<Patches> {
     let (height, width) = (picture.height, picture.width);
     ensure!(
         height > 0 && width > 0 && height % FACTOR == 0 && width % FACTOR == 0,
@@ -222,7 +217,7 @@ mod tests {
         assert_eq!(both(1, 1).unwrap(), [(56, 56), (448, 448)]);
         let dot = Rgb { width: 1, height: 1, data: vec![10, 20, 30] };
         let patches = patches(&dot, &PromptSettings::default()).unwrap();
-        assert_eq!((patches.grid, patches.size(), patches.image_tokens()), ((32, 32), (448, 448), 256));
+        assert_eq!((patches.grid, patches.image_tokens()), ((32, 32), 256));
         assert_eq!(patches.pixel_values.len(), 32 * 32 * PATCH_VALUES);
         assert_eq!(patches.pixel_values[0], (10.0 / 255.0 - MEAN[0]) / STD[0]);
     }

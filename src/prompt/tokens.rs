@@ -65,7 +65,7 @@ impl Tokenizer {
         Ok(Tokenizer { bpe, highest_id, prefix, image_pad, wrap })
     }
 
-    /// Highest id + 1: how many rows the embedding must have at least.
+    /// Highest id + 1: how many rows the embedding must have.
     pub fn vocabulary_size(&self) -> usize {
         self.highest_id as usize + 1
     }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::tensor::{DType, Shape};
-use crate::weights::{Expected, PlannedTensor, check, write_safetensors};
+use crate::weights::write::tests::write_safetensors;
+use crate::weights::{Expected, PlannedTensor, check};
 use std::fs;
 
 fn planned(names: &[&str], dtype: DType) -> Vec<PlannedTensor> {

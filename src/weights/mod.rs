@@ -22,7 +22,7 @@ pub use decode::{decode_f32, e4m3_to_f32, f32_to_e4m3};
 pub use file::{Entry, WeightFile, parse_header};
 pub use folder::ModelFolder;
 pub use synth::{Recipe, fill};
-pub use write::{PlannedTensor, check_absent_or_empty, write_model, write_safetensors};
+pub use write::{PlannedTensor, check_absent_or_empty, write_model};
 
 use std::fmt;
 use std::path::Path;

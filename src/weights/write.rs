@@ -34,21 +34,14 @@ pub struct PlannedTensor {
     pub spec: Spec,
 }
 
-/// Writes a file of synthetic tensors in the order of their names, replacing any at `path`.
-///
-/// Fails, leaving nothing behind, when a name is planned twice, a dtype is not a float, the disk has no
-/// room, or the system refuses.
-pub fn write_safetensors(path: &Path, tensors: &[PlannedTensor], metadata: &[(&str, &str)], seed: u64) -> Result<()> {
-    let file = FilePlan::new(path.to_path_buf(), tensors.iter().collect(), metadata)?;
-    check_room(&parent(path), file.bytes())?;
-    file.write(seed, BUFFER_BYTES, &mut |_| true)
-}
-
 /// Writes a synthetic model in the official layout (see `layout.rs`).
 ///
 /// `dir` must not exist or be empty, its parent must exist. Qwen becomes one file, or shards of at most
 /// `qwen_shard_bytes` (a larger tensor has its own) with their index. `progress` is told, now and then,
-/// the bytes of tensors done and in all, and says whether to go on. Fails as [`write_safetensors`] does, taking back what it wrote.
+/// the bytes of tensors done and in all, and says whether to go on.
+///
+/// Fails, taking back what it wrote, when a name is planned twice, a dtype is not a float, the disk has no
+/// room, the system refuses, or `progress` says stop.
 pub fn write_model(
     dir: &Path,
     version: Version,
@@ -365,4 +358,4 @@ impl Filler<'_> {
 
 #[cfg(test)]
 #[path = "write_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -7,6 +7,13 @@ fn planned(name: &str, dtype: DType, shape: &[usize]) -> PlannedTensor {
     PlannedTensor { name: name.to_string(), spec: Spec { dtype, shape: crate::tensor::Shape(shape.to_vec()) } }
 }
 
+/// Writes one file of synthetic tensors, with the checks of a whole model.
+pub fn write_safetensors(path: &Path, tensors: &[PlannedTensor], metadata: &[(&str, &str)], seed: u64) -> Result<()> {
+    let file = FilePlan::new(path.to_path_buf(), tensors.iter().collect(), metadata)?;
+    check_room(&parent(path), file.bytes())?;
+    file.write(seed, BUFFER_BYTES, &mut |_| true)
+}
+
 fn mixed() -> Vec<PlannedTensor> {
     vec![
         planned("z.weight", DType::F32, &[5, 7]),

@@ -13,7 +13,7 @@ fn a_model_folder_is_described() {
     let text =
         inspected(&["-m", model().to_str().unwrap(), "--tensors", "--size", "64x48", "--size-level", "64", "--precision", "f32"])
             .stdout;
-    for words in ["Step1X-Edit v1.1", DIT, VAE, TEXT, "img_in.weight bf16[256, 64]", "plan of an edit at 64x48"] {
+    for words in ["Step1X-Edit v1.1", DIT, VAE, TEXT, "transformer: img_in.weight bf16[256, 64]", "plan of an edit at 64x48"] {
         assert!(text.contains(words), "no {words:?} in {text}");
     }
 }
@@ -35,11 +35,12 @@ fn json_has_components_and_plan() {
 }
 
 #[test]
-fn a_model_folder_is_described_with_its_plan() {
+fn kernels_are_chosen_in_bf16_alone() {
     let path = model().to_str().unwrap();
-    let text = inspected(&["-m", path, "--tensors"]).stdout;
-    assert!(text.contains(DIT) && text.contains("transformer: img_in.weight bf16[256, 64]"), "{text}");
+    let text = inspected(&["-m", path]).stdout;
     assert!(text.contains("bf16 activations") && text.contains("cublaslt"), "{text}");
+    let text = inspected(&["-m", path, "--precision", "f32"]).stdout;
+    assert!(text.contains("f32 activations") && !text.contains("cublaslt"), "{text}");
     let json = inspected(&["-m", path, "--json", "--precision", "f32"]).json();
     assert_eq!(json["files"].as_array().unwrap().len(), 3);
     assert_eq!(json["plan"]["precision"], "f32");

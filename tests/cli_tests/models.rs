@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
+use step1x_edit::weights::tokenizer::full_tokenizer_json;
 
 use super::support::*;
 
@@ -154,6 +155,8 @@ fn a_broken_tokenizer() {
     let mut json: Value = serde_json::from_slice(&fs::read(model().join(TOKENIZER)).unwrap()).unwrap();
     json["added_tokens"].as_array_mut().unwrap().retain(|token| token["content"] != "<|im_end|>");
     refused(TOKENIZER, json.to_string(), 3, &["tokenizer.json", "<|im_end|>"]);
+    let released = full_tokenizer_json().unwrap();
+    refused(TOKENIZER, released, 3, &["ids up to 151664", "1024 embeddings", "one release"]);
 }
 
 #[test]
@@ -181,6 +184,8 @@ fn a_broken_settings_file() {
     refused(SETTINGS, b"{\"cutt\": 5}", 3, &["step1x.json", "cutt", "max_text"]);
     refused(SETTINGS, b"[]", 3, &["step1x.json", "not a JSON object"]);
     refused(SETTINGS, b"{\"axes\": [8, 56, 56]}", 3, &["axes", "128"]);
+    // The sum of these is 128 modulo 2^64.
+    refused(SETTINGS, b"{\"axes\": [18446744073709551614, 66, 64]}", 3, &["axes", "128"]);
     refused(SETTINGS, b"{\"cut\": 487, \"max_text\": 1}", 3, &["`max_text` is 1", "wanted 3"]);
     refused(SETTINGS, b"{\"cut\": 487, \"max_text\": 4000000000}", 3, &["`max_text` is 4000000000", "to 16384"]);
     refused(SETTINGS, b"{\"cut\": 100000}", 3, &["`cut` is 100000"]);
