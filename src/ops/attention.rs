@@ -108,7 +108,13 @@ impl Op for Attention {
             return Unsupported::new(format!("head width {width}; kernels exist for 80, 128 and 512"));
         }
         let dtype = inputs[0].spec.dtype;
+        if let Some(s) = self.segments.iter().find(|s| s.q.len() > 2 || s.k.len() > 2) {
+            return Unsupported::new(format!("{} and {} row ranges in a segment; the kernel takes two", s.q.len(), s.k.len()));
+        }
         for operand in inputs[..3].iter().chain(outputs) {
+            if operand.spec.dtype != dtype {
+                return Unsupported::new(format!("{} beside queries of {dtype}; all must be of one type", operand.spec));
+            }
             if operand.alignment() < 16 {
                 return Unsupported::new(format!(
                     "rows of {} start at multiples of {} bytes, not 16",

@@ -7,7 +7,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::linear::matmul;
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable};
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
 use crate::tensor::{DType, Spec};
 
 /// Elements of the patch matrix that the reference builds at a time (16 MiB).
@@ -72,6 +72,12 @@ impl Op for Conv2d {
     /// Implicit GEMM on tensor cores; channel counts that are no multiple of 8 (pictures, latents) take the scalar loader.
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
+        dense(inputs)?;
+        dense(outputs)?;
+        let (dtype, weight) = (outputs[0].spec.dtype, inputs[1].spec.dtype);
+        if inputs[0].spec.dtype != dtype || weight != dtype {
+            return Unsupported::new(format!("a picture of {} with weights of {weight} gives no {dtype}", inputs[0].spec.dtype));
+        }
         let k = inputs[1].spec.shape.0[2];
         if k != 3 {
             return Unsupported::new(format!("a {k}x{k} kernel; only 3x3 has one, 1x1 is a linear"));
@@ -82,7 +88,7 @@ impl Op for Conv2d {
             ("PAD", self.padding.0),
             ("UPSAMPLE", self.upsample as usize),
             ("VECTOR", vector),
-            ("BYTES", outputs[0].spec.dtype.bytes()),
+            ("BYTES", dtype.bytes()),
         ];
         Ok(Kernel { source: "conv2d", defines })
     }

@@ -204,6 +204,16 @@ fn portable(arch: Arch) -> Result<(), Unsupported> {
     if arch < Arch(80) { Unsupported::new(format!("sm_{} is below sm_80, the first with bf16", arch.0)) } else { Ok(()) }
 }
 
+/// A kernel that numbers elements needs them without gaps.
+fn dense(operands: &[Layout]) -> Result<(), Unsupported> {
+    match operands.iter().find(|l| l.row_stride != l.spec.shape.cols() && l.spec.shape.rows() > 1) {
+        Some(l) => {
+            Unsupported::new(format!("rows of {} are {} elements apart; they must follow each other", l.spec, l.row_stride))
+        }
+        None => Ok(()),
+    }
+}
+
 /// The selection of an op that streams whole rows: as many elements a thread as the operands' alignment allows.
 fn row_kernel(source: &'static str, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
     portable(arch)?;

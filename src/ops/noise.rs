@@ -8,7 +8,7 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round};
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable, round};
 use crate::tensor::{DType, Spec};
 
 /// Threads of the largest grid that PyTorch launches on an H100, H200 or H800.
@@ -99,8 +99,10 @@ impl Op for Noise {
         Cost::streaming(100 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, _: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
+        dense(inputs)?;
+        dense(outputs)?;
         Ok(Kernel { source: "noise", defines: vec![] })
     }
 

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable};
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
 use crate::tensor::{DType, Spec};
 
 /// Latents to tokens.
@@ -42,8 +42,10 @@ impl Op for Pack {
         Cost::streaming(0, inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, _: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
+        dense(inputs)?;
+        dense(outputs)?;
         Ok(Kernel { source: "patchify", defines: vec![("PACK", 1)] })
     }
 
@@ -73,8 +75,10 @@ impl Op for Unpack {
         Cost::streaming(2 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, _: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
+        dense(inputs)?;
+        dense(outputs)?;
         Ok(Kernel { source: "patchify", defines: vec![("PACK", 0)] })
     }
 

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable};
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
 use crate::tensor::{DType, Spec};
 
 /// 8-bit pixels to the autoencoder's input in [-1, 1].
@@ -28,8 +28,10 @@ impl Op for PixelsIn {
         Cost::streaming(3 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, _: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
+        dense(inputs)?;
+        dense(outputs)?;
         Ok(Kernel { source: "pixels", defines: vec![("IN", 1), ("BYTES", outputs[0].spec.dtype.bytes())] })
     }
 
@@ -51,8 +53,10 @@ impl Op for PixelsOut {
         Cost::streaming(5 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
+        dense(inputs)?;
+        dense(outputs)?;
         Ok(Kernel { source: "pixels", defines: vec![("IN", 0), ("BYTES", inputs[0].spec.dtype.bytes())] })
     }
 

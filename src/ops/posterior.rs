@@ -4,7 +4,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable};
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
 use crate::tensor::{DType, Spec};
 
 /// Factor of FLUX's latents.
@@ -34,8 +34,10 @@ impl Op for Posterior {
         Cost::streaming(5 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
+        dense(inputs)?;
+        dense(outputs)?;
         Ok(Kernel { source: "posterior", defines: vec![("SAMPLE", (inputs.len() > 1) as usize)] })
     }
 

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable};
+use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
 use crate::tensor::{DType, Spec};
 
 const HALF: usize = 128;
@@ -26,8 +26,10 @@ impl Op for TimestepEmbedding {
         Cost::streaming(20 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, _: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
+        dense(inputs)?;
+        dense(outputs)?;
         Ok(Kernel { source: "timestep_embedding", defines: vec![] })
     }
 

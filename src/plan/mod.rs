@@ -65,12 +65,16 @@ impl Plan {
     /// Plans a graph.
     ///
     /// # Errors
-    /// A graph that breaks a rule, or nodes that no kernel of the target takes: the first ten with their reasons.
+    /// A graph that breaks a rule, a precision that the target has not, or nodes that no kernel of it takes: the first ten
+    /// with their reasons.
     pub fn new(mut graph: Graph, precision: Precision, target: Target) -> Result<Plan> {
         precision.apply(&mut graph);
         graph.verify()?;
         let kernels = match target {
             Target::Cpu => vec![],
+            Target::Cuda(_) if precision == Precision::F32 => {
+                bail!("the CUDA kernels take bf16 activations; f32 runs on the CPU")
+            }
             Target::Cuda(arch) => select(&graph, arch)?,
         };
         let lifetimes = lifetimes(&graph);
