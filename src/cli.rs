@@ -130,7 +130,7 @@ pub struct EditArgs {
     /// Picture to edit: JPEG, PNG, WebP, BMP, GIF or TIFF; without it a picture is made from the prompt alone
     #[arg(short, long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// What to change, in English or Chinese
+    /// What to change, in English or Chinese; -p=TEXT takes one that begins with a dash
     #[arg(short, long)]
     prompt: String,
     /// What the result should be led away from
@@ -146,10 +146,10 @@ pub struct EditArgs {
     #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000))]
     steps: u32,
     /// Guidance scale
-    #[arg(long, alias = "cfg-guidance", default_value_t = 6.0)]
+    #[arg(long, alias = "cfg-guidance", default_value_t = 6.0, allow_negative_numbers = true)]
     cfg_scale: f32,
     /// Times above this use the norm-limited guidance rule; 1.0: never (the first official code)
-    #[arg(long, default_value_t = 0.93, value_name = "T")]
+    #[arg(long, default_value_t = 0.93, value_name = "T", allow_negative_numbers = true)]
     guidance_limit: f64,
     /// Seed of the noise; a negative one picks a random seed and prints it
     #[arg(short, long, default_value_t = 42, allow_negative_numbers = true)]
@@ -352,16 +352,15 @@ fn check_device(device: &str) -> Result<()> {
 }
 
 fn parse_rng(text: &str) -> Result<Rng> {
-    let (kind, threads) = text.split_once(':').map_or((text, None), |(kind, n)| (kind, Some(n)));
-    let grid_threads = threads.map_or(Ok(H100_GRID_THREADS), str::parse)?;
-    ensure!(
-        grid_threads >= 256 && grid_threads % 256 == 0,
-        "a grid has blocks of 256 threads, {grid_threads} are no such number"
-    );
-    match (kind, threads) {
-        ("cuda", _) => Ok(Rng::Cuda { grid_threads }),
-        ("cpu", None) => Ok(Rng::Cpu),
+    let threads = match text.split_once(':') {
+        None if text == "cpu" => return Ok(Rng::Cpu),
+        None if text == "cuda" => return Ok(Rng::Cuda { grid_threads: H100_GRID_THREADS }),
+        Some(("cuda", threads)) => threads.parse::<usize>().ok(),
         _ => anyhow::bail!("generators are cpu, cuda and cuda:THREADS"),
+    };
+    match threads.filter(|&n| n >= 256 && n % 256 == 0) {
+        Some(grid_threads) => Ok(Rng::Cuda { grid_threads }),
+        None => anyhow::bail!("THREADS of cuda:THREADS is a multiple of 256, the threads of a block"),
     }
 }
 

@@ -6,15 +6,22 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// A reserved output path. Reserving checks everything that can fail before hours of work and leaves an empty hidden
-/// file beside the target; committing fills that file and gives it the target's name in one step, so the target is
-/// never half written. Dropping without committing removes the hidden file.
+/// An output path that was usable before the work began. Reserving finds out all that can fail before hours of work, and
+/// leaves nothing behind; committing writes a hidden file beside the target and gives it the target's name in one step, so
+/// the target is never half written.
 #[derive(Debug)]
 pub struct Output {
     target: PathBuf,
-    temporary: PathBuf,
-    file: File,
     force: bool,
+}
+
+/// A file under a name of its own; dropping removes it, if it still has that name.
+struct Aside(PathBuf);
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 impl Output {
@@ -38,10 +45,11 @@ impl Output {
                 });
             }
         }
-        let (temporary, file) = create_temporary(folder).with_context(|| {
+        // A probe, gone at once.
+        create_aside(folder).with_context(|| {
             format!("cannot write {shown}: no file can be created in {}; choose another folder", folder.display())
         })?;
-        Ok(Output { target, temporary, file, force })
+        Ok(Output { target, force })
     }
 
     /// Stores `bytes` durably under the reserved path.
@@ -50,25 +58,24 @@ impl Output {
     ///
     /// If writing fails (a full disk, for example), or without force a file has appeared at the path since it was
     /// reserved. The target is then as it was, and the hidden file is gone.
-    pub fn commit(mut self, bytes: &[u8]) -> Result<()> {
+    pub fn commit(self, bytes: &[u8]) -> Result<()> {
         let shown = self.target.display();
-        write_durably(&mut self.file, bytes).with_context(|| format!("cannot write the {} bytes of {shown}", bytes.len()))?;
+        let (aside, mut file) =
+            create_aside(folder_of(&self.target)).with_context(|| format!("cannot write {shown}; is its folder gone?"))?;
+        write_durably(&mut file, bytes).with_context(|| format!("cannot write the {} bytes of {shown}", bytes.len()))?;
         if self.force {
-            fs::rename(&self.temporary, &self.target).with_context(|| format!("cannot replace {shown}"))?;
+            if let Ok(replaced) = fs::metadata(&self.target) {
+                file.set_permissions(replaced.permissions())
+                    .with_context(|| format!("cannot keep the permissions of {shown}"))?;
+            }
+            fs::rename(&aside.0, &self.target).with_context(|| format!("cannot replace {shown}"))?;
         } else {
-            publish_new(&self.temporary, &self.target)
+            publish_new(&aside.0, &self.target)
                 .with_context(|| format!("cannot create {shown}; if something appeared there meanwhile, --force replaces it"))?;
         }
         // The picture is in place; only its survival of a power cut depends on this, and not every system offers it.
         let _ = File::open(folder_of(&self.target)).and_then(|folder| folder.sync_all());
         Ok(())
-    }
-}
-
-impl Drop for Output {
-    /// Removes the hidden file; after a commit it no longer exists under that name.
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.temporary);
     }
 }
 
@@ -99,13 +106,13 @@ fn folder_of(path: &Path) -> &Path {
 
 /// Creates a file of a name that is free. The process id is part of it, so runs in one folder do not meet; what a killed
 /// run of the same id left is passed over. The target's name is not: near the length limit there is no room to add to it.
-fn create_temporary(folder: &Path) -> io::Result<(PathBuf, File)> {
+fn create_aside(folder: &Path) -> io::Result<(Aside, File)> {
     let mut attempt = 0;
     loop {
         let path = folder.join(format!(".step1x-edit-{}-{attempt}.part", std::process::id()));
         match OpenOptions::new().write(true).create_new(true).open(&path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt < 1000 => attempt += 1,
-            result => return Ok((path, result?)),
+            result => return result.map(|file| (Aside(path), file)),
         }
     }
 }
@@ -147,19 +154,23 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
         let output = Output::reserve(&path, false).unwrap();
-        let name = output.temporary.file_name().unwrap().to_str().unwrap().to_string();
-        assert!(name.starts_with('.') && name.contains(&std::process::id().to_string()), "{name}");
-        assert_eq!(entries(folder.path()), [name]);
+        assert!(entries(folder.path()).is_empty(), "nothing waits beside the target");
         output.commit(b"picture").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"picture");
         assert_eq!(entries(folder.path()), ["a.png"]);
     }
 
+    #[cfg(unix)]
     #[test]
-    fn drop_removes_the_temporary_file() {
+    fn a_replaced_file_keeps_its_permissions() {
+        use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
-        drop(Output::reserve(&folder.path().join("a.png"), false).unwrap());
-        assert!(entries(folder.path()).is_empty());
+        let path = folder.path().join("a.png");
+        fs::write(&path, b"old").unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        Output::reserve(&path, true).unwrap().commit(b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
