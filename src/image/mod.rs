@@ -1,6 +1,6 @@
 //! Pictures at the edges of the program: read from a file, resized as the reference resizes, written back.
 //!
-//! Everything is 8-bit RGB between these edges. [`decode`] accepts what people have, [`resize`] equals Pillow's
+//! Everything is 8-bit RGB between these edges. [`decode`] accepts what people have, [`resize`] equals Pillow 11.1's
 //! `Image.resize` bit for bit, because the model was conditioned on pictures made by it, and [`Output`] finds out before
 //! the work whether its result can be stored.
 
