@@ -15,10 +15,12 @@
 //! - [`plan`]: a pure function from graph to decisions; every check happens here, before memory is touched.
 //! - [`graph`]: storages, views and nodes in program order; knows nothing of what will run them.
 //! - [`ops`]: one file an op; knows nothing of storages.
+//! - [`cuda`]: the device: libraries, memory, kernels, matrix products, captured graphs; knows nothing of ops.
 //! - [`kernels`]: the embedded CUDA sources.
 //! - [`tensor`]: element types and shapes; depends on nothing.
 
 pub mod cli;
+pub mod cuda;
 pub mod error;
 pub mod exec;
 pub mod graph;

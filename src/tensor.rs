@@ -9,7 +9,7 @@ pub enum DType {
     F32,
     /// The upper half of a binary32.
     BF16,
-    /// IEEE 754 binary16; appears in files only.
+    /// IEEE 754 binary16.
     F16,
     /// 4 exponent and 3 mantissa bits, no infinities (e4m3fn), unscaled; appears in files only.
     F8E4M3,
@@ -23,6 +23,21 @@ impl DType {
     /// Whether values are real numbers, so that a result may be rounded to this type.
     pub const fn is_float(self) -> bool {
         !matches!(self, DType::I32 | DType::U8)
+    }
+
+    /// The number by which kernels know the type (`types.cuh`).
+    ///
+    /// # Panics
+    /// For a type that appears in files only.
+    pub const fn code(self) -> usize {
+        match self {
+            DType::F32 => 0,
+            DType::BF16 => 1,
+            DType::F16 => 2,
+            DType::I32 => 3,
+            DType::U8 => 4,
+            DType::F8E4M3 => panic!("no kernel takes f8_e4m3"),
+        }
     }
 
     /// Bytes of one element.

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Each module and what it may name, from the bottom up.
-const LAYERS: [(&str, &[&str]); 18] = [
+const LAYERS: [(&str, &[&str]); 19] = [
     ("tensor", &[]),
     ("kernels", &[]),
     ("error", &[]),
-    ("ops", &["tensor"]),
+    ("cuda", &["error", "kernels", "tensor"]),
+    ("ops", &["cuda", "tensor"]),
     ("graph", &["ops", "tensor"]),
     ("plan", &["graph", "ops", "tensor"]),
     ("model", &["graph", "ops", "tensor"]),
@@ -18,7 +19,7 @@ const LAYERS: [(&str, &[&str]); 18] = [
     ("image", &[]),
     ("prompt", &["image"]),
     ("weights", &["model", "tensor"]),
-    ("exec", &["graph", "ops", "plan", "tensor", "weights"]),
+    ("exec", &["cuda", "graph", "ops", "plan", "tensor", "weights"]),
     ("inputs", &["model", "prompt"]),
     (
         "pipeline",

@@ -6,11 +6,11 @@
 use std::borrow::Cow;
 
 use anyhow::{Context, Result, bail, ensure};
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::graph::{Kind, Node, Tensor, TensorId};
-use crate::ops::{Buffer, Operand, Output, Values};
+use crate::ops::{Buffer, Operand, Output, Values, round};
 use crate::plan::{Plan, Precision};
 use crate::tensor::{Component, DType};
 use crate::weights::{WeightSource, decode_f32};
@@ -55,7 +55,7 @@ impl<'a> Reference<'a> {
             let n = spec.shape.elements();
             ensure!(n == storage.spec.shape.elements(), "{} has {n} elements, not those of {}", storage.name, storage.spec.shape);
         }
-        let arena = vec![u128::MAX; plan.arena_bytes.div_ceil(16)]; // all bits set is a NaN in bf16 and f32
+        let arena = vec![u128::MAX; plan.arena_bytes.div_ceil(16)]; // all bits set is a NaN in bf16, f16 and f32
         Ok(Reference { plan, weights, arena })
     }
 
@@ -144,6 +144,10 @@ impl<'a> Reference<'a> {
                 let values = dense::<bf16>(bytemuck::cast_slice(bytes), tensor);
                 Loaded::F32(Cow::Owned(values.par_iter().with_min_len(4096).map(|v| v.to_f32()).collect()))
             }
+            DType::F16 => {
+                let values = dense::<f16>(bytemuck::cast_slice(bytes), tensor);
+                Loaded::F32(Cow::Owned(values.par_iter().with_min_len(4096).map(|v| v.to_f32()).collect()))
+            }
             other => bail!("{other} is no type of the arena"),
         })
     }
@@ -155,8 +159,8 @@ impl<'a> Reference<'a> {
         let size = spec.dtype.bytes();
         let mut values = vec![0.0; tensor.spec.shape.elements()];
         decode_f32(spec.dtype, &bytes[tensor.offset * size..][..values.len() * size], &mut values);
-        if self.plan.precision == Precision::Bf16 && tensor.spec.dtype == DType::BF16 && spec.dtype != DType::BF16 {
-            values.par_iter_mut().with_min_len(4096).for_each(|v| *v = bf16::from_f32(*v).to_f32());
+        if self.plan.precision == Precision::Bf16 && spec.dtype != tensor.spec.dtype {
+            values.par_iter_mut().with_min_len(4096).for_each(|v| *v = round(tensor.spec.dtype, *v));
         }
         Ok(values)
     }
@@ -168,6 +172,7 @@ impl<'a> Reference<'a> {
         match (tensor.spec.dtype, values) {
             (DType::F32, Values::F32(v)) => scatter(bytemuck::cast_slice_mut(bytes), tensor, v, |v| v),
             (DType::BF16, Values::F32(v)) => scatter(bytemuck::cast_slice_mut(bytes), tensor, v, bf16::from_f32),
+            (DType::F16, Values::F32(v)) => scatter(bytemuck::cast_slice_mut(bytes), tensor, v, f16::from_f32),
             (DType::I32, Values::I32(v)) => scatter(bytemuck::cast_slice_mut(bytes), tensor, v, |v| v),
             (DType::U8, Values::U8(v)) => scatter(bytes, tensor, v, |v| v),
             (dtype, _) => bail!("values of another kind than {dtype}"),

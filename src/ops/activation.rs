@@ -3,7 +3,8 @@
 use anyhow::Result;
 use rayon::prelude::*;
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// A pointwise function.
@@ -68,6 +69,10 @@ impl Op for Activation {
             Activation::GeluErf => gelu_erf,
         };
         outputs[0].f32().par_iter_mut().zip(inputs[0].f32()).with_min_len(4096).for_each(|(y, &x)| *y = f(x));
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

@@ -11,7 +11,8 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::linear::matmul;
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// Query rows of one matrix product in the reference; bounds its score matrix to this many rows.
@@ -130,7 +131,7 @@ impl Op for Attention {
             ("KEY_BIAS", (inputs.len() > 3) as usize),
             ("GROUP", self.heads / self.kv_heads),
         ];
-        Ok(Kernel { source: "attention", defines })
+        Ok(Kernel::new("attention", defines))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -151,6 +152,10 @@ impl Op for Attention {
                 y[row * stride + head * width..][..width].copy_from_slice(values);
             }
         }
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

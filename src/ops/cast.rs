@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// A change of element type.
@@ -28,6 +29,10 @@ impl Op for Cast {
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
         outputs[0].f32().copy_from_slice(inputs[0].f32());
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

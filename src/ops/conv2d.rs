@@ -7,7 +7,8 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::linear::matmul;
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// Elements of the patch matrix that the reference builds at a time (16 MiB).
@@ -90,7 +91,7 @@ impl Op for Conv2d {
             ("VECTOR", vector),
             ("BYTES", dtype.bytes()),
         ];
-        Ok(Kernel { source: "conv2d", defines })
+        Ok(Kernel::new("conv2d", defines))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -114,6 +115,10 @@ impl Op for Conv2d {
             matmul(&patches, &filters, true, y, pixels, taps, o, Parallelism::Rayon(0));
             y.chunks_exact_mut(o).for_each(|y| y.iter_mut().zip(inputs[2].f32()).for_each(|(y, b)| *y += b));
         }
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

@@ -6,7 +6,8 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, BranchRows, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, round, row_kernel};
+use super::{Arch, Args, BranchRows, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, round, row_kernel};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// A gated residual sum.
@@ -64,6 +65,10 @@ impl Op for GateResidual {
                 *y = x[i] + if self.round_product { round(dtype, product) } else { product };
             }
         });
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

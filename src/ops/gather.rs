@@ -2,7 +2,8 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// Rows of a table by index: embedding lookup, permutation, padding with zero rows.
@@ -39,6 +40,10 @@ impl Op for Gather {
                 Err(_) => y.fill(0.0),
             }
         }
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

@@ -7,7 +7,8 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::activation::silu;
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 const GROUPS: usize = 32;
@@ -72,6 +73,10 @@ impl Op for GroupNorm {
                 y[i] = if self.swish { silu(n) } else { n };
             }
         });
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

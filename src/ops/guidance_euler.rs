@@ -8,7 +8,8 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// One sampler update.
@@ -49,7 +50,7 @@ impl Op for GuidanceEuler {
         if !channels.is_multiple_of(32) {
             return Unsupported::new(format!("{channels} channels a token; a warp takes multiples of 32"));
         }
-        Ok(Kernel { source: "guidance_euler", defines: vec![("CHANNELS", channels)] })
+        Ok(Kernel::new("guidance_euler", vec![("CHANNELS", channels)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -77,6 +78,10 @@ impl Op for GuidanceEuler {
         let fault = inputs[4].i32()[0];
         outputs[1].i32()[0] = step + 1;
         outputs[2].i32()[0] = if fault == 0 && !finite { step + 1 } else { fault };
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

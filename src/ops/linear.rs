@@ -7,7 +7,8 @@ use anyhow::{Result, ensure};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, activation::gelu_tanh, portable};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, activation::gelu_tanh, portable};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// A matrix product with a weight, optional bias and optional GELU.
@@ -56,7 +57,7 @@ impl Op for Linear {
             return Unsupported::new(format!("operand rows start at multiples of {align} bytes, not 8"));
         }
         let defines = vec![("BIAS", (inputs.len() > 2) as usize), ("GELU", self.gelu as usize), ("ALIGN", align)];
-        Ok(Kernel { source: "cublaslt", defines })
+        Ok(Kernel::new("cublaslt", defines))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -72,6 +73,10 @@ impl Op for Linear {
                 row.iter_mut().for_each(|y| *y = gelu_tanh(*y));
             }
         });
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

@@ -1,8 +1,9 @@
 //! The ops a graph is made of, one file each.
 //!
 //! An op file reads: formula and shapes; struct; `infer`; `cost`; `select`, the only statement of what its CUDA kernel
-//! requires; `reference`, the CPU arithmetic that every kernel is held against; `cases`, the shapes that tests, parity
-//! runs and benches share. Ops know nothing of graphs' storages, plans or devices.
+//! requires; `reference`, the CPU arithmetic that every kernel is held against; `launch`, the kernel's grid and arguments
+//! as plain data; `cases`, the shapes that tests, parity runs and benches share. Ops know nothing of graphs' storages,
+//! plans or executors.
 
 mod activation;
 mod add;
@@ -31,7 +32,7 @@ use std::fmt;
 use std::fmt::Debug;
 
 use anyhow::Result;
-use half::bf16;
+use half::{bf16, f16};
 
 pub use activation::Activation;
 pub use add::Add;
@@ -56,6 +57,7 @@ pub use step_slice::StepSlice;
 pub use swiglu::SwiGlu;
 pub use timestep_embedding::TimestepEmbedding;
 
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// Every op's cases: the one list that a new op joins.
@@ -121,6 +123,72 @@ pub trait Op: Debug + Send + Sync {
 
     /// Computes in f32; the caller rounds each output to its type. Operands arrive dense, with the specs of `infer`.
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]);
+
+    /// How a weight operand lies in device memory; all users of a weight agree on it.
+    fn weight_order(&self, _input: usize) -> WeightOrder {
+        WeightOrder::AsStored
+    }
+
+    /// Row numbers that the kernel reads from device memory, put there once; empty if it needs none.
+    fn table(&self) -> Vec<u32> {
+        vec![]
+    }
+
+    /// The device work of one run with the kernel that `select` gave, in order.
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch>;
+}
+
+/// Order of a weight's elements in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightOrder {
+    /// As in the checkpoint.
+    AsStored,
+    /// A convolution's [O, C, K, K] as [O, K, K, C], the order of a channels-last patch.
+    ChannelsLast,
+}
+
+/// An operand in device memory.
+#[derive(Clone, Debug)]
+pub struct Arg {
+    /// Address of the view's first element.
+    pub address: u64,
+    /// Spec and strides.
+    pub layout: Layout,
+}
+
+impl Arg {
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        self.layout.spec.dtype
+    }
+
+    /// Product of all extents but the innermost.
+    pub fn rows(&self) -> usize {
+        self.layout.spec.shape.rows()
+    }
+
+    /// Innermost extent.
+    pub fn cols(&self) -> usize {
+        self.layout.spec.shape.cols()
+    }
+
+    /// Elements between consecutive rows, as kernels take it.
+    pub fn stride(&self) -> u32 {
+        self.layout.row_stride as u32
+    }
+}
+
+/// Where a node's operands lie on the device.
+#[derive(Clone, Debug)]
+pub struct Args {
+    /// Operands read.
+    pub inputs: Vec<Arg>,
+    /// Operands written.
+    pub outputs: Vec<Arg>,
+    /// Address of [`Op::table`]'s numbers.
+    pub table: u64,
+    /// Address of [`Kernel::scratch`] bytes that hold nothing before and after.
+    pub scratch: u64,
 }
 
 /// Floating-point operations and bytes moved, the two sides of a roofline.
@@ -174,6 +242,20 @@ pub struct Kernel {
     pub source: &'static str,
     /// Constants handed to the compiler.
     pub defines: Vec<(&'static str, usize)>,
+    /// Bytes of working memory that a run needs.
+    pub scratch: usize,
+}
+
+impl Kernel {
+    fn new(source: &'static str, defines: Vec<(&'static str, usize)>) -> Kernel {
+        Kernel { source, defines, scratch: 0 }
+    }
+
+    /// The value of a constant.
+    fn define(&self, name: &str) -> usize {
+        let found = self.defines.iter().find(|(n, _)| *n == name);
+        found.unwrap_or_else(|| panic!("{self} has no constant {name}")).1
+    }
 }
 
 impl fmt::Display for Kernel {
@@ -219,9 +301,9 @@ fn row_kernel(source: &'static str, arch: Arch, inputs: &[Layout], outputs: &[La
     portable(arch)?;
     let operands = || inputs.iter().chain(outputs).filter(|l| l.spec.shape.elements() > 1);
     let vector = operands().map(|l| (l.alignment() / l.spec.dtype.bytes()).min(largest_divisor(l.spec.shape.cols()))).min();
-    let types = |ls: &[Layout]| ls.first().map_or(4, |l| l.spec.dtype.bytes());
-    let defines = vec![("VECTOR", vector.unwrap_or(1).clamp(1, 8)), ("IN_BYTES", types(inputs)), ("OUT_BYTES", types(outputs))];
-    Ok(Kernel { source, defines })
+    let code = |ls: &[Layout]| ls.first().map_or(0, |l| l.spec.dtype.code());
+    let defines = vec![("VECTOR", vector.unwrap_or(1).clamp(1, 8)), ("X_TYPE", code(inputs)), ("Y_TYPE", code(outputs))];
+    Ok(Kernel::new(source, defines))
 }
 
 /// Largest power of two that divides `n`.
@@ -363,6 +445,7 @@ impl Output {
 pub fn round(dtype: DType, v: f32) -> f32 {
     match dtype {
         DType::BF16 => bf16::from_f32(v).to_f32(),
+        DType::F16 => f16::from_f32(v).to_f32(),
         _ => v,
     }
 }
@@ -414,6 +497,40 @@ impl BranchRows {
             steps * self.branches()
         );
         Ok(())
+    }
+}
+
+/// [`BranchRows`] as kernels take them (`branches.cuh`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::NoUninit)]
+struct BranchParams {
+    period: u32,
+    branches: u32,
+    ends: [u32; BranchRows::MOST_RUNS],
+    branch: [u32; BranchRows::MOST_RUNS],
+}
+
+impl BranchRows {
+    /// Runs that a kernel takes.
+    const MOST_RUNS: usize = 6;
+
+    /// Refuses what [`BranchRows::params`] cannot hold.
+    fn fits(&self) -> Result<(), Unsupported> {
+        match self.0.len() {
+            n if n <= BranchRows::MOST_RUNS => Ok(()),
+            n => Unsupported::new(format!("{n} runs of rows; kernels take {}", BranchRows::MOST_RUNS)),
+        }
+    }
+
+    fn params(&self) -> BranchParams {
+        let period = self.period() as u32;
+        let (mut ends, mut branch) = ([period; BranchRows::MOST_RUNS], [0; BranchRows::MOST_RUNS]);
+        let mut end = 0;
+        for (i, &(rows, b)) in self.0.iter().enumerate() {
+            end += rows as u32;
+            (ends[i], branch[i]) = (end, b as u32);
+        }
+        BranchParams { period, branches: self.branches() as u32, ends, branch }
     }
 }
 

@@ -8,7 +8,8 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable, round};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable, round};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// Threads of the largest grid that PyTorch launches on an H100, H200 or H800.
@@ -103,7 +104,7 @@ impl Op for Noise {
         portable(arch)?;
         dense(inputs)?;
         dense(outputs)?;
-        Ok(Kernel { source: "noise", defines: vec![] })
+        Ok(Kernel::new("noise", vec![]))
     }
 
     fn reference(&self, _: &[Operand], outputs: &mut [Output]) {
@@ -111,6 +112,10 @@ impl Op for Noise {
         outputs[0].f32().par_iter_mut().enumerate().for_each(|(at, y)| {
             *y = round(DType::BF16, normal(self.seed, self.offset, 16 * h * w, self.grid_threads, drawn_at(at, self.size)));
         });
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

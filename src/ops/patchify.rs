@@ -3,7 +3,8 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// Latents to tokens.
@@ -46,13 +47,17 @@ impl Op for Pack {
         portable(arch)?;
         dense(inputs)?;
         dense(outputs)?;
-        Ok(Kernel { source: "patchify", defines: vec![("PACK", 1)] })
+        Ok(Kernel::new("patchify", vec![("PACK", 1)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
         let [_, w, c] = inputs[0].spec.shape.0[..] else { unreachable!("checked by infer") };
         let x = inputs[0].f32();
         outputs[0].f32().iter_mut().enumerate().for_each(|(i, y)| *y = x[place(w, c, i / (4 * c), i % (4 * c))]);
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 
@@ -79,7 +84,7 @@ impl Op for Unpack {
         portable(arch)?;
         dense(inputs)?;
         dense(outputs)?;
-        Ok(Kernel { source: "patchify", defines: vec![("PACK", 0)] })
+        Ok(Kernel::new("patchify", vec![("PACK", 0)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -88,6 +93,10 @@ impl Op for Unpack {
         for (i, &x) in inputs[0].f32().iter().enumerate() {
             y[place(w, c, i / (4 * c), i % (4 * c))] = x / self.divisor + self.shift;
         }
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

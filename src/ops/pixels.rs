@@ -3,7 +3,8 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// 8-bit pixels to the autoencoder's input in [-1, 1].
@@ -32,11 +33,15 @@ impl Op for PixelsIn {
         portable(arch)?;
         dense(inputs)?;
         dense(outputs)?;
-        Ok(Kernel { source: "pixels", defines: vec![("IN", 1), ("BYTES", outputs[0].spec.dtype.bytes())] })
+        Ok(Kernel::new("pixels", vec![("IN", 1), ("BYTES", outputs[0].spec.dtype.bytes())]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
         outputs[0].f32().iter_mut().zip(inputs[0].u8()).for_each(|(y, &x)| *y = x as f32 / 255.0 * 2.0 - 1.0);
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 
@@ -57,13 +62,17 @@ impl Op for PixelsOut {
         portable(arch)?;
         dense(inputs)?;
         dense(outputs)?;
-        Ok(Kernel { source: "pixels", defines: vec![("IN", 0), ("BYTES", inputs[0].spec.dtype.bytes())] })
+        Ok(Kernel::new("pixels", vec![("IN", 0), ("BYTES", inputs[0].spec.dtype.bytes())]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
         let x = inputs[0].f32();
         outputs[0].u8().iter_mut().zip(x).for_each(|(y, x)| *y = ((x.clamp(-1.0, 1.0) * 0.5 + 0.5) * 255.0) as u8);
         outputs[1].i32()[0] = x.iter().filter(|v| !v.is_finite()).count() as i32;
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

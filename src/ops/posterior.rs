@@ -4,7 +4,8 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// Factor of FLUX's latents.
@@ -38,7 +39,7 @@ impl Op for Posterior {
         portable(arch)?;
         dense(inputs)?;
         dense(outputs)?;
-        Ok(Kernel { source: "posterior", defines: vec![("SAMPLE", (inputs.len() > 1) as usize)] })
+        Ok(Kernel::new("posterior", vec![("SAMPLE", (inputs.len() > 1) as usize)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -51,6 +52,10 @@ impl Op for Posterior {
                 *y = LATENT_SCALE * (mean[i] + deviation - LATENT_SHIFT);
             }
         }
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

@@ -8,7 +8,8 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 const EPS: f32 = 1e-6;
@@ -51,7 +52,7 @@ impl Op for QkNormRope {
                 inputs[0].alignment()
             ));
         }
-        Ok(Kernel { source: "qk_norm_rope", defines: vec![("SCALES", inputs.len() - 2)] })
+        Ok(Kernel::new("qk_norm_rope", vec![("SCALES", inputs.len() - 2)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -71,6 +72,10 @@ impl Op for QkNormRope {
                 y[2 * pair + 1] = sin * a + cos * b;
             }
         });
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

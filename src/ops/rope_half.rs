@@ -6,7 +6,8 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// Qwen's rotary embedding.
@@ -42,7 +43,7 @@ impl Op for RopeHalf {
                 inputs[0].alignment()
             ));
         }
-        Ok(Kernel { source: "rope_half", defines: vec![("HEAD_WIDTH", width), ("TABLE_BYTES", inputs[1].spec.dtype.bytes())] })
+        Ok(Kernel::new("rope_half", vec![("HEAD_WIDTH", width), ("TABLE_BYTES", inputs[1].spec.dtype.bytes())]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -55,6 +56,10 @@ impl Op for RopeHalf {
                 y[k + half] = round(dtype, x[k + half] * cos) + round(dtype, x[k] * sin);
             }
         });
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

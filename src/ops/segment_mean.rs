@@ -5,7 +5,8 @@ use std::ops::Range;
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// Row means.
@@ -48,6 +49,10 @@ impl Op for SegmentMean {
             }
             y.iter_mut().zip(sums).for_each(|(y, sum)| *y = (sum / segment.len() as f64) as f32 * factor);
         }
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

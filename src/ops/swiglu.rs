@@ -4,7 +4,8 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::activation::silu;
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, round, row_kernel};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, round, row_kernel};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// A gated unit.
@@ -36,6 +37,10 @@ impl Op for SwiGlu {
             let (gate, up) = x.split_at(d);
             y.iter_mut().zip(gate).zip(up).for_each(|((y, g), u)| *y = round(dtype, silu(*g)) * u);
         });
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

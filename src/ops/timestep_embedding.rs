@@ -3,7 +3,8 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 const HALF: usize = 128;
@@ -30,7 +31,7 @@ impl Op for TimestepEmbedding {
         portable(arch)?;
         dense(inputs)?;
         dense(outputs)?;
-        Ok(Kernel { source: "timestep_embedding", defines: vec![] })
+        Ok(Kernel::new("timestep_embedding", vec![]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -42,6 +43,10 @@ impl Op for TimestepEmbedding {
                 (sin[k], cos[k]) = angle.sin_cos();
             }
         }
+    }
+
+    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
+        todo!()
     }
 }
 

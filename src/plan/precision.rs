@@ -10,7 +10,7 @@ use crate::tensor::DType;
 pub enum Precision {
     /// The graph as recorded: bf16 activations, weights rounded to bf16 where they meet them.
     Bf16,
-    /// Every bf16 activation becomes f32, and weights are used as stored.
+    /// Every 16-bit activation becomes f32, and weights are used as stored.
     F32,
 }
 
@@ -33,7 +33,7 @@ impl Precision {
             let storage = &mut graph.storages[tensor.storage.0];
             let is_weight = matches!(storage.kind, Kind::Weight(_));
             for spec in [&mut storage.spec, &mut tensor.spec] {
-                if !is_weight && spec.dtype == DType::BF16 {
+                if !is_weight && matches!(spec.dtype, DType::BF16 | DType::F16) {
                     spec.dtype = DType::F32;
                 }
             }

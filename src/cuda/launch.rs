@@ -1,0 +1,81 @@
+//! What an op asks of the device, as plain data: addresses are known before a stage runs, so a launch is made once and
+//! replayed as it is.
+
+use crate::tensor::DType;
+
+/// One piece of work for a stream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Launch {
+    /// A kernel of the source that `select` chose.
+    Kernel(KernelLaunch),
+    /// A matrix product through cuBLASLt.
+    Gemm(Gemm),
+    /// Bytes set to zero.
+    Zero {
+        /// First byte.
+        address: u64,
+        /// How many.
+        bytes: usize,
+    },
+}
+
+/// A kernel with its grid and its parameter struct.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelLaunch {
+    /// The `extern "C"` function of the source.
+    pub entry: &'static str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared_bytes: u32,
+    /// The one argument, by value.
+    pub params: Vec<u8>,
+}
+
+impl Launch {
+    /// A kernel whose one argument is `params`.
+    pub fn kernel(entry: &'static str, grid: [u32; 3], block: u32, shared_bytes: u32, params: &impl bytemuck::NoUninit) -> Launch {
+        Launch::Kernel(KernelLaunch { entry, grid, block, shared_bytes, params: bytemuck::bytes_of(params).to_vec() })
+    }
+}
+
+/// A row-major matrix in device memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Matrix {
+    /// First element.
+    pub address: u64,
+    /// Elements between the starts of rows.
+    pub stride: usize,
+    /// Element type.
+    pub dtype: DType,
+}
+
+/// `y[m, n] = act(x[m, k] · w[n, k]ᵀ + bias[n])`, accumulated in f32.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gemm {
+    /// Rows of x and y.
+    pub m: usize,
+    /// Columns of y, rows of w.
+    pub n: usize,
+    /// Columns of x and w.
+    pub k: usize,
+    /// Left operand.
+    pub x: Matrix,
+    /// Right operand, transposed.
+    pub w: Matrix,
+    /// Added to every row; of y's type.
+    pub bias: Option<u64>,
+    /// Result.
+    pub y: Matrix,
+    /// Apply the tanh form of GELU.
+    pub gelu: bool,
+    /// Working memory of [`Gemm::WORKSPACE`] bytes.
+    pub workspace: u64,
+}
+
+impl Gemm {
+    /// Bytes of working memory; what NVIDIA recommends for Hopper.
+    pub const WORKSPACE: usize = 32 << 20;
+}
