@@ -105,7 +105,7 @@ impl Subject {
             "model": self.config.version.to_string(), "files": files.collect::<Vec<_>>(),
             "components": components,
             "plan": {"precision": plan.precision.to_string(), "arena_bytes": plan.arena_bytes, "weight_bytes": plan.weight_bytes(),
-                     "phased_peak_bytes": plan.phased_peak_bytes(), "stages": stages.collect::<Vec<_>>()},
+                     "device_bytes": plan.device_bytes(), "stages": stages.collect::<Vec<_>>()},
         })
     }
 }

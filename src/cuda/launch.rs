@@ -36,7 +36,13 @@ pub struct KernelLaunch {
 
 impl Launch {
     /// A kernel whose one argument is `params`.
-    pub fn kernel(entry: &'static str, grid: [u32; 3], block: u32, shared_bytes: u32, params: &impl bytemuck::NoUninit) -> Launch {
+    pub fn kernel(
+        entry: &'static str,
+        grid: [u32; 3],
+        block: u32,
+        shared_bytes: u32,
+        params: &impl bytemuck::NoUninit,
+    ) -> Launch {
         Launch::Kernel(KernelLaunch { entry, grid, block, shared_bytes, params: bytemuck::bytes_of(params).to_vec() })
     }
 }

@@ -1,5 +1,17 @@
-//! The device: libraries, context, memory, kernels, matrix products, captured graphs. Knows nothing of ops or graphs.
+//! The device: libraries, memory, kernels, matrix products, captured launches. Knows nothing of ops or graphs.
 
+mod compile;
+mod device;
+mod gemm;
+mod kernel;
 mod launch;
+mod library;
+mod upload;
 
+pub use compile::{Compiler, Cubin};
+pub use device::{Device, Event, Memory, Pinned, Stream};
+pub use gemm::{Gemms, Product};
+pub use kernel::{Captured, Function, Module};
 pub use launch::{Gemm, KernelLaunch, Launch, Matrix};
+pub use library::{Setup, load_cublaslt, load_driver, load_nvrtc};
+pub use upload::{Fill, Piece, Uploads};

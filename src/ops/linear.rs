@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, activation::gelu_tanh, portable};
-use crate::cuda::Launch;
+use super::{Arch, Arg, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, activation::gelu_tanh, portable};
+use crate::cuda::{Gemm, Launch, Matrix};
 use crate::tensor::{DType, Spec};
 
 /// A matrix product with a weight, optional bias and optional GELU.
@@ -57,7 +57,7 @@ impl Op for Linear {
             return Unsupported::new(format!("operand rows start at multiples of {align} bytes, not 8"));
         }
         let defines = vec![("BIAS", (inputs.len() > 2) as usize), ("GELU", self.gelu as usize), ("ALIGN", align)];
-        Ok(Kernel::new("cublaslt", defines))
+        Ok(Kernel { scratch: Gemm::WORKSPACE, ..Kernel::new("cublaslt", defines) })
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -75,8 +75,21 @@ impl Op for Linear {
         });
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
+        let [x, w] = [0, 1].map(|i| &args.inputs[i]);
+        let y = &args.outputs[0];
+        let matrix = |arg: &Arg| Matrix { address: arg.address, stride: arg.layout.row_stride, dtype: arg.dtype() };
+        vec![Launch::Gemm(Gemm {
+            m: x.rows(),
+            n: y.cols(),
+            k: x.cols(),
+            x: matrix(x),
+            w: matrix(w),
+            bias: args.inputs.get(2).map(|bias| bias.address),
+            y: matrix(y),
+            gelu: self.gelu,
+            workspace: args.scratch,
+        })]
     }
 }
 

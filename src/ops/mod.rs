@@ -251,6 +251,11 @@ impl Kernel {
         Kernel { source, defines, scratch: 0 }
     }
 
+    /// Whether it is compiled from `kernels/`, not a library's.
+    pub fn is_compiled(&self) -> bool {
+        self.source != "cublaslt"
+    }
+
     /// The value of a constant.
     fn define(&self, name: &str) -> usize {
         let found = self.defines.iter().find(|(n, _)| *n == name);

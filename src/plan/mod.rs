@@ -6,6 +6,7 @@
 mod lifetime;
 mod precision;
 mod print;
+mod residency;
 
 use anyhow::{Result, bail};
 
@@ -15,6 +16,7 @@ use crate::ops::{Arch, Kernel, Layout};
 pub use lifetime::{ALIGNMENT, Lifetime, assign, lifetimes};
 pub use precision::Precision;
 pub use print::bytes as format_bytes;
+pub use residency::Residency;
 
 /// What will run the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +55,12 @@ pub struct Plan {
     pub offsets: Vec<Option<usize>>,
     /// When each storage is live, in node numbers; none for weights.
     pub lifetimes: Vec<Option<Lifetime>>,
-    /// Size of the arena in bytes.
+    /// Size of the arena in bytes, with the kernels' working memory at its end.
     pub arena_bytes: usize,
+    /// Where in the arena the node that runs finds working memory.
+    pub scratch_offset: usize,
+    /// Where weights lie on a device.
+    pub weights: Residency,
     /// Demands by stage.
     pub stages: Vec<StagePlan>,
     /// The kernel of each node; empty for the CPU.
@@ -79,9 +85,12 @@ impl Plan {
         };
         let lifetimes = lifetimes(&graph);
         let blocks: Vec<_> = graph.storages.iter().zip(&lifetimes).map(|(s, l)| l.clone().map(|l| (s.spec.bytes(), l))).collect();
-        let (offsets, arena_bytes) = assign(&blocks);
+        let (offsets, scratch_offset) = assign(&blocks);
+        // Nodes run one after another, so they share one place.
+        let arena_bytes = scratch_offset + kernels.iter().map(|k| k.scratch).max().unwrap_or(0);
         let stages = graph.stages.iter().map(|s| stage_plan(&graph, s, &lifetimes)).collect();
-        Ok(Plan { graph, precision, offsets, lifetimes, arena_bytes, stages, kernels })
+        let weights = Residency::new(&graph);
+        Ok(Plan { graph, precision, offsets, lifetimes, arena_bytes, scratch_offset, weights, stages, kernels })
     }
 
     /// Bytes of all weights, each counted once.
@@ -89,9 +98,9 @@ impl Plan {
         self.graph.weights().map(|(_, s)| s.spec.bytes()).sum()
     }
 
-    /// Most bytes at any time if every stage's weights leave after it: the arena and the largest stage's weights.
-    pub fn phased_peak_bytes(&self) -> usize {
-        self.arena_bytes + self.stages.iter().map(|s| s.weight_bytes).max().unwrap_or(0)
+    /// Bytes that a device needs: the arena, and the weights of a stage with those of the next.
+    pub fn device_bytes(&self) -> usize {
+        self.arena_bytes + self.weights.bytes
     }
 }
 

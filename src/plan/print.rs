@@ -25,7 +25,7 @@ impl fmt::Display for Plan {
             self.arena_bytes,
             bytes(self.weight_bytes())
         )?;
-        writeln!(f, "peak {}: the arena and the largest stage's weights", bytes(self.phased_peak_bytes()))?;
+        writeln!(f, "on a device {}: the arena, and the weights of a stage with those of the next", bytes(self.device_bytes()))?;
         writeln!(f, "{:<14}{:>7}{:>7}{:>12}{:>12}{:>12}", "stage", "nodes", "runs", "weights", "live", "TFLOP")?;
         for s in &self.stages {
             let tflop = s.flops as f64 / 1e12;

@@ -37,6 +37,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct WeightFile {
     path: PathBuf,
+    file: File,
     mmap: Mmap,
     entries: BTreeMap<String, Entry>,
 }
@@ -59,7 +60,7 @@ impl WeightFile {
         }
         let mmap = map(&file).map_err(|e| ModelError::io("map it into memory", path, &e))?;
         let entries = parse_header(&mmap, mmap.len() as u64).map_err(|e| e.at(path))?;
-        Ok(WeightFile { path: path.to_path_buf(), mmap, entries })
+        Ok(WeightFile { path: path.to_path_buf(), file, mmap, entries })
     }
 
     /// Where the file is.
@@ -87,6 +88,51 @@ impl WeightFile {
         let entry = self.entries.get(name)?;
         Some((&entry.spec, &self.mmap[entry.range.clone()]))
     }
+
+    /// Reads bytes of a tensor from `offset` on, through the file system instead of the mapping: a file that has been cut
+    /// off since it was opened gives an error.
+    pub fn read_at(&self, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let entry = self.entries.get(name).ok_or_else(|| ModelError::new(format!("there is no {name}")).at(&self.path))?;
+        if offset + bytes.len() > entry.range.len() {
+            return Err(ModelError::new(format!("a read beyond the end of {name}")).at(&self.path));
+        }
+        let at = (entry.range.start + offset) as u64;
+        read_exact_at(&self.file, at, bytes).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => self.check_length().err().unwrap_or_else(|| cut_off(&self.path)),
+            _ => ModelError::io("read it", &self.path, &e),
+        })
+    }
+
+    /// Checks that the file still has the length with which it was opened.
+    pub fn check_length(&self) -> Result<()> {
+        let now = self.file.metadata().map_err(|e| ModelError::io("look at it", &self.path, &e))?.len();
+        if now >= self.bytes() {
+            return Ok(());
+        }
+        let fault = format!("it had {} bytes when it was opened and has {now} now: something has cut it off", self.bytes());
+        Err(ModelError::new(fault).at(&self.path))
+    }
+}
+
+fn cut_off(path: &Path) -> ModelError {
+    ModelError::new("something has cut it off since it was opened").at(path)
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, at: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut at: u64, mut bytes: &mut [u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        let read = std::os::windows::fs::FileExt::seek_read(file, bytes, at)?;
+        if read == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        (at, bytes) = (at + read as u64, &mut bytes[read..]);
+    }
+    Ok(())
 }
 
 fn map(file: &File) -> std::io::Result<Mmap> {

@@ -72,14 +72,28 @@ impl ModelFolder {
 
     /// What the tensor of this canonical name is, and its little-endian bytes, which may be unaligned.
     pub fn get(&self, component: Component, name: &str) -> Option<(&Spec, &[u8])> {
+        let (file, stored) = self.place(component, name)?;
+        file.get(stored)
+    }
+
+    /// The file that holds a tensor, and its name there.
+    pub(super) fn place<'s: 'n, 'n>(&'s self, component: Component, name: &'n str) -> Option<(&'s WeightFile, &'n str)> {
         match component {
-            Component::Dit => self.dit.get(name),
-            Component::Vae => self.vae.get(name),
+            Component::Dit => Some((&self.dit, name)),
+            Component::Vae => Some((&self.vae, name)),
             Component::Qwen => {
                 let (file, stored) = self.qwen_names.get(name)?;
-                self.qwen[*file].get(stored)
+                Some((&self.qwen[*file], stored))
             }
         }
+    }
+
+    /// Checks that no file has been cut off since it was opened: reading the mapping beyond its end would end the process.
+    ///
+    /// # Errors
+    /// The file, with both lengths.
+    pub fn check_lengths(&self) -> Result<()> {
+        [&self.dit, &self.vae].into_iter().chain(&self.qwen).try_for_each(WeightFile::check_length)
     }
 
     /// The component's tensors by canonical name, in the names' order.

@@ -33,11 +33,26 @@ use crate::tensor::{Component, Spec};
 pub trait WeightSource: Sync {
     /// Spec as stored and little-endian bytes of a weight, by canonical name.
     fn weight(&self, component: Component, name: &str) -> Option<(&Spec, &[u8])>;
+
+    /// Reads bytes of a weight from `offset` on. Unlike the mapping, a file that has been cut off gives an error.
+    ///
+    /// # Errors
+    /// No such weight, or what the file system reports.
+    fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let (_, all) = self.weight(component, name).ok_or_else(|| ModelError::new(format!("there is no {name}")))?;
+        bytes.copy_from_slice(&all[offset..offset + bytes.len()]);
+        Ok(())
+    }
 }
 
 impl WeightSource for ModelFolder {
     fn weight(&self, component: Component, name: &str) -> Option<(&Spec, &[u8])> {
         self.get(component, name)
+    }
+
+    fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let (file, stored) = self.place(component, name).ok_or_else(|| ModelError::new(format!("there is no {name}")))?;
+        file.read_at(stored, offset, bytes)
     }
 }
 

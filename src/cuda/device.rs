@@ -1,0 +1,339 @@
+//! A GPU: its context, memory, streams and events.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use cudarc::driver::{result, sys};
+use sys::CUdevice_attribute_enum as Attribute;
+
+use super::library::load_driver;
+use crate::error::ResourceError;
+
+/// A GPU with its primary context, which is current on the thread that opened it.
+#[derive(Debug)]
+pub struct Device {
+    handle: sys::CUdevice,
+    context: sys::CUcontext,
+    /// Number of the device.
+    pub ordinal: usize,
+    /// As the driver calls it.
+    pub name: String,
+    /// Ten times the compute capability.
+    pub capability: u32,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+}
+
+// SAFETY: contexts may be used from any thread that makes them current.
+unsafe impl Send for Device {}
+// SAFETY: the driver's calls are thread-safe.
+unsafe impl Sync for Device {}
+
+impl Device {
+    /// Opens device `ordinal`.
+    ///
+    /// # Errors
+    /// A [`ResourceError`]: no driver, or no such device.
+    pub fn open(ordinal: usize) -> Result<Arc<Device>> {
+        load_driver()?;
+        let refuse = |text: String| Err(ResourceError(text).into());
+        if let Err(e) = result::init() {
+            return refuse(format!("the NVIDIA driver does not start ({}); --device cpu runs without one", describe(e)));
+        }
+        let count = result::device::get_count().map_err(of("count the devices"))? as usize;
+        if ordinal >= count {
+            return refuse(format!("there is no CUDA device {ordinal}: the driver shows {count}; --device cpu runs without one"));
+        }
+        let handle = result::device::get(ordinal as i32).map_err(of("find the device"))?;
+        let name = result::device::get_name(handle).map_err(of("name the device"))?;
+        // SAFETY: the handle is that of a device of this driver.
+        let attribute = |a| unsafe { result::device::get_attribute(handle, a) }.map_err(of("read the device's properties"));
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
+        // SAFETY: as above; released when the device is dropped.
+        let context = unsafe { result::primary_ctx::retain(handle) }.map_err(of("open the device"))?;
+        let device = Device { handle, context, ordinal, name, capability: (10 * major + minor) as u32, multiprocessors };
+        device.make_current()?;
+        Ok(Arc::new(device))
+    }
+
+    /// Makes the context current on the calling thread.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn make_current(&self) -> Result<()> {
+        // SAFETY: the context lives as long as self.
+        unsafe { result::ctx::set_current(self.context) }.map_err(of("use the device"))
+    }
+
+    /// Free and total bytes of the device's memory.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        result::mem_get_info().map_err(of("read the free memory"))
+    }
+
+    /// Waits for all that was asked of the device.
+    ///
+    /// # Errors
+    /// A fault of anything that ran.
+    pub fn synchronize(&self) -> Result<()> {
+        result::ctx::synchronize().map_err(of("finish its work"))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: retained when opened; everything made in it holds the device and is gone.
+        let _ = unsafe { result::primary_ctx::release(self.handle) };
+    }
+}
+
+/// An error of the driver with what was tried.
+pub(super) fn of(doing: &'static str) -> impl Fn(result::DriverError) -> anyhow::Error {
+    move |e| anyhow::anyhow!("the device cannot {doing}: {}", describe(e))
+}
+
+fn describe(e: result::DriverError) -> String {
+    let text =
+        |t: Result<&std::ffi::CStr, _>| t.map_or_else(|_| String::new(), |t: &std::ffi::CStr| t.to_string_lossy().into_owned());
+    match (text(e.error_name()), text(e.error_string())) {
+        (name, _) if name.is_empty() => format!("{:?}", e.0),
+        (name, words) => format!("{name}, {words}"),
+    }
+}
+
+/// A run of device memory.
+#[derive(Debug)]
+pub struct Memory {
+    device: Arc<Device>,
+    /// Address of the first byte.
+    pub address: u64,
+    /// Length.
+    pub bytes: usize,
+}
+
+impl Memory {
+    /// Takes memory.
+    ///
+    /// # Errors
+    /// A [`ResourceError`] with the number asked for and the number free.
+    pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Memory> {
+        // SAFETY: freed when dropped.
+        let address = unsafe { result::malloc_sync(bytes.max(1)) };
+        let address = address.map_err(|e| {
+            let free = device.memory().map_or(0, |(free, _)| free);
+            ResourceError(format!("the device has not the {bytes} bytes that are needed, {free} are free ({})", describe(e)))
+        })?;
+        Ok(Memory { device: device.clone(), address, bytes })
+    }
+
+    /// Sets every byte, in the order of a stream.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn fill(&self, byte: u8, stream: &Stream) -> Result<()> {
+        // SAFETY: the range is ours.
+        unsafe { result::memset_d8_async(self.address, byte, self.bytes, stream.handle) }.map_err(of("fill memory"))
+    }
+
+    /// Copies bytes to `offset`, and waits.
+    ///
+    /// # Errors
+    /// A range outside, or what the driver reports.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        ensure!(offset + bytes.len() <= self.bytes, "a write of {} bytes at {offset} of {}", bytes.len(), self.bytes);
+        // SAFETY: the range was just checked.
+        unsafe { result::memcpy_htod_sync(self.address + offset as u64, bytes) }.map_err(of("take bytes"))
+    }
+
+    /// Copies bytes from `offset`, and waits.
+    ///
+    /// # Errors
+    /// A range outside, or what the driver reports.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        ensure!(offset + bytes.len() <= self.bytes, "a read of {} bytes at {offset} of {}", bytes.len(), self.bytes);
+        // SAFETY: the range was just checked.
+        unsafe { result::memcpy_dtoh_sync(bytes, self.address + offset as u64) }.map_err(of("give bytes"))
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = self.device.make_current();
+        // SAFETY: taken by `new`; whoever uses the address holds self.
+        let _ = unsafe { result::free_sync(self.address) };
+    }
+}
+
+/// Work in order.
+#[derive(Debug)]
+pub struct Stream {
+    _device: Arc<Device>,
+    pub(super) handle: sys::CUstream,
+}
+
+// SAFETY: streams may be used from any thread.
+unsafe impl Send for Stream {}
+// SAFETY: the driver's calls are thread-safe.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    /// A stream that does not wait for the default one.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn new(device: &Arc<Device>) -> Result<Stream> {
+        let handle = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(of("open a stream"))?;
+        Ok(Stream { _device: device.clone(), handle })
+    }
+
+    /// Lets what follows wait for an event.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn wait(&self, event: &Event) -> Result<()> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both are alive.
+        unsafe { result::stream::wait_event(self.handle, event.handle, flags) }.map_err(of("wait for an event"))
+    }
+
+    /// Waits until all is done.
+    ///
+    /// # Errors
+    /// A fault of anything that ran.
+    pub fn synchronize(&self) -> Result<()> {
+        // SAFETY: the stream is alive.
+        unsafe { result::stream::synchronize(self.handle) }.map_err(of("finish its work"))
+    }
+
+    /// Sets bytes to zero.
+    ///
+    /// # Safety
+    /// The range is memory that nothing else uses at that point of the stream.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
+        // SAFETY: asked of the caller.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.handle) }.map_err(of("clear memory"))
+    }
+
+    /// Copies from page-locked memory without waiting.
+    ///
+    /// # Safety
+    /// Source and destination stay valid and untouched until an event recorded after it has come.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub unsafe fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        // SAFETY: asked of the caller.
+        unsafe { result::memcpy_htod_async(address, bytes, self.handle) }.map_err(of("take bytes"))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`.
+        let _ = unsafe { result::stream::destroy(self.handle) };
+    }
+}
+
+/// A mark in a stream.
+#[derive(Debug)]
+pub struct Event {
+    _device: Arc<Device>,
+    handle: sys::CUevent,
+}
+
+// SAFETY: events may be used from any thread.
+unsafe impl Send for Event {}
+// SAFETY: the driver's calls are thread-safe.
+unsafe impl Sync for Event {}
+
+impl Event {
+    /// A mark that nothing has reached yet; `timed` ones can be subtracted.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn new(device: &Arc<Device>, timed: bool) -> Result<Event> {
+        let flags = if timed { sys::CUevent_flags::CU_EVENT_DEFAULT } else { sys::CUevent_flags::CU_EVENT_DISABLE_TIMING };
+        let handle = result::event::create(flags).map_err(of("make an event"))?;
+        Ok(Event { _device: device.clone(), handle })
+    }
+
+    /// Comes when all before it in the stream is done.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn record(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: both are alive.
+        unsafe { result::event::record(self.handle, stream.handle) }.map_err(of("record an event"))
+    }
+
+    /// Waits until it has come.
+    ///
+    /// # Errors
+    /// A fault of anything before it.
+    pub fn synchronize(&self) -> Result<()> {
+        // SAFETY: the event is alive.
+        unsafe { result::event::synchronize(self.handle) }.map_err(of("finish its work"))
+    }
+
+    /// Milliseconds from `earlier` to this; both timed and come.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn milliseconds_since(&self, earlier: &Event) -> Result<f32> {
+        // SAFETY: both are alive.
+        unsafe { result::event::elapsed(earlier.handle, self.handle) }.map_err(of("measure time"))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`.
+        let _ = unsafe { result::event::destroy(self.handle) };
+    }
+}
+
+/// Page-locked host memory, from which the device copies by itself.
+#[derive(Debug)]
+pub struct Pinned {
+    _device: Arc<Device>,
+    pointer: *mut c_void,
+    bytes: usize,
+}
+
+// SAFETY: plain memory, owned.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// Takes memory; it holds anything.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Pinned> {
+        // SAFETY: freed when dropped; zeroed below before it is lent out.
+        let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(of("lock host memory")).context("for uploads")?;
+        // SAFETY: just taken, of this length.
+        unsafe { std::ptr::write_bytes(pointer.cast::<u8>(), 0, bytes) };
+        Ok(Pinned { _device: device.clone(), pointer, bytes })
+    }
+
+    /// The bytes.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: owned, initialised, of this length.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.cast(), self.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: taken by `new`; no copy from it is under way, as `Stream::upload` asks.
+        let _ = unsafe { result::free_host(self.pointer) };
+    }
+}

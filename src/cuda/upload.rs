@@ -1,0 +1,176 @@
+//! Weights to the device while it computes: threads fill page-locked buffers, a copy stream each empties them.
+//!
+//! Pieces go up in their order. A piece behind a *gate* waits until the gate is opened with an event: what lay at its
+//! destination before is then done. Whoever needs a piece lets its own stream wait for it.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use anyhow::{Result, anyhow, ensure};
+
+use super::device::{Device, Event, Pinned, Stream};
+
+/// Largest piece, in bytes.
+pub const PIECE: usize = 32 << 20;
+/// Threads that fill buffers, each with two of them, so that one is copied while the other is filled.
+const THREADS: usize = 6;
+
+/// A run of bytes for one place on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Where it goes.
+    pub address: u64,
+    /// Its length, at most [`PIECE`].
+    pub bytes: usize,
+    /// The gate it waits for.
+    pub gate: usize,
+}
+
+/// Fills the bytes of the piece of a number.
+pub type Fill<'a> = dyn Fn(usize, &mut [u8]) -> Result<()> + Send + Sync + 'a;
+
+/// An upload under way; dropping it stops it.
+pub struct Uploads {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    device: Arc<Device>,
+    pieces: Vec<Piece>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// First piece that no thread has taken.
+    next: usize,
+    /// The event that comes when the piece is on the device, for each that is on its way.
+    sent: Vec<Option<Arc<Event>>>,
+    /// The event that each open gate waits for; none: it waits for nothing.
+    gates: Vec<Option<Option<Arc<Event>>>>,
+    failed: Option<anyhow::Error>,
+    stopped: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'s>(&self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Uploads {
+    /// Starts to send pieces in order. `gates`: how many there are; all are closed.
+    ///
+    /// # Errors
+    /// No memory or threads for it.
+    pub fn start(device: &Arc<Device>, pieces: Vec<Piece>, gates: usize, fill: Arc<Fill<'static>>) -> Result<Uploads> {
+        ensure!(pieces.iter().all(|p| p.bytes <= PIECE && p.gate < gates), "a piece is too large or has no gate");
+        let largest = pieces.iter().map(|p| p.bytes).max().unwrap_or(0);
+        let count = THREADS.min(pieces.len());
+        let state = State { sent: vec![None; pieces.len()], gates: vec![None; gates], ..State::default() };
+        let shared = Arc::new(Shared { device: device.clone(), pieces, state: Mutex::new(state), changed: Condvar::new() });
+        let mut uploads = Uploads { shared, threads: vec![] };
+        for number in 0..count {
+            let (shared, fill) = (uploads.shared.clone(), fill.clone());
+            let work = move || {
+                if let Err(e) = send(&shared, &*fill, largest) {
+                    shared.lock().failed.get_or_insert(e);
+                    shared.changed.notify_all();
+                }
+            };
+            uploads.threads.push(std::thread::Builder::new().name(format!("upload {number}")).spawn(work)?);
+        }
+        Ok(uploads)
+    }
+
+    /// Opens a gate: its pieces go up once `after` has come, or at once.
+    pub fn open(&self, gate: usize, after: Option<Arc<Event>>) {
+        self.shared.lock().gates[gate] = Some(after);
+        self.shared.changed.notify_all();
+    }
+
+    /// Lets a stream wait until a piece is on the device.
+    ///
+    /// # Errors
+    /// The upload has failed.
+    pub fn wait_for(&self, piece: usize, stream: &Stream) -> Result<()> {
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(e) = &state.failed {
+                return Err(anyhow!("{e:#}"));
+            }
+            if let Some(event) = &state.sent[piece] {
+                return stream.wait(event);
+            }
+            state = self.shared.wait(state);
+        }
+    }
+}
+
+impl Drop for Uploads {
+    fn drop(&mut self) {
+        self.shared.lock().stopped = true;
+        self.shared.changed.notify_all();
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+/// A thread's work: takes piece after piece.
+fn send(shared: &Shared, fill: &Fill, largest: usize) -> Result<()> {
+    shared.device.make_current()?;
+    let stream = Stream::new(&shared.device)?;
+    let mut buffers: Vec<(Pinned, Option<Arc<Event>>)> = Vec::new();
+    for _ in 0..2 {
+        buffers.push((Pinned::new(&shared.device, largest)?, None));
+    }
+    let sent_all = pieces(shared, fill, &stream, &mut buffers);
+    // The buffers may go only when nothing reads them any more.
+    let done = stream.synchronize();
+    sent_all.and(done)
+}
+
+fn pieces(shared: &Shared, fill: &Fill, stream: &Stream, buffers: &mut [(Pinned, Option<Arc<Event>>)]) -> Result<()> {
+    for turn in 0.. {
+        let (buffer, busy) = &mut buffers[turn % 2];
+        let Some((number, after)) = take(shared) else { return Ok(()) };
+        let piece = shared.pieces[number];
+        if let Some(event) = busy.take() {
+            event.synchronize()?;
+        }
+        let bytes = &mut buffer.bytes()[..piece.bytes];
+        fill(number, bytes)?;
+        if let Some(event) = after {
+            stream.wait(&event)?;
+        }
+        let event = Arc::new(Event::new(&shared.device, false)?);
+        // SAFETY: the buffer is filled again only after the event; the destination is free since its gate is open.
+        unsafe { stream.upload(piece.address, bytes) }?;
+        event.record(stream)?;
+        *busy = Some(event.clone());
+        shared.lock().sent[number] = Some(event);
+        shared.changed.notify_all();
+    }
+    Ok(())
+}
+
+/// The next piece, once its gate is open, and what its copy must wait for; none when all are taken or nobody wants them.
+fn take(shared: &Shared) -> Option<(usize, Option<Arc<Event>>)> {
+    let mut state = shared.lock();
+    loop {
+        if state.stopped || state.failed.is_some() || state.next == shared.pieces.len() {
+            return None;
+        }
+        let number = state.next;
+        if let Some(after) = state.gates[shared.pieces[number].gate].clone() {
+            state.next += 1;
+            return Some((number, after));
+        }
+        state = shared.wait(state);
+    }
+}

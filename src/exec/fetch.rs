@@ -1,0 +1,196 @@
+//! Weights on their way to the device: which pieces a run of stages needs, in which order, and what fills them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use half::{bf16, f16};
+
+use crate::cuda::{Device, Event, Piece, Stream, Uploads};
+use crate::graph::{Graph, Kind, StorageId};
+use crate::ops::WeightOrder;
+use crate::plan::Plan;
+use crate::tensor::{Component, DType, Spec};
+use crate::weights::{WeightSource, decode_f32};
+
+/// Largest piece in bytes: a multiple of every element's size, small enough for a page-locked buffer.
+const PIECE: usize = 32 << 20;
+
+/// Which weights are whole in the device's region.
+pub(super) struct Resident(Vec<bool>);
+
+impl Resident {
+    pub(super) fn none(plan: &Plan) -> Resident {
+        Resident(vec![false; plan.graph.storages.len()])
+    }
+}
+
+/// A run of stages with the upload that feeds it.
+pub(super) struct Pass {
+    /// The stages in order, as numbers in the graph.
+    stages: Vec<usize>,
+    /// Which of them is under way; none before the first.
+    at: Option<usize>,
+    uploads: Uploads,
+    /// The last piece of each storage that is on its way, until somebody has waited for it.
+    last_piece: HashMap<StorageId, usize>,
+}
+
+/// Where a piece's bytes come from.
+struct Origin {
+    component: Component,
+    name: String,
+    /// As the graph uses it.
+    spec: Spec,
+    order: WeightOrder,
+    /// Elements of the piece, in the order in which they lie on the device.
+    elements: Range<usize>,
+}
+
+impl Pass {
+    /// Starts to fetch what the stages lack. `region`: address of the weights' region.
+    pub(super) fn start(
+        plan: &Plan,
+        stages: &[&str],
+        resident: &mut Resident,
+        device: &Arc<Device>,
+        region: u64,
+        weights: &Arc<dyn WeightSource + Send + Sync>,
+    ) -> Result<Pass> {
+        let graph = &plan.graph;
+        let number = |name: &&str| graph.stages.iter().position(|s| s.name == *name).with_context(|| format!("no stage {name}"));
+        let stages: Vec<usize> = stages.iter().map(number).collect::<Result<_>>()?;
+        let (mut pieces, mut origins, mut last_piece) = (Vec::new(), Vec::new(), HashMap::new());
+        for (at, &stage) in stages.iter().enumerate() {
+            // The plan lets a stage's weights come while the stage before it runs; any other company may be in the way.
+            let follows = at == 0 || stages[at - 1] + 1 == stage;
+            let gate = if follows { at.saturating_sub(1) } else { at };
+            for storage in weights_of(graph, stage) {
+                if std::mem::replace(&mut resident.0[storage.0], true) {
+                    continue;
+                }
+                displace(plan, storage, resident);
+                let start = region + plan.weights.offsets[storage.0].context("a weight without a place")? as u64;
+                for origin in origins_of(graph, storage)? {
+                    let size = origin.spec.dtype.bytes();
+                    let address = start + (origin.elements.start * size) as u64;
+                    pieces.push(Piece { address, bytes: origin.elements.len() * size, gate });
+                    origins.push(origin);
+                }
+                last_piece.insert(storage, pieces.len() - 1);
+            }
+        }
+        let weights = weights.clone();
+        let fill = move |piece: usize, bytes: &mut [u8]| origins[piece].fill(&*weights, bytes);
+        let uploads = Uploads::start(device, pieces, stages.len().max(1), Arc::new(fill))?;
+        Ok(Pass { stages, at: None, uploads, last_piece })
+    }
+
+    /// Says that a stage is about to run: what ran before it on `stream` is what its gate waits for.
+    pub(super) fn enter(&mut self, stage: usize, device: &Arc<Device>, stream: &Stream) -> Result<()> {
+        if self.at.is_some_and(|at| self.stages[at] == stage) {
+            return Ok(());
+        }
+        let next = self.at.map_or(0, |at| at + 1);
+        ensure!(self.stages.get(next) == Some(&stage), "the stage is not the next of those announced");
+        let event = Event::new(device, false)?;
+        event.record(stream)?;
+        self.uploads.open(next, Some(Arc::new(event)));
+        self.at = Some(next);
+        Ok(())
+    }
+
+    /// Lets a stream wait for a weight.
+    pub(super) fn wait_for(&mut self, storage: StorageId, stream: &Stream) -> Result<()> {
+        match self.last_piece.remove(&storage) {
+            Some(piece) => self.uploads.wait_for(piece, stream),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether all that was announced has been waited for, so that the weights marked as resident are.
+    pub(super) fn is_complete(&self) -> bool {
+        self.last_piece.is_empty()
+    }
+}
+
+/// The weights a stage reads, in the order of first use.
+fn weights_of(graph: &Graph, stage: usize) -> Vec<StorageId> {
+    let nodes = &graph.nodes[graph.stages[stage].nodes.clone()];
+    let mut seen = vec![false; graph.storages.len()];
+    let storages = nodes.iter().flat_map(|n| &n.inputs).map(|&id| graph.tensor(id).storage);
+    storages.filter(|s| matches!(graph.storages[s.0].kind, Kind::Weight(_)) && !std::mem::replace(&mut seen[s.0], true)).collect()
+}
+
+/// Marks as gone what lies where `storage` will lie.
+fn displace(plan: &Plan, storage: StorageId, resident: &mut Resident) {
+    let range = |s: usize| plan.weights.offsets[s].map(|start| start..start + plan.graph.storages[s].spec.bytes());
+    let Some(own) = range(storage.0) else { return };
+    for (other, here) in resident.0.iter_mut().enumerate().filter(|(other, here)| **here && *other != storage.0) {
+        *here = !range(other).is_some_and(|r| r.start < own.end && own.start < r.end);
+    }
+}
+
+fn origins_of(graph: &Graph, storage: StorageId) -> Result<Vec<Origin>> {
+    let found = &graph.storages[storage.0];
+    let Kind::Weight(component) = found.kind else { anyhow::bail!("{} is no weight", found.name) };
+    let mut order = None;
+    for node in &graph.nodes {
+        for (input, &id) in node.inputs.iter().enumerate().filter(|(_, id)| graph.tensor(**id).storage == storage) {
+            let wanted = node.op.weight_order(input);
+            ensure!(*order.get_or_insert(wanted) == wanted, "{} is used in two orders, {id:?}", found.name);
+        }
+    }
+    let (elements, step) = (found.spec.shape.elements(), PIECE / found.spec.dtype.bytes());
+    let origin = |start: usize| Origin {
+        component,
+        name: found.name.clone(),
+        spec: found.spec.clone(),
+        order: order.unwrap_or(WeightOrder::AsStored),
+        elements: start..elements.min(start + step),
+    };
+    Ok((0..elements).step_by(step).map(origin).collect())
+}
+
+impl Origin {
+    fn fill(&self, weights: &dyn WeightSource, bytes: &mut [u8]) -> Result<()> {
+        let (stored, _) = weights
+            .weight(self.component, &self.name)
+            .with_context(|| format!("the {} weights lack {}", self.component, self.name))?;
+        let size = stored.dtype.bytes();
+        let read = |elements: Range<usize>| {
+            let mut raw = vec![0; elements.len() * size];
+            weights.read_at(self.component, &self.name, elements.start * size, &mut raw)?;
+            let mut values = vec![0.0; elements.len()];
+            decode_f32(stored.dtype, &raw, &mut values);
+            anyhow::Ok(values)
+        };
+        match self.order {
+            WeightOrder::AsStored if stored.dtype == self.spec.dtype => {
+                return Ok(weights.read_at(self.component, &self.name, self.elements.start * size, bytes)?);
+            }
+            WeightOrder::AsStored => encode(self.spec.dtype, &read(self.elements.clone())?, bytes),
+            WeightOrder::ChannelsLast => {
+                let values = read(0..self.spec.shape.elements())?;
+                let [_, c, k, _] = self.spec.shape.0[..] else { anyhow::bail!("{} is no convolution", self.name) };
+                let at = |i: usize| values[(i / (k * k * c) * c + i % c) * k * k + i / c % (k * k)];
+                encode(self.spec.dtype, &self.elements.clone().map(at).collect::<Vec<_>>(), bytes);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Values as little-endian elements.
+fn encode(dtype: DType, values: &[f32], bytes: &mut [u8]) {
+    fn each<const N: usize>(values: &[f32], bytes: &mut [u8], convert: impl Fn(f32) -> [u8; N]) {
+        bytes.chunks_exact_mut(N).zip(values).for_each(|(to, &from)| to.copy_from_slice(&convert(from)));
+    }
+    match dtype {
+        DType::F32 => each(values, bytes, f32::to_le_bytes),
+        DType::BF16 => each(values, bytes, |v| bf16::from_f32(v).to_le_bytes()),
+        DType::F16 => each(values, bytes, |v| f16::from_f32(v).to_le_bytes()),
+        other => unreachable!("no weight is used as {other}"),
+    }
+}

@@ -1,0 +1,119 @@
+//! Tensors as bytes of an arena, and as dense values on the host.
+
+use std::borrow::Cow;
+
+use anyhow::{Result, bail, ensure};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::graph::Tensor;
+use crate::ops::{Buffer, Values, round};
+use crate::plan::Precision;
+use crate::tensor::{Component, DType};
+use crate::weights::{WeightSource, decode_f32};
+
+/// Values of one task of a parallel loop.
+const CHUNK: usize = 4096;
+
+/// Dense values of a tensor, borrowed from where they lie if they already are dense f32, i32 or u8.
+pub(super) enum Loaded<'a> {
+    F32(Cow<'a, [f32]>),
+    I32(Cow<'a, [i32]>),
+    U8(Cow<'a, [u8]>),
+}
+
+impl Loaded<'_> {
+    pub(super) fn values(&self) -> Values<'_> {
+        match self {
+            Loaded::F32(v) => Values::F32(v),
+            Loaded::I32(v) => Values::I32(v),
+            Loaded::U8(v) => Values::U8(v),
+        }
+    }
+
+    pub(super) fn into_buffer(self) -> Buffer {
+        match self {
+            Loaded::F32(v) => Buffer::F32(v.into_owned()),
+            Loaded::I32(v) => Buffer::I32(v.into_owned()),
+            Loaded::U8(v) => Buffer::U8(v.into_owned()),
+        }
+    }
+}
+
+/// Checks that there is a value for each element.
+pub(super) fn check_count(tensor: &Tensor, values: &Values) -> Result<()> {
+    let n = match values {
+        Values::F32(v) => v.len(),
+        Values::I32(v) => v.len(),
+        Values::U8(v) => v.len(),
+    };
+    ensure!(n == tensor.spec.shape.elements(), "{n} values for {}", tensor.spec);
+    Ok(())
+}
+
+/// The view's elements from its storage's bytes, which are aligned for any type.
+pub(super) fn load<'a>(storage: &'a [u8], tensor: &Tensor) -> Result<Loaded<'a>> {
+    Ok(match tensor.spec.dtype {
+        DType::F32 => Loaded::F32(dense(bytemuck::cast_slice(storage), tensor)),
+        DType::I32 => Loaded::I32(dense(bytemuck::cast_slice(storage), tensor)),
+        DType::U8 => Loaded::U8(dense(storage, tensor)),
+        DType::BF16 => widened(&dense::<bf16>(bytemuck::cast_slice(storage), tensor), |v| v.to_f32()),
+        DType::F16 => widened(&dense::<f16>(bytemuck::cast_slice(storage), tensor), |v| v.to_f32()),
+        other => bail!("{other} is no type of the arena"),
+    })
+}
+
+fn widened<T: Sync>(values: &[T], widen: impl Fn(&T) -> f32 + Sync + Send) -> Loaded<'static> {
+    Loaded::F32(Cow::Owned(values.par_iter().with_min_len(CHUNK).map(widen).collect()))
+}
+
+/// Writes dense values to the view's elements, rounded to its type.
+pub(super) fn store(storage: &mut [u8], tensor: &Tensor, values: Values) -> Result<()> {
+    match (tensor.spec.dtype, values) {
+        (DType::F32, Values::F32(v)) => scatter(bytemuck::cast_slice_mut(storage), tensor, v, |v| v),
+        (DType::BF16, Values::F32(v)) => scatter(bytemuck::cast_slice_mut(storage), tensor, v, bf16::from_f32),
+        (DType::F16, Values::F32(v)) => scatter(bytemuck::cast_slice_mut(storage), tensor, v, f16::from_f32),
+        (DType::I32, Values::I32(v)) => scatter(bytemuck::cast_slice_mut(storage), tensor, v, |v| v),
+        (DType::U8, Values::U8(v)) => scatter(storage, tensor, v, |v| v),
+        (dtype, _) => bail!("values of another kind than {dtype}"),
+    }
+    Ok(())
+}
+
+/// A dense part of a weight, widened; in bf16 precision rounded to the type in which the graph uses it.
+pub(super) fn load_weight(
+    weights: &dyn WeightSource,
+    component: Component,
+    name: &str,
+    tensor: &Tensor,
+    precision: Precision,
+) -> Result<Vec<f32>> {
+    ensure!(tensor.is_dense(), "a weight is read by whole rows");
+    let Some((spec, bytes)) = weights.weight(component, name) else { bail!("the {component} weights lack {name}") };
+    let size = spec.dtype.bytes();
+    let mut values = vec![0.0; tensor.spec.shape.elements()];
+    decode_f32(spec.dtype, &bytes[tensor.offset * size..][..values.len() * size], &mut values);
+    if precision == Precision::Bf16 && spec.dtype != tensor.spec.dtype {
+        values.par_iter_mut().with_min_len(CHUNK).for_each(|v| *v = round(tensor.spec.dtype, *v));
+    }
+    Ok(values)
+}
+
+/// The view's elements without gaps.
+fn dense<'a, T: Copy>(storage: &'a [T], tensor: &Tensor) -> Cow<'a, [T]> {
+    let (rows, cols) = (tensor.spec.shape.rows(), tensor.spec.shape.cols());
+    if tensor.is_dense() {
+        return Cow::Borrowed(&storage[tensor.offset..][..rows * cols]);
+    }
+    let mut values = Vec::with_capacity(rows * cols);
+    (0..rows).for_each(|row| values.extend_from_slice(&storage[tensor.offset + row * tensor.row_stride..][..cols]));
+    Cow::Owned(values)
+}
+
+fn scatter<S: Copy, T>(storage: &mut [T], tensor: &Tensor, values: &[S], convert: impl Fn(S) -> T) {
+    let cols = tensor.spec.shape.cols();
+    for (row, values) in values.chunks_exact(cols).enumerate() {
+        let start = tensor.offset + row * tensor.row_stride;
+        storage[start..start + cols].iter_mut().zip(values).for_each(|(to, &from)| *to = convert(from));
+    }
+}
