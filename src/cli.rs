@@ -2,18 +2,22 @@
 //!
 //! Nothing below this module reads a flag or an environment variable.
 
+mod measure;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::error::{ResourceError, usage};
+pub use self::measure::{BenchArgs, VerifyArgs};
+use crate::cuda::Setup;
+use crate::error::usage;
 use crate::image::Filter;
 use crate::model::Version;
 use crate::model::edit::Savings;
 use crate::ops::H100_GRID_THREADS;
-use crate::pipeline::{EditJob, Rng};
+use crate::pipeline::{DeviceChoice, EditJob, Rng};
 use crate::plan::Precision;
 use crate::sampling::random_seed;
 
@@ -38,6 +42,10 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Write a model folder of synthetic weights in the official layout
     Synth(SynthArgs),
+    /// Run a recorded edit of the official code and show how far from it, and from float32, each result is
+    Verify(VerifyArgs),
+    /// Time an edit, and each stage by itself, on a GPU
+    Bench(BenchArgs),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -175,12 +183,12 @@ pub struct EditArgs {
     /// Leave the result at the working size
     #[arg(long)]
     keep_working_size: bool,
-    /// Where to run: auto, cpu, or cuda[:N]
-    #[arg(long, default_value = "auto")]
-    device: String,
-    /// Element type of activations; bf16 is how the released model runs
-    #[arg(long, value_enum, default_value = "f32")]
-    precision: PrecisionArg,
+    /// Where to run: cuda[:N], cpu, or auto: on the first GPU if there is one
+    #[arg(long, default_value = "auto", value_parser = parse_device)]
+    device: DeviceChoice,
+    /// Element type of activations: bf16 is how the released model runs, f32 is the CPU's [default: bf16 on a GPU, f32 on the CPU]
+    #[arg(long, value_enum)]
+    precision: Option<PrecisionArg>,
     /// CPU threads [default: all]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
@@ -296,9 +304,8 @@ impl EditArgs {
     /// The validated job.
     ///
     /// # Errors
-    /// [`ResourceError`], or a usage error that names flag, value and range.
+    /// A usage error that names flag, value and range.
     pub fn job(&self) -> Result<EditJob> {
-        check_device(&self.device)?;
         let usage_unless = |ok: bool, text: String| if ok { Ok(()) } else { Err(usage(anyhow::anyhow!(text))) };
         usage_unless(self.cfg_scale.is_finite(), format!("--cfg-scale {} is not a number", self.cfg_scale))?;
         usage_unless(self.guidance_limit.is_finite(), format!("--guidance-limit {} is not a number", self.guidance_limit))?;
@@ -329,7 +336,9 @@ impl EditArgs {
             rng: self.rng,
             sample_posterior: self.posterior == PosteriorArg::Sample,
             keep_working_size: self.keep_working_size,
-            precision: self.precision.into(),
+            device: self.device,
+            setup: setup(),
+            precision: self.precision.map(Precision::from),
             savings: self.savings.savings(),
         })
     }
@@ -340,15 +349,20 @@ impl EditArgs {
     }
 }
 
-fn check_device(device: &str) -> Result<()> {
-    match device.split_once(':').map_or((device, None), |(kind, n)| (kind, Some(n))) {
-        ("auto" | "cpu", None) => Ok(()),
-        ("cuda", n) if n.is_none_or(|n| n.parse::<u32>().is_ok()) => {
-            let text = format!("--device {device}: this version runs on the CPU only; leave --device out or say cpu");
-            Err(ResourceError(text).into())
-        }
-        _ => Err(usage(anyhow::anyhow!("--device {device}: devices are auto, cpu and cuda[:N]"))),
-    }
+/// TODO-merge
+pub fn setup() -> Setup {
+    Setup::default()
+}
+
+fn parse_device(text: &str) -> Result<DeviceChoice> {
+    let choice = match text.split_once(':').map_or((text, None), |(kind, n)| (kind, Some(n))) {
+        ("auto", None) => Some(DeviceChoice::Auto),
+        ("cpu", None) => Some(DeviceChoice::Cpu),
+        ("cuda", None) => Some(DeviceChoice::Cuda(0)),
+        ("cuda", Some(n)) => n.parse::<u16>().ok().map(|n| DeviceChoice::Cuda(n.into())),
+        _ => None,
+    };
+    choice.ok_or_else(|| anyhow::anyhow!("devices are auto, cpu and cuda[:N]"))
 }
 
 fn parse_rng(text: &str) -> Result<Rng> {
@@ -438,7 +452,7 @@ mod tests {
         ] {
             assert!(edit(flags).is_err(), "{flags:?}");
         }
-        assert!(edit(&["--device", "cuda:1"]).unwrap_err().downcast_ref::<ResourceError>().is_some());
+        assert_eq!(edit(&["--device", "cuda:1"]).unwrap().device, DeviceChoice::Cuda(1));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Record once, plan once, run many. Dependencies point down this list; each module's invariant in a sentence:
 //!
-//! - [`inspect`], [`synth`]: the commands besides `edit`.
+//! - [`inspect`], [`synth`], [`verify`], [`bench`]: the commands besides `edit`.
 //! - [`cli`]: flags to validated jobs; nothing below reads a flag or an environment variable.
 //! - [`progress`]: what a person sees while something runs.
 //! - [`pipeline`]: one edit, from files to file.
@@ -19,6 +19,7 @@
 //! - [`kernels`]: the embedded CUDA sources.
 //! - [`tensor`]: element types and shapes; depends on nothing.
 
+pub mod bench;
 pub mod cli;
 pub mod cuda;
 pub mod error;
@@ -37,4 +38,5 @@ pub mod prompt;
 pub mod sampling;
 pub mod synth;
 pub mod tensor;
+pub mod verify;
 pub mod weights;

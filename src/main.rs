@@ -15,12 +15,17 @@ use step1x_edit::error::{Interrupted, ResourceError, UsageError};
 use step1x_edit::pipeline::run_edit;
 use step1x_edit::progress::{Display, byte_bar, say};
 use step1x_edit::weights::ModelError;
-use step1x_edit::{inspect, synth};
+use step1x_edit::{bench, inspect, synth, verify};
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(normalise(std::env::args_os().collect::<Vec<OsString>>().into_iter()));
     let result = watch_signals().context("cannot watch for Ctrl-C").and_then(|stop| match &cli.command {
         Command::Edit(args) => edit(args, &stop),
+        Command::Verify(args) => verify::run(args, &mut Display::new(true, &stop)).and_then(|(text, held)| {
+            print(&text)?;
+            held
+        }),
+        Command::Bench(args) => bench::run(args, &mut Display::new(true, &stop), &mut |text| print(text)),
         Command::Inspect(args) => inspect::run(args).and_then(|text| print(&text)),
         Command::Synth(args) => synth::write(&args.output, args.preset, args.version(), args.seed, &stop, &byte_bar(args.quiet)),
     });

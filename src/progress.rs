@@ -8,7 +8,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::Interrupted;
-use crate::pipeline::Progress;
+use crate::pipeline::{Engine, Progress};
 
 /// Progress of an edit, which a flag can stop.
 pub struct Display<'a> {
@@ -57,6 +57,19 @@ impl<'a> Display<'a> {
 }
 
 impl Progress for Display<'_> {
+    fn device(&mut self, engine: &Engine) {
+        let text = match engine {
+            Engine::Cpu(Some(why)) => format!("on the CPU: {why}"),
+            Engine::Cpu(None) => "on the CPU".into(),
+            Engine::Cuda(_) => format!("on {}", engine.name()),
+        };
+        match &self.look {
+            Look::Bar(bar) => bar.println(text),
+            Look::Lines => say(&text),
+            Look::Silent => {}
+        }
+    }
+
     fn stage(&mut self, name: &str, run: usize, runs: usize) -> Result<()> {
         if run == 0 {
             self.end_stage();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Each module and what it may name, from the bottom up.
-const LAYERS: [(&str, &[&str]); 19] = [
+const LAYERS: [(&str, &[&str]); 21] = [
     ("tensor", &[]),
     ("kernels", &[]),
     ("error", &[]),
@@ -23,10 +23,18 @@ const LAYERS: [(&str, &[&str]); 19] = [
     ("inputs", &["model", "prompt"]),
     (
         "pipeline",
-        &["error", "exec", "graph", "image", "inputs", "model", "ops", "plan", "prompt", "sampling", "tensor", "weights"],
+        &["cuda", "error", "exec", "graph", "image", "inputs", "model", "ops", "plan", "prompt", "sampling", "tensor", "weights"],
     ),
     ("progress", &["error", "pipeline"]),
-    ("cli", &["error", "image", "model", "ops", "pipeline", "plan", "sampling"]),
+    ("cli", &["cuda", "error", "image", "model", "ops", "pipeline", "plan", "sampling"]),
+    (
+        "verify",
+        &[
+            "cli", "cuda", "error", "exec", "graph", "image", "model", "ops", "pipeline", "plan", "prompt", "sampling", "tensor",
+            "weights",
+        ],
+    ),
+    ("bench", &["cli", "cuda", "error", "exec", "image", "model", "ops", "pipeline", "plan", "prompt"]),
     ("synth", &["cli", "error", "model", "prompt", "tensor", "weights"]),
     ("inspect", &["cli", "error", "image", "model", "ops", "pipeline", "plan", "prompt", "synth", "tensor"]),
 ];

@@ -106,15 +106,6 @@ impl<'a> Cuda<'a> {
         self
     }
 
-    /// Waits for all that was asked.
-    ///
-    /// # Errors
-    /// A fault of what ran.
-    pub fn synchronize(&mut self) -> Result<()> {
-        self.in_flight.clear();
-        self.stream.synchronize()
-    }
-
     /// Enqueues one node.
     ///
     /// # Errors
@@ -122,6 +113,25 @@ impl<'a> Cuda<'a> {
     pub fn run_node(&mut self, at: usize) -> Result<()> {
         self.fetch(at)?;
         self.enqueue(at)
+    }
+
+    /// Runs a captured stage once to warm up, then `runs` times, and gives each run's milliseconds.
+    ///
+    /// # Errors
+    /// As for [`Executor::run`].
+    pub fn time_runs(&mut self, stage: &str, runs: usize) -> Result<Vec<f32>> {
+        let number = self.enter(stage)?;
+        self.replay(number)?;
+        let mut marks = vec![Event::new(&self.device, true)?];
+        marks[0].record(&self.stream)?;
+        for _ in 0..runs {
+            self.replay(number)?;
+            let mark = Event::new(&self.device, true)?;
+            mark.record(&self.stream)?;
+            marks.push(mark);
+        }
+        self.finish()?;
+        marks.windows(2).map(|pair| pair[1].milliseconds_since(&pair[0])).collect()
     }
 
     /// Runs a stage node by node with an event between each two, and gives each node's milliseconds.
@@ -205,7 +215,7 @@ impl<'a> Cuda<'a> {
     /// A storage's bytes, aligned for any type.
     fn download(&mut self, storage: StorageId) -> Result<Vec<u128>> {
         self.device.make_current()?;
-        self.synchronize()?;
+        self.finish()?;
         let bytes = self.plan.graph.storages[storage.0].spec.bytes();
         let mut words = vec![0u128; bytes.div_ceil(16)];
         self.arena.read(self.place(storage)?, &mut bytemuck::cast_slice_mut(&mut words)[..bytes])?;
@@ -224,7 +234,7 @@ impl Executor for Cuda<'_> {
         store(&mut bytemuck::cast_slice_mut(&mut words)[..bytes], &tensor, values).with_context(|| storage.name.clone())?;
         let own = tensor.offset * tensor.spec.dtype.bytes()..(tensor.offset * tensor.spec.dtype.bytes() + tensor.spec.bytes());
         self.device.make_current()?;
-        self.synchronize()?;
+        self.finish()?;
         self.arena.write(self.place(tensor.storage)? + own.start, &bytemuck::cast_slice(&words)[own])
     }
 
@@ -241,7 +251,7 @@ impl Executor for Cuda<'_> {
 
     fn begin(&mut self, stages: &[&str]) -> Result<()> {
         self.device.make_current()?;
-        self.synchronize()?;
+        self.finish()?;
         if self.pass.take().is_some_and(|pass| !pass.is_complete()) {
             self.resident = Resident::none(self.plan); // an upload was cut off
         }
@@ -262,6 +272,11 @@ impl Executor for Cuda<'_> {
             watch(&self.plan.graph.nodes[at])?;
         }
         Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.in_flight.clear();
+        self.stream.synchronize()
     }
 
     fn waits(&self) -> bool {

@@ -42,6 +42,12 @@ pub trait Executor {
     /// A stage that was not announced, a node that cannot run, by name, or what `watch` returns.
     fn run(&mut self, stage: &str, watch: &mut Watch) -> Result<()>;
 
+    /// Waits for all that was asked.
+    ///
+    /// # Errors
+    /// A fault of what ran.
+    fn finish(&mut self) -> Result<()>;
+
     /// Whether a stage is done when `run` returns, so that reading a tensor costs nothing.
     fn waits(&self) -> bool;
 }

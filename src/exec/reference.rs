@@ -136,6 +136,10 @@ impl Executor for Reference<'_> {
         Reference::run(self, stage, &mut |node, _| watch(node))
     }
 
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     fn waits(&self) -> bool {
         true
     }

@@ -98,6 +98,8 @@ pub struct EditTensors {
     pub rgb: Option<TensorId>,
     /// The reference's latent [H/8, W/8, 16].
     pub reference_latent: Option<TensorId>,
+    /// The reference's tokens as the transformer takes them [n, 64].
+    pub reference_tokens: Option<TensorId>,
     /// Input: packed noise of the posterior [n, 64], if the host gives it.
     pub host_posterior_noise: Option<TensorId>,
     /// Inputs and result of the vision tower.
@@ -143,6 +145,7 @@ pub fn record(config: &Config, spec: &EditSpec) -> (Graph, EditTensors) {
     let tensors = EditTensors {
         rgb,
         reference_latent: reference.as_ref().map(|r| r.latent),
+        reference_tokens: reference.as_ref().map(|r| r.tokens),
         host_posterior_noise: reference.as_ref().and_then(|r| r.host_noise),
         vision,
         text,
@@ -216,6 +219,8 @@ pub struct Denoised {
     pub host_noise: Option<TensorId>,
     /// State: latents [n, 64] f32, at first the noise.
     pub latents: TensorId,
+    /// A step's velocities of the noisy tokens [2n, 64], branch 0, then branch 1.
+    pub velocity: TensorId,
 }
 
 /// Records `conditioning` and `step` for an `embedding` [T, context] and reference tokens [n, 64].
@@ -234,7 +239,7 @@ pub fn denoise(g: &mut Graph, config: &Config, spec: &EditSpec, embedding: Tenso
     let schedule = g.input("schedule", F32, [spec.steps, 2]);
     let (counter, fault) = (g.input("counter", I32, [1]), g.input("fault", I32, [1]));
     let (rope, key_bias) = dit::step_tables(g, &rows);
-    g.stage("step", spec.steps, |g| {
+    let velocity = g.stage("step", spec.steps, |g| {
         g.with_weights(Component::Dit, |g| {
             let x = g.buffer("x", BF16, [rows.total(), config.dit.hidden]);
             let text_part = g.rows(x, 0..rows.prompt.total());
@@ -257,9 +262,10 @@ pub fn denoise(g: &mut Graph, config: &Config, spec: &EditSpec, embedding: Tenso
             let velocity = dit::blocks(g, &config.dit, &rows, inputs, spec.savings.trim_last_block);
             let state = [latents, counter, fault];
             g.op_into("update", GuidanceEuler { scale: spec.cfg_scale }, &[velocity, latents, schedule, counter, fault], &state);
-        });
+            velocity
+        })
     });
-    Denoised { times, schedule, rope, key_bias, counter, fault, host_noise, latents }
+    Denoised { times, schedule, rope, key_bias, counter, fault, host_noise, latents, velocity }
 }
 
 /// The latents before the first step, and the host's input if it gives them.

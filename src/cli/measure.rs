@@ -1,0 +1,56 @@
+//! Flags of the commands that measure: `verify` and `bench`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::pipeline::DeviceChoice;
+
+/// Flags of `verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Model folder
+    #[arg(short, long, alias = "model-path", value_name = "PATH")]
+    pub model: PathBuf,
+    /// Folder of the recorded runs
+    #[arg(long, value_name = "DIR")]
+    pub golden: PathBuf,
+    /// Recorded run: NAME.safetensors, NAME_inputs.safetensors and NAME_truth.safetensors of that folder
+    #[arg(long, default_value = "full_512")]
+    pub name: String,
+    /// Where to run: cuda[:N], cpu, or auto
+    #[arg(long, default_value = "auto", value_parser = super::parse_device)]
+    pub device: DeviceChoice,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Model folder
+    #[arg(short, long, alias = "model-path", value_name = "PATH")]
+    pub model: PathBuf,
+    /// Working sizes, WIDTHxHEIGHT in multiples of 16
+    #[arg(long, value_parser = super::parse_size, value_delimiter = ',', default_value = "1024x1024")]
+    pub size: Vec<(usize, usize)>,
+    /// What to do
+    #[arg(short, long, default_value = "Add a red scarf to the woman and write 'NOVA' on it")]
+    pub prompt: String,
+    /// Denoising steps of the edit
+    #[arg(long, default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub steps: u32,
+    /// Timed runs of each stage while its weights are on the device
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub runs: u32,
+    /// Show what each kind of op takes in each stage
+    #[arg(long)]
+    pub ops: bool,
+    /// CUDA device
+    #[arg(long, default_value = "cuda", value_parser = super::parse_device)]
+    pub device: DeviceChoice,
+    /// Print one JSON object a size
+    #[arg(long)]
+    pub json: bool,
+}

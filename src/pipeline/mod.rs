@@ -1,0 +1,320 @@
+//! The whole journey of one edit.
+
+mod engine;
+mod model;
+mod program;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+pub use self::engine::{DeviceChoice, Engine};
+pub use self::model::Model;
+pub use self::program::{HostInputs, Program, Request};
+use crate::cuda::Setup;
+use crate::error::usage;
+use crate::exec::Executor;
+use crate::graph::TensorId;
+use crate::image::{self, Filter, Format, Output, Rgb};
+use crate::model::Version;
+use crate::model::edit::{NoiseSource, Savings};
+use crate::ops::Buffer;
+use crate::plan::{Plan, Precision};
+use crate::prompt::{self, Patches, PromptTokens};
+
+/// Which generator draws the starting noise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rng {
+    /// As `torch.randn` on a CUDA device whose largest grid has so many threads.
+    Cuda {
+        /// Threads of the grid.
+        grid_threads: usize,
+    },
+    /// As `torch.randn` on the CPU.
+    Cpu,
+}
+
+/// One edit, every choice made.
+#[derive(Clone, Debug)]
+pub struct EditJob {
+    /// The model's folder or transformer file.
+    pub model: PathBuf,
+    /// The picture to edit; none: text-to-image.
+    pub image: Option<PathBuf>,
+    /// What to do.
+    pub prompt: String,
+    /// What guidance leads away from.
+    pub negative_prompt: String,
+    /// Where the result goes; the extension says the format.
+    pub output: PathBuf,
+    /// Replace a file that is there.
+    pub force: bool,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance scale.
+    pub cfg_scale: f32,
+    /// Times above it use the norm-limited rule.
+    pub guidance_limit: f64,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// Side of the square whose area the working size has, in pixels.
+    pub size_level: usize,
+    /// Width and height of text-to-image.
+    pub size: (usize, usize),
+    /// Filter that brings the picture to the working size.
+    pub filter: Filter,
+    /// Generator of the noise.
+    pub rng: Rng,
+    /// Sample the reference's posterior instead of taking its mean.
+    pub sample_posterior: bool,
+    /// Leave the result at the working size.
+    pub keep_working_size: bool,
+    /// Where to run.
+    pub device: DeviceChoice,
+    /// Where the device's libraries and its cache lie.
+    pub setup: Setup,
+    /// Element type of activations; none: what suits the device.
+    pub precision: Option<Precision>,
+    /// Savings in use.
+    pub savings: Savings,
+}
+
+/// What the caller hears while an edit runs; an error stops it.
+pub trait Progress {
+    /// Where the edit runs, and why if that was not asked for.
+    fn device(&mut self, engine: &Engine);
+    /// A stage begins (again): its name and which of how many runs.
+    fn stage(&mut self, name: &str, run: usize, runs: usize) -> Result<()>;
+    /// A node is done.
+    fn node(&mut self) -> Result<()>;
+    /// Something worth knowing that is no error.
+    fn notice(&mut self, text: &str);
+    /// What a watched tensor holds after its stage.
+    fn result(&mut self, _stage: &'static str, _values: Vec<f32>) {}
+}
+
+/// Runs one edit from files to file; gives parameters, sizes, seconds by stage and peak bytes as one JSON object.
+///
+/// # Errors
+/// One of [`crate::error`], a [`ModelError`], or a fault of picture, arithmetic or disk. Nothing is written then.
+pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Value> {
+    let start = Instant::now();
+    let output = Output::reserve(&job.output, job.force).map_err(usage)?;
+    let format = Format::of(&job.output).map_err(usage)?;
+    let (engine, precision) = Engine::choose(job.device, job.precision, &job.setup)?;
+    let original = job.image.as_deref().map(image::decode).transpose()?;
+    let model = Model::open(&job.model)?;
+    let material = Material::new(job, &model, original.as_ref(), progress)?;
+    let last = match &original {
+        Some(picture) if !job.keep_working_size => (picture.width, picture.height),
+        _ => material.size,
+    };
+    format.check_size(last.0, last.1).map_err(usage)?;
+    progress.device(&engine);
+    let program = Program::new(&model.config, &model.settings, &material.request(job), precision, engine.target())?;
+    let mut seconds = BTreeMap::from([("load", start.elapsed().as_secs_f64())]);
+
+    let preparing = Instant::now();
+    let mut exec = engine.executor(&program.plan, &model, &job.setup)?;
+    let (working, patches) = (material.working.as_ref(), &material.patches);
+    let host = HostInputs { working, patches, seed: job.seed, guidance_limit: job.guidance_limit };
+    for (id, values) in program.inputs(&model.config, &host) {
+        exec.write(id, values.values())?;
+    }
+    seconds.insert("prepare", preparing.elapsed().as_secs_f64());
+    let pixels = run_stages(&mut *exec, &model, &program, progress, &mut seconds, &[])?;
+    let in_use = engine.device_bytes_in_use();
+    drop(exec);
+
+    let edited = Rgb { width: material.size.0, height: material.size.1, data: pixels };
+    let edited = image::resize(&edited, last.0, last.1, Filter::Bicubic);
+    let parameters = parameters(job, &model, &program.plan, material.size, last);
+    output.commit(&image::encode(&edited, format, &parameters.to_string())?)?;
+    seconds.insert("total", start.elapsed().as_secs_f64());
+    let mut report = report(job, parameters, &program.plan, &seconds, original.as_ref());
+    report["device"] = json!(engine.name());
+    report["peak_bytes"]["device"] = json!(in_use);
+    Ok(report)
+}
+
+/// A job's picture and prompts as the model takes them.
+struct Material {
+    /// Working width and height.
+    size: (usize, usize),
+    /// The picture at that size; none in text-to-image.
+    working: Option<Rgb>,
+    /// The picture as the encoder sees it.
+    patches: Patches,
+    /// Tokens of prompt and negative prompt.
+    tokens: Vec<PromptTokens>,
+}
+
+impl Material {
+    fn new(job: &EditJob, model: &Model, original: Option<&Rgb>, progress: &mut dyn Progress) -> Result<Material> {
+        let (size, working, patches) = match original {
+            Some(picture) => {
+                let size = image::working_size(picture.width, picture.height, job.size_level)?;
+                let working = image::resize(picture, size.0, size.1, job.filter);
+                let patches = prompt::patches(&working, &model.settings).with_context(|| {
+                    format!("a {}x{} picture cannot be edited at size level {}", picture.width, picture.height, job.size_level)
+                })?;
+                (size, Some(working), patches)
+            }
+            None => {
+                if model.config.version == Version::V1_0 {
+                    progress.notice("v1.0 was trained to edit pictures only; use v1.1 to make one from text");
+                }
+                // Text-to-image shows the encoder a black square.
+                let black = Rgb { width: 1024, height: 1024, data: vec![0; 3 << 20] };
+                (job.size, None, prompt::patches(&black, &model.settings)?)
+            }
+        };
+        let tokens = tokenize(model, job, patches.image_tokens(), progress)?;
+        Ok(Material { size, working, patches, tokens })
+    }
+
+    fn request(&self, job: &EditJob) -> Request<'_> {
+        Request {
+            size: self.size,
+            reference: self.working.is_some(),
+            grid: self.patches.grid,
+            tokens: &self.tokens,
+            steps: job.steps,
+            cfg_scale: job.cfg_scale,
+            noise: match job.rng {
+                Rng::Cuda { grid_threads } => NoiseSource::Philox { seed: job.seed, grid_threads },
+                Rng::Cpu => NoiseSource::Host,
+            },
+            sample_posterior: job.sample_posterior,
+            savings: job.savings,
+        }
+    }
+}
+
+/// Ids of prompt and negative prompt; a tail that does not fit is reported.
+fn tokenize(model: &Model, job: &EditJob, image_tokens: usize, progress: &mut dyn Progress) -> Result<Vec<PromptTokens>> {
+    let mut both = Vec::new();
+    for (name, text) in [("prompt", &job.prompt), ("negative prompt", &job.negative_prompt)] {
+        let tokens = model.tokenizer.encode_prompt(text, image_tokens).map_err(usage)?;
+        let lost = tokens.lost(&model.settings);
+        if lost > 0 {
+            let most = model.settings.max_text;
+            progress.notice(&format!(
+                "the {name} is too long: its last {lost} tokens are cut, since the model reads {most} with the picture's"
+            ));
+        }
+        both.push(tokens);
+    }
+    Ok(both)
+}
+
+/// Runs all stages and gives the pixels at the working size; adds each stage's seconds. Each `watched` tensor is handed to
+/// `progress` after its stage.
+///
+/// # Errors
+/// What `progress` returns, values that are not finite, or what the executor reports.
+pub fn run_stages(
+    exec: &mut dyn Executor,
+    model: &Model,
+    program: &Program,
+    progress: &mut dyn Progress,
+    seconds: &mut BTreeMap<&'static str, f64>,
+    watched: &[(&str, TensorId)],
+) -> Result<Vec<u8>> {
+    let t = &program.tensors;
+    let stages = &program.plan.graph.stages;
+    exec.begin(&stages.iter().map(|s| s.name).collect::<Vec<_>>())?;
+    for stage in stages {
+        let start = Instant::now();
+        for run in 0..stage.repeat {
+            progress.stage(stage.name, run, stage.repeat)?;
+            model.folder.check_lengths()?;
+            exec.run(stage.name, &mut |_| progress.node())?;
+            if stage.name == "step" && (exec.waits() || run + 1 == stage.repeat) {
+                check_fault(exec, t.denoised.fault, stage.repeat)?;
+            }
+        }
+        exec.finish()?;
+        match stage.name {
+            "vae_encode" => check_finite(exec, stage.name, t.reference_latent)?,
+            "text" => check_finite(exec, stage.name, Some(t.embedding))?,
+            _ => {}
+        }
+        seconds.insert(stage.name, start.elapsed().as_secs_f64());
+        for (_, id) in watched.iter().filter(|(name, _)| *name == stage.name) {
+            progress.result(stage.name, floats(exec, *id)?);
+        }
+    }
+    let faults = index(exec, t.pixel_faults)?;
+    ensure!(faults == 0, "{faults} values of the picture are not finite after the stage vae_decode; nothing was written");
+    match exec.read(t.pixels)? {
+        Buffer::U8(pixels) => Ok(pixels),
+        _ => bail!("the picture is not made of pixels"),
+    }
+}
+
+fn check_finite(exec: &mut dyn Executor, stage: &str, id: Option<TensorId>) -> Result<()> {
+    let Some(id) = id else { return Ok(()) };
+    let bad = floats(exec, id)?.iter().filter(|v| !v.is_finite()).count();
+    ensure!(bad == 0, "{bad} values are not finite after the stage {stage}; are its weights damaged? Nothing was written");
+    Ok(())
+}
+
+fn check_fault(exec: &mut dyn Executor, fault: TensorId, steps: usize) -> Result<()> {
+    let step = index(exec, fault)?;
+    ensure!(step == 0, "the latents are not finite after step {step} of {steps} (stage step); nothing was written");
+    Ok(())
+}
+
+fn floats(exec: &mut dyn Executor, id: TensorId) -> Result<Vec<f32>> {
+    match exec.read(id)? {
+        Buffer::F32(values) => Ok(values),
+        _ => bail!("not a float tensor"),
+    }
+}
+
+fn index(exec: &mut dyn Executor, id: TensorId) -> Result<i32> {
+    match exec.read(id)? {
+        Buffer::I32(v) => Ok(v[0]),
+        _ => bail!("not an index tensor"),
+    }
+}
+
+/// What it takes to make the picture again.
+fn parameters(job: &EditJob, model: &Model, plan: &Plan, working: (usize, usize), output: (usize, usize)) -> Value {
+    let rng = match job.rng {
+        Rng::Cuda { grid_threads } => json!({"generator": "cuda", "grid_threads": grid_threads}),
+        Rng::Cpu => json!({"generator": "cpu"}),
+    };
+    json!({
+        "program": concat!("step1x-edit ", env!("CARGO_PKG_VERSION")), "model": model.config.version.to_string(),
+        "task": if job.image.is_some() { "edit" } else { "text-to-image" },
+        "prompt": job.prompt, "negative_prompt": job.negative_prompt, "seed": job.seed, "rng": rng,
+        "posterior": if job.sample_posterior { "sample" } else { "mean" },
+        "steps": job.steps, "cfg_scale": job.cfg_scale, "guidance_limit": job.guidance_limit,
+        "precision": plan.precision.to_string(), "working_size": [working.0, working.1], "output_size": [output.0, output.1],
+    })
+}
+
+fn report(job: &EditJob, mut json: Value, plan: &Plan, seconds: &BTreeMap<&str, f64>, original: Option<&Rgb>) -> Value {
+    json["output"] = json!(job.output);
+    json["input_size"] = json!(original.map(|picture| [picture.width, picture.height]));
+    json["seconds"] = json!(seconds);
+    json["peak_bytes"] = json!({"arena": plan.arena_bytes, "weights": plan.weights.bytes, "resident": peak_resident_bytes()});
+    json
+}
+
+/// The process's largest resident size so far; none where the kernel keeps no such books.
+fn peak_resident_bytes() -> Option<u64> {
+    proc_kib("/proc/self/status", "VmHWM:")
+}
+
+/// A line of one of the kernel's tables of sizes, in bytes.
+fn proc_kib(table: &str, name: &str) -> Option<u64> {
+    let table = std::fs::read_to_string(table).ok()?;
+    let line = table.lines().find_map(|line| line.strip_prefix(name))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
