@@ -19,7 +19,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
     ("image", &[]),
     ("prompt", &["image"]),
     ("weights", &["model", "tensor"]),
-    ("exec", &["cuda", "graph", "ops", "plan", "tensor", "weights"]),
+    ("exec", &["cuda", "error", "graph", "ops", "plan", "tensor", "weights"]),
     ("inputs", &["model", "prompt"]),
     (
         "pipeline",

@@ -78,7 +78,7 @@ fn json_tells_sizes_seed_seconds_and_peak() {
     assert_eq!((&json["output_size"], &json["output"]), (&json!([40, 30]), &json!("out.png")));
     assert_eq!((&json["seed"], &json["task"]), (&json!(42), &json!("edit")));
     let seconds = json["seconds"].as_object().unwrap();
-    let stages = ["load", "vae_encode", "vision", "text", "conditioning", "step", "vae_decode"];
+    let stages = ["load", "prepare", "vae_encode", "vision", "text", "conditioning", "step", "vae_decode"];
     let parts: f64 = stages.iter().map(|stage| seconds[*stage].as_f64().unwrap()).sum();
     let total = seconds["total"].as_f64().unwrap();
     assert!(parts > 0.0 && parts <= total, "{seconds:?}");

@@ -35,9 +35,10 @@ fn values_out_of_range_are_named_with_the_range() {
 
 #[test]
 fn devices() {
-    refused(&["--device", "cuda"], 4, &["--device cuda", "CPU only", "say cpu"]);
-    refused(&["--device", "cuda:1"], 4, &["--device cuda:1"]);
-    refused(&["--device", "tpu"], 2, &["--device tpu", "auto, cpu and cuda"]);
+    // Without a driver, or with too few devices.
+    refused(&["--device", "cuda:999"], 4, &["--device cpu"]);
+    refused(&["--device", "cuda", "--precision", "f32"], 2, &["--precision f32", "--device cpu"]);
+    refused(&["--device", "tpu"], 2, &["--device <DEVICE>", "auto, cpu and cuda"]);
 }
 
 #[test]
