@@ -39,7 +39,7 @@ pub struct BenchArgs {
     #[arg(short, long, default_value = "Add a red scarf to the woman and write 'NOVA' on it")]
     pub prompt: String,
     /// Denoising steps of the edit
-    #[arg(long, default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 28, value_parser = clap::value_parser!(u32).range(3..=1000))]
     pub steps: u32,
     /// Timed runs of each stage while its weights are on the device
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=1000))]

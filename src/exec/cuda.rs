@@ -1,8 +1,8 @@
 //! The CUDA executor: every launch is made when the plan is loaded; a run only enqueues them.
 //!
-//! A stage that repeats is captured into a graph at its first run and replayed; the others run node by node, each
-//! waiting for its own weights, so that they start while the rest is still on its way. At most two replays are under way
-//! at a time: enough to leave no gap, few enough to stop between steps.
+//! Nodes wait for their own weights alone, so that a stage starts while the rest is still on its way. A stage that repeats
+//! is captured into a graph at its second run (the first loads what libraries load late) and replayed from then on. At
+//! most two replays are under way at a time: enough to leave no gap, few enough to stop between steps.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -32,6 +32,8 @@ pub struct Cuda<'a> {
     weights: Arc<dyn WeightSource + Send + Sync>,
     /// The device work of each node.
     work: Vec<Vec<Work>>,
+    /// Stages that have run at least once.
+    warm: Vec<bool>,
     captured: HashMap<usize, Captured>,
     capture: bool,
     in_flight: VecDeque<Event>,
@@ -86,6 +88,7 @@ impl<'a> Cuda<'a> {
             plan,
             weights,
             work,
+            warm: vec![false; plan.graph.stages.len()],
             captured: HashMap::new(),
             capture: true,
             in_flight: VecDeque::new(),
@@ -115,12 +118,13 @@ impl<'a> Cuda<'a> {
         self.enqueue(at)
     }
 
-    /// Runs a captured stage once to warm up, then `runs` times, and gives each run's milliseconds.
+    /// Runs a stage twice to warm up, then replays it `runs` times, and gives each run's milliseconds.
     ///
     /// # Errors
     /// As for [`Executor::run`].
     pub fn time_runs(&mut self, stage: &str, runs: usize) -> Result<Vec<f32>> {
         let number = self.enter(stage)?;
+        self.run_nodes(number, &mut |_| Ok(()))?;
         self.replay(number)?;
         let mut marks = vec![Event::new(&self.device, true)?];
         marks[0].record(&self.stream)?;
@@ -183,6 +187,16 @@ impl<'a> Cuda<'a> {
             }
             .with_context(|| self.plan.graph.nodes[at].name.clone())?;
         }
+        Ok(())
+    }
+
+    /// Runs a stage node by node.
+    fn run_nodes(&mut self, number: usize, watch: &mut Watch) -> Result<()> {
+        for at in self.plan.graph.stages[number].nodes.clone() {
+            self.run_node(at)?;
+            watch(&self.plan.graph.nodes[at])?;
+        }
+        self.warm[number] = true;
         Ok(())
     }
 
@@ -263,15 +277,11 @@ impl Executor for Cuda<'_> {
     fn run(&mut self, stage: &str, watch: &mut Watch) -> Result<()> {
         let number = self.enter(stage)?;
         let stage = &self.plan.graph.stages[number];
-        if self.capture && stage.repeat > 1 {
-            self.replay(number)?;
-            return stage.nodes.clone().last().map_or(Ok(()), |at| watch(&self.plan.graph.nodes[at]));
+        if !(self.capture && stage.repeat > 1 && self.warm[number]) {
+            return self.run_nodes(number, watch);
         }
-        for at in stage.nodes.clone() {
-            self.run_node(at)?;
-            watch(&self.plan.graph.nodes[at])?;
-        }
-        Ok(())
+        self.replay(number)?;
+        stage.nodes.clone().last().map_or(Ok(()), |at| watch(&self.plan.graph.nodes[at]))
     }
 
     fn finish(&mut self) -> Result<()> {
