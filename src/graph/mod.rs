@@ -192,13 +192,23 @@ impl Graph {
 
     /// Records `op` and gives its single, newly allocated result.
     pub fn op(&mut self, name: &str, op: impl Op + 'static, inputs: &[TensorId]) -> TensorId {
-        let full = self.scoped_name(name);
-        let specs: Vec<Spec> = inputs.iter().map(|&t| self.tensor(t).spec.clone()).collect();
-        let results = op.infer(&specs).unwrap_or_else(|e| panic!("{full}: {e}"));
-        let [result] = &results[..] else { panic!("{full}: {} has several results, use op_into", op.kind()) };
-        let output = self.storage(full, result.clone(), Kind::Buffer);
+        let result = self.result_of(name, &op, inputs);
+        self.op_as(result.dtype, name, op, inputs)
+    }
+
+    /// Like [`Graph::op`], with a result of another type than the op's natural one.
+    pub fn op_as(&mut self, dtype: DType, name: &str, op: impl Op + 'static, inputs: &[TensorId]) -> TensorId {
+        let result = Spec { dtype, ..self.result_of(name, &op, inputs) };
+        let output = self.storage(self.scoped_name(name), result, Kind::Buffer);
         self.op_into(name, op, inputs, &[output]);
         output
+    }
+
+    fn result_of(&self, name: &str, op: &impl Op, inputs: &[TensorId]) -> Spec {
+        let specs: Vec<Spec> = inputs.iter().map(|&t| self.tensor(t).spec.clone()).collect();
+        let results = op.infer(&specs).unwrap_or_else(|e| panic!("{}: {e}", self.scoped_name(name)));
+        let [result] = &results[..] else { panic!("{}: {} has several results, use op_into", self.scoped_name(name), op.kind()) };
+        result.clone()
     }
 
     /// Records `op` with its results written to existing views.

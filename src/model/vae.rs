@@ -1,98 +1,115 @@
 //! FLUX's autoencoder, channels last: pictures [H, W, 3] to moments [H/8, W/8, 32] and latents back to pictures.
 //!
-//! As in the official code, the encoder works in bf16 (under autocast), the decoder in f32.
+//! As in the official code, the encoder works in bf16 (under autocast), the decoder keeps its activations in f32. The
+//! official decoder multiplies as TF32; here what a group norm has bounded is multiplied as f16, which has TF32's mantissa
+//! at twice its speed, and everything else (latents, upsampling, shortcuts) as TF32.
 
 use super::config::VaeConfig;
 use crate::graph::{Graph, TensorId};
 use crate::ops::{Add, Attention, Conv2d, Linear, Segment};
+use crate::tensor::DType;
+
+/// Element types of one direction.
+#[derive(Clone, Copy)]
+struct Types {
+    /// What convolutions write and residual sums add up.
+    stream: DType,
+    /// What group norms write and the products after them read.
+    normed: DType,
+}
+
+const ENCODER: Types = Types { stream: DType::BF16, normed: DType::BF16 };
+const DECODER: Types = Types { stream: DType::F32, normed: DType::F16 };
 
 /// Records the encoder: picture in [-1, 1] to mean and logarithm of the variance, side by side in the channels.
 pub fn encoder(g: &mut Graph, config: &VaeConfig, picture: TensorId) -> TensorId {
+    let types = ENCODER;
     g.scoped("encoder", |g| {
-        let mut h = g.conv3x3("conv_in", picture, config.channels[0], Conv2d::SAME);
+        let mut h = g.conv3x3("conv_in", picture, config.channels[0], Conv2d::SAME, types.stream);
         for (level, &channels) in config.channels.iter().enumerate() {
             g.scoped(format_args!("down.{level}"), |g| {
                 for i in 0..config.blocks {
-                    h = resnet(g, &format!("block.{i}"), h, channels);
+                    h = resnet(g, types, &format!("block.{i}"), h, channels);
                 }
                 if level + 1 < config.channels.len() {
-                    h = g.conv3x3("downsample.conv", h, channels, Conv2d::HALVE);
+                    h = g.conv3x3("downsample.conv", h, channels, Conv2d::HALVE, types.stream);
                 }
             });
         }
-        h = middle(g, h);
-        let h = g.group_norm("norm_out", h, true);
-        g.conv3x3("conv_out", h, 2 * config.latent, Conv2d::SAME)
+        h = middle(g, types, h);
+        let h = g.group_norm("norm_out", h, true, types.normed);
+        g.conv3x3("conv_out", h, 2 * config.latent, Conv2d::SAME, types.stream)
     })
 }
 
 /// Records the decoder: unscaled latents to a picture, not yet clamped to [-1, 1].
 pub fn decoder(g: &mut Graph, config: &VaeConfig, latents: TensorId) -> TensorId {
+    let types = DECODER;
     g.scoped("decoder", |g| {
         let deepest = *config.channels.last().expect("four levels");
-        let mut h = g.conv3x3("conv_in", latents, deepest, Conv2d::SAME);
-        h = middle(g, h);
+        let mut h = g.conv3x3("conv_in", latents, deepest, Conv2d::SAME, types.stream);
+        h = middle(g, types, h);
         // `up` is indexed by level: the coarsest runs first.
         for (level, &channels) in config.channels.iter().enumerate().rev() {
             g.scoped(format_args!("up.{level}"), |g| {
                 for i in 0..config.blocks + 1 {
-                    h = resnet(g, &format!("block.{i}"), h, channels);
+                    h = resnet(g, types, &format!("block.{i}"), h, channels);
                 }
                 if level > 0 {
-                    h = g.conv3x3("upsample.conv", h, channels, Conv2d::DOUBLE);
+                    h = g.conv3x3("upsample.conv", h, channels, Conv2d::DOUBLE, types.stream);
                 }
             });
         }
-        let h = g.group_norm("norm_out", h, true);
-        g.conv3x3("conv_out", h, 3, Conv2d::SAME)
+        let h = g.group_norm("norm_out", h, true, types.normed);
+        g.conv3x3("conv_out", h, 3, Conv2d::SAME, types.stream)
     })
 }
 
-fn middle(g: &mut Graph, h: TensorId) -> TensorId {
+fn middle(g: &mut Graph, types: Types, h: TensorId) -> TensorId {
     let channels = g.cols_of(h);
     g.scoped("mid", |g| {
-        let h = resnet(g, "block_1", h, channels);
-        let h = attention(g, "attn_1", h);
-        resnet(g, "block_2", h, channels)
+        let h = resnet(g, types, "block_1", h, channels);
+        let h = attention(g, types, "attn_1", h);
+        resnet(g, types, "block_2", h, channels)
     })
 }
 
-fn resnet(g: &mut Graph, name: &str, x: TensorId, channels: usize) -> TensorId {
+fn resnet(g: &mut Graph, types: Types, name: &str, x: TensorId, channels: usize) -> TensorId {
     g.scoped(name, |g| {
-        let h = g.group_norm("norm1", x, true);
-        let h = g.conv3x3("conv1", h, channels, Conv2d::SAME);
-        let h = g.group_norm("norm2", h, true);
-        let h = g.conv3x3("conv2", h, channels, Conv2d::SAME);
-        let skip = if g.cols_of(x) == channels { x } else { conv1x1(g, "nin_shortcut", x, channels) };
+        let h = g.group_norm("norm1", x, true, types.normed);
+        let h = g.conv3x3("conv1", h, channels, Conv2d::SAME, types.stream);
+        let h = g.group_norm("norm2", h, true, types.normed);
+        let h = g.conv3x3("conv2", h, channels, Conv2d::SAME, types.stream);
+        let skip = if g.cols_of(x) == channels { x } else { conv1x1(g, "nin_shortcut", x, channels, types.stream) };
         g.op_into("residual", Add, &[h, skip], &[h]);
         h
     })
 }
 
 /// One head over all pixels.
-fn attention(g: &mut Graph, name: &str, x: TensorId) -> TensorId {
+fn attention(g: &mut Graph, types: Types, name: &str, x: TensorId) -> TensorId {
     g.scoped(name, |g| {
         let shape = g.shape(x).clone();
         let (pixels, c) = (shape.rows(), shape.cols());
-        let n = g.group_norm("norm", x, false);
+        let n = g.group_norm("norm", x, false, types.normed);
         let qkv = ["q", "k", "v"].map(|name| {
-            let projected = conv1x1(g, name, n, c);
+            let projected = conv1x1(g, name, n, c, types.normed);
             g.reshape(projected, [pixels, c])
         });
         let attended =
             g.op("attend", Attention { heads: 1, kv_heads: 1, causal: false, segments: vec![Segment::all(0..pixels)] }, &qkv);
         let attended = g.reshape(attended, shape);
-        let h = conv1x1(g, "proj_out", attended, c);
+        let h = conv1x1(g, "proj_out", attended, c, types.stream);
         g.op_into("residual", Add, &[h, x], &[h]);
         h
     })
 }
 
-/// A 1×1 convolution: a product with a weight stored as [channels, C, 1, 1].
-fn conv1x1(g: &mut Graph, name: &str, x: TensorId, channels: usize) -> TensorId {
+/// A 1×1 convolution: a product with a weight stored as [channels, C, 1, 1], used in x's type; the bias in the result's.
+fn conv1x1(g: &mut Graph, name: &str, x: TensorId, channels: usize, result: DType) -> TensorId {
     let (dtype, c) = (g.tensor(x).spec.dtype, g.cols_of(x));
     let w = g.weight(&format!("{name}.weight"), dtype, [channels, c, 1, 1]);
     let w = g.reshape(w, [channels, c]);
-    let b = g.weight(&format!("{name}.bias"), dtype, [channels]);
-    g.op(name, Linear { gelu: false }, &[x, w, b])
+    let b = g.weight(&format!("{name}.bias"), result, [channels]);
+    g.op_as(result, name, Linear { gelu: false }, &[x, w, b])
 }

@@ -1,18 +1,26 @@
 //! Convolution of a picture: x [H, W, C], w [O, C, K, K], b [O], y [H', W', O]; channels last.
 //!
 //! With `upsample` the input is read as if every pixel stood in a 2×2 square (nearest neighbour), without a buffer for it.
+//! x and w are of one type, bf16, f16 or f32 (which the device multiplies as TF32: 11 bits, as f16); y and b of another,
+//! bf16 or f32. Sums are f32, and there is one rounding, at the end.
 
 use anyhow::{Result, ensure};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::linear::matmul;
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use super::{Arch, Arg, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, WeightOrder, dense, portable};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// Elements of the patch matrix that the reference builds at a time (16 MiB).
 const PATCH_ELEMENTS: usize = 4 << 20;
+
+/// Output columns of the kernel's tile.
+const TILE_WIDTH: usize = 16;
+
+/// Threads of a block.
+const THREADS: u32 = 128;
 
 /// A square convolution with zero padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,26 +78,46 @@ impl Op for Conv2d {
         Cost::streaming(2 * outputs[0].shape.elements() * taps, inputs, outputs)
     }
 
-    /// Implicit GEMM on tensor cores; channel counts that are no multiple of 8 (pictures, latents) take the scalar loader.
+    /// Implicit GEMM on tensor cores; channel counts that are no multiple of 16 bytes (pictures) take the scalar loader.
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         dense(inputs)?;
         dense(outputs)?;
-        let (dtype, weight) = (outputs[0].spec.dtype, inputs[1].spec.dtype);
-        if inputs[0].spec.dtype != dtype || weight != dtype {
-            return Unsupported::new(format!("a picture of {} with weights of {weight} gives no {dtype}", inputs[0].spec.dtype));
+        let [x, w, bias] = inputs else { return Unsupported::new("a picture, a weight and a bias are needed") };
+        let y = &outputs[0];
+        let types = [x, w, bias, y].map(|l| l.spec.dtype);
+        if types[0] != types[1] || ![DType::BF16, DType::F16, DType::F32].contains(&types[0]) {
+            return Unsupported::new(format!("a picture {} with a weight {}; both must be bf16, f16 or f32", x.spec, w.spec));
         }
-        let k = inputs[1].spec.shape.0[2];
-        if k != 3 {
-            return Unsupported::new(format!("a {k}x{k} kernel; only 3x3 has one, 1x1 is a linear"));
+        if types[2] != types[3] || ![DType::BF16, DType::F32].contains(&types[3]) {
+            return Unsupported::new(format!("a bias {} for {}; both must be bf16 or f32", bias.spec, y.spec));
         }
-        let vector = inputs[0].spec.shape.cols().is_multiple_of(8) as usize;
+        if ![Conv2d::SAME, Conv2d::HALVE, Conv2d::DOUBLE].contains(self) || w.spec.shape.0[2] != 3 {
+            return Unsupported::new(format!(
+                "{} with {}; there are 3x3 kernels for the same, half and double size, 1x1 is a linear",
+                self.attributes(),
+                w.spec
+            ));
+        }
+        let rows = y.spec.shape.0[0];
+        if w.spec.shape.elements() > u32::MAX as usize || rows.div_ceil(self.tile_height()) > 65535 {
+            return Unsupported::new(format!("{} rows of {}: more than 32-bit offsets or a grid hold", rows, w.spec));
+        }
+        // Rows of w are as long as x's pixels.
+        let vector = x.alignment() == 16 && (w.offset * types[1].bytes()).is_multiple_of(16);
+        let tile = match y.spec.shape.cols() {
+            n if !n.is_multiple_of(8) || n == 8 || y.alignment() < 16 => 8, // the one with scalar stores
+            n if n <= 32 => 32,
+            _ => 128,
+        };
         let defines = vec![
             ("STRIDE", self.stride),
-            ("PAD", self.padding.0),
             ("UPSAMPLE", self.upsample as usize),
-            ("VECTOR", vector),
-            ("BYTES", dtype.bytes()),
+            ("VECTOR", vector as usize),
+            ("N_TILE", tile),
+            ("SHARED_BYTES", self.shared_bytes(tile)),
+            ("X_TYPE", types[0].code()),
+            ("Y_TYPE", types[3].code()),
         ];
         Ok(Kernel::new("conv2d", defines))
     }
@@ -117,12 +145,51 @@ impl Op for Conv2d {
         }
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn weight_order(&self, input: usize) -> WeightOrder {
+        if input == 1 { WeightOrder::ChannelsLast } else { WeightOrder::AsStored }
+    }
+
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
+        let [x, w, bias] = &args.inputs[..] else { unreachable!("checked by select") };
+        let y = &args.outputs[0];
+        let extents = |arg: &Arg| [0, 1, 2].map(|i| arg.layout.spec.shape.0[i]);
+        let [height, width, channels] = extents(y);
+        let params = Params {
+            addresses: [x, w, bias, y].map(|arg| arg.address),
+            x: extents(x).map(|n| n as u32),
+            y: [height, width, channels].map(|n| n as u32),
+        };
+        // The channels of a tile of pixels are neighbours in time, so that its inputs are read from memory once.
+        let tiles = [channels.div_ceil(kernel.define("N_TILE")), width.div_ceil(TILE_WIDTH), height.div_ceil(self.tile_height())];
+        vec![Launch::kernel("conv2d", tiles.map(|n| n as u32), THREADS, kernel.define("SHARED_BYTES") as u32, &params)]
     }
 }
 
+/// As in `kernels/conv2d.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    /// x, w, bias, y.
+    addresses: [u64; 4],
+    /// Height, width, channels.
+    x: [u32; 3],
+    y: [u32; 3],
+}
+
+const _: () = assert!(size_of::<Params>() == 56);
+
 impl Conv2d {
+    /// Output rows of the kernel's tile.
+    fn tile_height(&self) -> usize {
+        if self.stride == 2 { 4 } else { 8 }
+    }
+
+    /// Two halves of 64-byte rows: the inputs under a tile of pixels, an even number in a row; three taps of `channels`.
+    fn shared_bytes(&self, channels: usize) -> usize {
+        let under = |outputs: usize| if self.upsample { outputs / 2 + 2 } else { self.stride * (outputs - 1) + 3 };
+        2 * 64 * (under(self.tile_height()) * under(TILE_WIDTH).next_multiple_of(2) + 3 * channels)
+    }
+
     /// The [K, K, C] inputs of output pixel `at` (row, column).
     fn patch(&self, x: &[f32], [h, w, c]: [usize; 3], k: usize, at: [usize; 2], patch: &mut [f32]) {
         let scale = 1 + self.upsample as usize;
@@ -138,17 +205,31 @@ impl Conv2d {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let case = |h: usize, w: usize, c: usize, o: usize, how: Conv2d, dtype: DType| {
-        let inputs = vec![Spec::new(dtype, [h, w, c]), Spec::new(dtype, [o, c, 3, 3]), Spec::new(dtype, [o])];
-        Case::new(how, inputs, dtype)
+    let case = |h: usize, w: usize, c: usize, o: usize, how: Conv2d, x: DType, y: DType| {
+        let inputs = vec![Spec::new(x, [h, w, c]), Spec::new(x, [o, c, 3, 3]), Spec::new(y, [o])];
+        Case::new(how, inputs, y)
     };
-    vec![
-        case(13, 10, 64, 32, Conv2d::SAME, DType::BF16),
-        case(12, 18, 32, 32, Conv2d::HALVE, DType::BF16),
-        case(9, 7, 32, 16, Conv2d::DOUBLE, DType::F32),
-        case(16, 16, 3, 128, Conv2d::SAME, DType::BF16),
-        case(8, 6, 128, 3, Conv2d::SAME, DType::F32),
-    ]
+    use DType::{BF16, F16, F32};
+    let mut cases = vec![
+        case(13, 10, 64, 32, Conv2d::SAME, BF16, BF16),
+        case(12, 18, 32, 32, Conv2d::HALVE, BF16, BF16),
+        case(13, 19, 72, 136, Conv2d::HALVE, BF16, BF16),
+        case(16, 16, 3, 128, Conv2d::SAME, BF16, BF16),
+        case(9, 7, 32, 16, Conv2d::DOUBLE, F32, F32),
+        case(9, 11, 32, 64, Conv2d::DOUBLE, F32, F32),
+        case(8, 6, 128, 3, Conv2d::SAME, F32, F32),
+        case(9, 21, 128, 3, Conv2d::SAME, F16, F32),
+        case(11, 20, 128, 128, Conv2d::SAME, F16, F32),
+        case(6, 17, 16, 256, Conv2d::SAME, F32, F32),
+    ];
+    for case in cases.iter_mut().filter(|case| case.outputs == [F32]) {
+        let f16 = case.inputs[0].dtype == F16;
+        (case.bound, case.reason) = match f16 {
+            true => (1e-9, "exact products, summed in another order and truncated as tensor cores do"),
+            false => (4e-7, "two roundings to TF32, each of at most 2^-11 of the value"),
+        };
+    }
+    cases
 }
 
 #[cfg(test)]

@@ -42,7 +42,8 @@ impl Op for Linear {
         Cost::streaming(2 * outputs[0].shape.elements() * inputs[0].shape.cols(), inputs, outputs)
     }
 
-    /// cuBLASLt: operands of one type whose rows start at multiples of 8 bytes (16 take its fastest kernels).
+    /// cuBLASLt: operands of one type, a result of that type or f32, a bias of the result's type, and rows that start at
+    /// multiples of 8 bytes (16 take its fastest kernels). f32 is multiplied as TF32.
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         let dtype = inputs[0].spec.dtype;
@@ -51,6 +52,15 @@ impl Op for Linear {
                 "the product needs operands of one type, not {} and {}",
                 dtype, inputs[1].spec.dtype
             ));
+        }
+        let result = outputs[0].spec.dtype;
+        if ![DType::BF16, DType::F16, DType::F32].contains(&dtype) || (result != dtype && result != DType::F32) {
+            return Unsupported::new(format!(
+                "a product of {dtype} gives no {result}; operands are bf16, f16 or f32, the result too or f32"
+            ));
+        }
+        if let Some(bias) = inputs.get(2).filter(|bias| bias.spec.dtype != result) {
+            return Unsupported::new(format!("the bias {} must be of the result's type {result}", bias.spec));
         }
         let align = inputs[..2].iter().chain(outputs).map(Layout::alignment).min().unwrap_or(16);
         if align < 8 {
