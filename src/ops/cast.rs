@@ -2,13 +2,25 @@
 
 use anyhow::Result;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, row_kernel};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// A change of element type.
 #[derive(Clone, Copy, Debug)]
 pub struct Cast(pub DType);
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    x: u64,
+    y: u64,
+    vectors: u32,
+    vectors_of_row: u32,
+    x_stride: u32,
+    y_stride: u32,
+}
+const _: () = assert!(size_of::<Params>() == 32);
 
 impl Op for Cast {
     fn kind(&self) -> &'static str {
@@ -24,6 +36,9 @@ impl Op for Cast {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+        if !(inputs[0].spec.dtype.is_float() && outputs[0].spec.dtype.is_float()) {
+            return Unsupported::new(format!("a cast of {} to {}", inputs[0].spec, outputs[0].spec));
+        }
         row_kernel("cast", arch, inputs, outputs)
     }
 
@@ -31,8 +46,19 @@ impl Op for Cast {
         outputs[0].f32().copy_from_slice(inputs[0].f32());
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
+        let (x, y) = (&args.inputs[0], &args.outputs[0]);
+        let vectors_of_row = y.cols() / kernel.define("VECTOR");
+        let vectors = y.rows() * vectors_of_row;
+        let params = Params {
+            x: x.address,
+            y: y.address,
+            vectors: vectors as u32,
+            vectors_of_row: vectors_of_row as u32,
+            x_stride: x.stride(),
+            y_stride: y.stride(),
+        };
+        vec![Launch::kernel("cast", blocks(vectors), BLOCK, 0, &params)]
     }
 }
 

@@ -2,13 +2,26 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, one_type, row_kernel};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// Rows of a table by index: embedding lookup, permutation, padding with zero rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Gather;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    table: u64,
+    index: u64,
+    y: u64,
+    vectors: u32,
+    vectors_of_row: u32,
+    table_stride: u32,
+    y_stride: u32,
+}
+const _: () = assert!(size_of::<Params>() == 40);
 
 impl Op for Gather {
     fn kind(&self) -> &'static str {
@@ -29,6 +42,7 @@ impl Op for Gather {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+        one_type(&inputs[0], &outputs[0])?;
         row_kernel("gather", arch, &inputs[..1], outputs)
     }
 
@@ -42,8 +56,20 @@ impl Op for Gather {
         }
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
+        let ([table, index], y) = (&args.inputs[..], &args.outputs[0]) else { unreachable!("checked by infer") };
+        let vectors_of_row = y.cols() / kernel.define("VECTOR");
+        let vectors = y.rows() * vectors_of_row;
+        let params = Params {
+            table: table.address,
+            index: index.address,
+            y: y.address,
+            vectors: vectors as u32,
+            vectors_of_row: vectors_of_row as u32,
+            table_stride: table.stride(),
+            y_stride: y.stride(),
+        };
+        vec![Launch::kernel("gather", blocks(vectors), BLOCK, 0, &params)]
     }
 }
 

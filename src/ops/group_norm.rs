@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::activation::silu;
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -19,6 +19,37 @@ const EPS: f64 = 1e-6;
 pub struct GroupNorm {
     /// Apply `y·σ(y)` at the end.
     pub swish: bool,
+}
+
+/// Threads of a block; as in the kernel.
+const THREADS: usize = 256;
+/// Bytes of a mean with its deviations.
+const MOMENTS: usize = 8;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    x: u64,
+    y: u64,
+    weight: u64,
+    bias: u64,
+    partial: u64,
+    combined: u64,
+    pixels: u32,
+    pixels_of_block: u32,
+    blocks: u32,
+    x_stride: u32,
+    y_stride: u32,
+    unused: u32,
+}
+const _: () = assert!(size_of::<Params>() == 72);
+
+/// Pixels of a block and number of blocks: some thousand blocks, so that small pictures fill a device too, but enough
+/// work in each to be worth its start.
+fn tiles(pixels: usize, channels: usize, vector: usize) -> (usize, usize) {
+    let lanes = THREADS / (channels / vector);
+    let pixels_of_block = lanes * (pixels / (2048 * lanes)).clamp(4, 32);
+    (pixels_of_block, pixels.div_ceil(pixels_of_block))
 }
 
 impl Op for GroupNorm {
@@ -46,9 +77,18 @@ impl Op for GroupNorm {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        let mut kernel = row_kernel("group_norm", arch, inputs, outputs)?;
-        kernel.defines.push(("SWISH", self.swish as usize));
-        Ok(kernel)
+        let mut kernel = row_kernel("group_norm", arch, &inputs[..1], outputs)?;
+        typed(&inputs[1], DType::F32)?;
+        typed(&inputs[2], DType::F32)?;
+        let (pixels, channels) = (inputs[0].spec.shape.rows(), inputs[0].spec.shape.cols());
+        let vector = kernel.define("VECTOR");
+        if !(channels / vector).is_power_of_two() || channels / vector > THREADS {
+            let reason = format!("{channels} channels in vectors of {vector}; {THREADS} threads must divide among whole pixels");
+            return Unsupported::new(reason);
+        }
+        kernel.defines.extend([("CHANNELS", channels), ("SWISH", self.swish as usize)]);
+        let (_, blocks) = tiles(pixels, channels, vector);
+        Ok(Kernel { scratch: MOMENTS * GROUPS * (blocks + 1), ..kernel })
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -75,8 +115,25 @@ impl Op for GroupNorm {
         });
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
+        let ([x, weight, bias], y) = (&args.inputs[..], &args.outputs[0]) else { unreachable!("checked by infer") };
+        let (pixels_of_block, blocks) = tiles(x.rows(), x.cols(), kernel.define("VECTOR"));
+        let params = Params {
+            x: x.address,
+            y: y.address,
+            weight: weight.address,
+            bias: bias.address,
+            partial: args.scratch,
+            combined: args.scratch + (MOMENTS * GROUPS * blocks) as u64,
+            pixels: x.rows() as u32,
+            pixels_of_block: pixels_of_block as u32,
+            blocks: blocks as u32,
+            x_stride: x.stride(),
+            y_stride: y.stride(),
+            unused: 0,
+        };
+        let launch = |entry, blocks: usize| Launch::kernel(entry, [blocks as u32, 1, 1], THREADS as u32, 0, &params);
+        vec![launch("group_norm_moments", blocks), launch("group_norm_combine", GROUPS), launch("group_norm", blocks)]
     }
 }
 

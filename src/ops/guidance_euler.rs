@@ -8,7 +8,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -18,6 +18,32 @@ pub struct GuidanceEuler {
     /// Guidance scale g.
     pub scale: f32,
 }
+
+/// Tokens of a block, one a warp; as in the kernel.
+const WARPS: usize = 8;
+/// Channels that a warp holds in registers.
+const MOST_CHANNELS: usize = 256;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    velocity: u64,
+    x: u64,
+    new_x: u64,
+    schedule: u64,
+    counter: u64,
+    new_counter: u64,
+    fault: u64,
+    new_fault: u64,
+    broken: u64,
+    tokens: u32,
+    velocity_stride: u32,
+    x_stride: u32,
+    new_x_stride: u32,
+    schedule_stride: u32,
+    scale: f32,
+}
+const _: () = assert!(size_of::<Params>() == 96);
 
 impl Op for GuidanceEuler {
     fn kind(&self) -> &'static str {
@@ -44,13 +70,18 @@ impl Op for GuidanceEuler {
         Cost::streaming(10 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
-        let channels = inputs[0].spec.shape.cols();
-        if !channels.is_multiple_of(32) {
-            return Unsupported::new(format!("{channels} channels a token; a warp takes multiples of 32"));
+        for operand in [&inputs[1], &inputs[2], &outputs[0]] {
+            typed(operand, DType::F32)?;
         }
-        Ok(Kernel::new("guidance_euler", vec![("CHANNELS", channels)]))
+        let channels = inputs[0].spec.shape.cols();
+        if !channels.is_multiple_of(32) || channels > MOST_CHANNELS {
+            return Unsupported::new(format!("{channels} channels a token; a warp takes multiples of 32 up to {MOST_CHANNELS}"));
+        }
+        let defines = vec![("CHANNELS", channels), ("V_TYPE", inputs[0].spec.dtype.code())];
+        let blocks = inputs[1].spec.shape.rows().div_ceil(WARPS);
+        Ok(Kernel { scratch: blocks * size_of::<u32>(), ..Kernel::new("guidance_euler", defines) })
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -80,8 +111,28 @@ impl Op for GuidanceEuler {
         outputs[2].i32()[0] = if fault == 0 && !finite { step + 1 } else { fault };
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
+        let [velocity, x, schedule, counter, fault] = &args.inputs[..] else { unreachable!("five operands") };
+        let [new_x, new_counter, new_fault] = &args.outputs[..] else { unreachable!("three results") };
+        let params = Params {
+            velocity: velocity.address,
+            x: x.address,
+            new_x: new_x.address,
+            schedule: schedule.address,
+            counter: counter.address,
+            new_counter: new_counter.address,
+            fault: fault.address,
+            new_fault: new_fault.address,
+            broken: args.scratch,
+            tokens: x.rows() as u32,
+            velocity_stride: velocity.stride(),
+            x_stride: x.stride(),
+            new_x_stride: new_x.stride(),
+            schedule_stride: schedule.stride(),
+            scale: self.scale,
+        };
+        let launch = |entry, blocks| Launch::kernel(entry, [blocks, 1, 1], 32 * WARPS as u32, 0, &params);
+        vec![launch("guidance_euler", x.rows().div_ceil(WARPS) as u32), launch("guidance_euler_advance", 1)]
     }
 }
 

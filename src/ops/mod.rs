@@ -291,8 +291,17 @@ fn portable(arch: Arch) -> Result<(), Unsupported> {
     if arch < Arch(80) { Unsupported::new(format!("sm_{} is below sm_80, the first with bf16", arch.0)) } else { Ok(()) }
 }
 
+/// Kernels number elements in 32 bits.
+fn countable(operands: &[Layout]) -> Result<(), Unsupported> {
+    match operands.iter().find(|l| l.spec.shape.elements() > u32::MAX as usize) {
+        Some(l) => Unsupported::new(format!("{} has 2^32 elements or more", l.spec)),
+        None => Ok(()),
+    }
+}
+
 /// A kernel that numbers elements needs them without gaps.
 fn dense(operands: &[Layout]) -> Result<(), Unsupported> {
+    countable(operands)?;
     match operands.iter().find(|l| l.row_stride != l.spec.shape.cols() && l.spec.shape.rows() > 1) {
         Some(l) => {
             Unsupported::new(format!("rows of {} are {} elements apart; they must follow each other", l.spec, l.row_stride))
@@ -304,12 +313,38 @@ fn dense(operands: &[Layout]) -> Result<(), Unsupported> {
 /// The selection of an op that streams whole rows: as many elements a thread as the operands' alignment allows.
 fn row_kernel(source: &'static str, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
     portable(arch)?;
+    countable(inputs)?;
+    countable(outputs)?;
     let operands = || inputs.iter().chain(outputs).filter(|l| l.spec.shape.elements() > 1);
     let vector = operands().map(|l| (l.alignment() / l.spec.dtype.bytes()).min(largest_divisor(l.spec.shape.cols()))).min();
     let code = |ls: &[Layout]| ls.first().map_or(0, |l| l.spec.dtype.code());
     let defines = vec![("VECTOR", vector.unwrap_or(1).clamp(1, 8)), ("X_TYPE", code(inputs)), ("Y_TYPE", code(outputs))];
     Ok(Kernel::new(source, defines))
 }
+
+/// A kernel that copies leaves the element type alone.
+fn one_type(x: &Layout, y: &Layout) -> Result<(), Unsupported> {
+    match x.spec.dtype == y.spec.dtype {
+        true => Ok(()),
+        false => Unsupported::new(format!("a copy of {} to {}", x.spec, y.spec)),
+    }
+}
+
+/// Checks the element type of an operand of which the kernel takes no other.
+fn typed(operand: &Layout, dtype: DType) -> Result<(), Unsupported> {
+    match operand.spec.dtype == dtype {
+        true => Ok(()),
+        false => Unsupported::new(format!("{} must be {dtype}", operand.spec)),
+    }
+}
+
+/// Blocks of `BLOCK` threads for `n` of them.
+fn blocks(n: usize) -> [u32; 3] {
+    [n.div_ceil(BLOCK as usize) as u32, 1, 1]
+}
+
+/// Threads of a block where nothing asks for another number.
+const BLOCK: u32 = 256;
 
 /// Largest power of two that divides `n`.
 fn largest_divisor(n: usize) -> usize {

@@ -8,7 +8,7 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable, round};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, dense, portable, round, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -81,6 +81,19 @@ fn box_muller([x, y]: [u32; 2]) -> [f32; 2] {
     [radius * v.sin(), radius * v.cos()]
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    y: u64,
+    seed: u64,
+    offset: u64,
+    values: u32,
+    threads: u32,
+    height: u32,
+    width: u32,
+}
+const _: () = assert!(size_of::<Params>() == 40);
+
 impl Op for Noise {
     fn kind(&self) -> &'static str {
         "noise"
@@ -100,10 +113,10 @@ impl Op for Noise {
         Cost::streaming(100 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, _: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
-        dense(inputs)?;
         dense(outputs)?;
+        typed(&outputs[0], DType::F32)?;
         Ok(Kernel::new("noise", vec![]))
     }
 
@@ -114,8 +127,19 @@ impl Op for Noise {
         });
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
+        let (height, width) = self.size;
+        let values = 16 * height * width;
+        let params = Params {
+            y: args.outputs[0].address,
+            seed: self.seed,
+            offset: self.offset,
+            values: values as u32,
+            threads: launched(values, self.grid_threads) as u32,
+            height: height as u32,
+            width: width as u32,
+        };
+        vec![Launch::kernel("noise", blocks(values), super::BLOCK, 0, &params)]
     }
 }
 

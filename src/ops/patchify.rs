@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, dense, portable};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -28,6 +28,49 @@ fn place(w: usize, c: usize, token: usize, channel: usize) -> usize {
     (row * w + col) * c + channel / 4
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    x: u64,
+    y: u64,
+    values: u32,
+    width: u32,
+    channels: u32,
+    divisor: f32,
+    shift: f32,
+    unused: u32,
+}
+const _: () = assert!(size_of::<Params>() == 40);
+
+/// Both directions are one kernel.
+fn select(pack: bool, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    portable(arch)?;
+    dense(inputs)?;
+    dense(outputs)?;
+    let (x, y) = (inputs[0].spec.dtype, outputs[0].spec.dtype);
+    if !(x.is_float() && y.is_float()) {
+        return Unsupported::new(format!("latents of {x} to {y}; the kernel takes floats"));
+    }
+    Ok(Kernel::new("patchify", vec![("PACK", pack as usize), ("X_TYPE", x.code()), ("Y_TYPE", y.code())]))
+}
+
+/// The launch for latents of `width` and `channels`.
+fn launch(args: &Args, width: usize, channels: usize, divisor: f32, shift: f32) -> Vec<Launch> {
+    let (x, y) = (&args.inputs[0], &args.outputs[0]);
+    let values = x.layout.spec.shape.elements();
+    let params = Params {
+        x: x.address,
+        y: y.address,
+        values: values as u32,
+        width: width as u32,
+        channels: channels as u32,
+        divisor,
+        shift,
+        unused: 0,
+    };
+    vec![Launch::kernel("patchify", blocks(values), BLOCK, 0, &params)]
+}
+
 impl Op for Pack {
     fn kind(&self) -> &'static str {
         "pack"
@@ -44,10 +87,7 @@ impl Op for Pack {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        portable(arch)?;
-        dense(inputs)?;
-        dense(outputs)?;
-        Ok(Kernel::new("patchify", vec![("PACK", 1)]))
+        select(true, arch, inputs, outputs)
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -56,8 +96,9 @@ impl Op for Pack {
         outputs[0].f32().iter_mut().enumerate().for_each(|(i, y)| *y = x[place(w, c, i / (4 * c), i % (4 * c))]);
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
+        let [_, w, c] = args.inputs[0].layout.spec.shape.0[..] else { unreachable!("checked by infer") };
+        launch(args, w, c, 1.0, 0.0)
     }
 }
 
@@ -81,10 +122,7 @@ impl Op for Unpack {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        portable(arch)?;
-        dense(inputs)?;
-        dense(outputs)?;
-        Ok(Kernel::new("patchify", vec![("PACK", 0)]))
+        select(false, arch, inputs, outputs)
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -95,8 +133,8 @@ impl Op for Unpack {
         }
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
+        launch(args, self.size.1, args.outputs[0].cols(), self.divisor, self.shift)
     }
 }
 

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, dense, row_kernel, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -14,6 +14,37 @@ pub struct PixelsIn(pub DType);
 /// The autoencoder's output to 8-bit pixels and a count [1] of values that are NaN or infinite.
 #[derive(Clone, Copy, Debug)]
 pub struct PixelsOut;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    x: u64,
+    y: u64,
+    faults: u64,
+    vectors: u32,
+    unused: u32,
+}
+const _: () = assert!(size_of::<Params>() == 32);
+
+/// Both directions stream a picture as the one row that it is in memory.
+fn select(pixels_in: bool, arch: Arch, x: &Layout, y: &Layout) -> Result<Kernel, Unsupported> {
+    dense(&[x.clone(), y.clone()])?;
+    let row = |l: &Layout| {
+        let elements = l.spec.shape.elements();
+        Layout { spec: Spec::new(l.spec.dtype, [elements]), row_stride: elements, offset: l.offset }
+    };
+    let mut kernel = row_kernel("pixels", arch, &[row(x)], &[row(y)])?;
+    kernel.defines.push(("IN", pixels_in as usize));
+    Ok(kernel)
+}
+
+/// The launch of either entry.
+fn launch(entry: &'static str, kernel: &Kernel, args: &Args, faults: u64) -> Launch {
+    let (x, y) = (&args.inputs[0], &args.outputs[0]);
+    let vectors = x.layout.spec.shape.elements() / kernel.define("VECTOR");
+    let params = Params { x: x.address, y: y.address, faults, vectors: vectors as u32, unused: 0 };
+    Launch::kernel(entry, blocks(vectors), BLOCK, 0, &params)
+}
 
 impl Op for PixelsIn {
     fn kind(&self) -> &'static str {
@@ -30,18 +61,16 @@ impl Op for PixelsIn {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        portable(arch)?;
-        dense(inputs)?;
-        dense(outputs)?;
-        Ok(Kernel::new("pixels", vec![("IN", 1), ("BYTES", outputs[0].spec.dtype.bytes())]))
+        typed(&inputs[0], DType::U8)?;
+        select(true, arch, &inputs[0], &outputs[0])
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
         outputs[0].f32().iter_mut().zip(inputs[0].u8()).for_each(|(y, &x)| *y = x as f32 / 255.0 * 2.0 - 1.0);
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
+        vec![launch("pixels_in", kernel, args, 0)]
     }
 }
 
@@ -59,10 +88,8 @@ impl Op for PixelsOut {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        portable(arch)?;
-        dense(inputs)?;
-        dense(outputs)?;
-        Ok(Kernel::new("pixels", vec![("IN", 0), ("BYTES", inputs[0].spec.dtype.bytes())]))
+        typed(&outputs[0], DType::U8)?;
+        select(false, arch, &inputs[0], &outputs[0])
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -71,8 +98,9 @@ impl Op for PixelsOut {
         outputs[1].i32()[0] = x.iter().filter(|v| !v.is_finite()).count() as i32;
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
+        let faults = args.outputs[1].address;
+        vec![Launch::Zero { address: faults, bytes: size_of::<i32>() }, launch("pixels_out", kernel, args, faults)]
     }
 }
 

@@ -4,7 +4,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, dense, portable};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -16,6 +16,19 @@ pub const LATENT_SHIFT: f32 = 0.1159;
 /// Mean or sample of the posterior, scaled.
 #[derive(Clone, Copy, Debug)]
 pub struct Posterior;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    moments: u64,
+    noise: u64,
+    y: u64,
+    values: u32,
+    channels: u32,
+    scale: f32,
+    shift: f32,
+}
+const _: () = assert!(size_of::<Params>() == 40);
 
 impl Op for Posterior {
     fn kind(&self) -> &'static str {
@@ -39,7 +52,10 @@ impl Op for Posterior {
         portable(arch)?;
         dense(inputs)?;
         dense(outputs)?;
-        Ok(Kernel::new("posterior", vec![("SAMPLE", (inputs.len() > 1) as usize)]))
+        let code = |l: &Layout| l.spec.dtype.code();
+        let noise = inputs.get(1).unwrap_or(&inputs[0]);
+        let types = [("X_TYPE", code(&inputs[0])), ("NOISE_TYPE", code(noise)), ("Y_TYPE", code(&outputs[0]))];
+        Ok(Kernel::new("posterior", [&[("SAMPLE", (inputs.len() > 1) as usize)][..], &types].concat()))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -54,8 +70,19 @@ impl Op for Posterior {
         }
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
+        let y = &args.outputs[0];
+        let values = y.layout.spec.shape.elements();
+        let params = Params {
+            moments: args.inputs[0].address,
+            noise: args.inputs.get(1).map_or(0, |n| n.address),
+            y: y.address,
+            values: values as u32,
+            channels: y.cols() as u32,
+            scale: LATENT_SCALE,
+            shift: LATENT_SHIFT,
+        };
+        vec![Launch::kernel("posterior", blocks(values), BLOCK, 0, &params)]
     }
 }
 

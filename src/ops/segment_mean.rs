@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -15,6 +15,26 @@ pub struct SegmentMean {
     /// Rows of each segment; none is empty.
     pub segments: Vec<Range<usize>>,
 }
+
+/// Vectors of a row that a block takes, and threads that share the rows of each; as in the kernel.
+const LANES: usize = 8;
+const ROWS: usize = 32;
+/// Largest second extent of a grid.
+const MOST_SEGMENTS: usize = 65_535;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    x: u64,
+    scale_factor: u64,
+    y: u64,
+    segments: u64,
+    vectors: u32,
+    x_stride: u32,
+    y_stride: u32,
+    unused: u32,
+}
+const _: () = assert!(size_of::<Params>() == 48);
 
 impl Op for SegmentMean {
     fn kind(&self) -> &'static str {
@@ -36,7 +56,15 @@ impl Op for SegmentMean {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        row_kernel("segment_mean", arch, &inputs[..1], outputs)
+        let mut kernel = row_kernel("segment_mean", arch, &inputs[..1], outputs)?;
+        if let Some(factor) = inputs.get(1) {
+            typed(factor, inputs[0].spec.dtype)?;
+        }
+        if self.segments.len() > MOST_SEGMENTS {
+            return Unsupported::new(format!("{} segments; a grid takes {MOST_SEGMENTS}", self.segments.len()));
+        }
+        kernel.defines.push(("SCALED", (inputs.len() > 1) as usize));
+        Ok(kernel)
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -51,8 +79,25 @@ impl Op for SegmentMean {
         }
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn table(&self) -> Vec<u32> {
+        self.segments.iter().flat_map(|s| [s.start as u32, s.end as u32]).collect()
+    }
+
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
+        let (x, y) = (&args.inputs[0], &args.outputs[0]);
+        let vectors = y.cols() / kernel.define("VECTOR");
+        let params = Params {
+            x: x.address,
+            scale_factor: args.inputs.get(1).map_or(0, |s| s.address),
+            y: y.address,
+            segments: args.table,
+            vectors: vectors as u32,
+            x_stride: x.stride(),
+            y_stride: y.stride(),
+            unused: 0,
+        };
+        let grid = [vectors.div_ceil(LANES) as u32, self.segments.len() as u32, 1];
+        vec![Launch::kernel("segment_mean", grid, (LANES * ROWS) as u32, 0, &params)]
     }
 }
 

@@ -5,7 +5,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, one_type, row_kernel};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -15,6 +15,19 @@ pub struct StepSlice {
     /// Rows a step.
     pub rows: usize,
 }
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    table: u64,
+    counter: u64,
+    y: u64,
+    rows: u32,
+    vectors_of_row: u32,
+    table_stride: u32,
+    y_stride: u32,
+}
+const _: () = assert!(size_of::<Params>() == 40);
 
 impl Op for StepSlice {
     fn kind(&self) -> &'static str {
@@ -36,6 +49,7 @@ impl Op for StepSlice {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+        one_type(&inputs[0], &outputs[0])?;
         row_kernel("step_slice", arch, &inputs[..1], outputs)
     }
 
@@ -44,8 +58,19 @@ impl Op for StepSlice {
         outputs[0].f32().copy_from_slice(&inputs[0].f32()[inputs[1].i32()[0] as usize * n..][..n]);
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
+        let ([table, counter], y) = (&args.inputs[..], &args.outputs[0]) else { unreachable!("two operands") };
+        let vectors_of_row = y.cols() / kernel.define("VECTOR");
+        let params = Params {
+            table: table.address,
+            counter: counter.address,
+            y: y.address,
+            rows: self.rows as u32,
+            vectors_of_row: vectors_of_row as u32,
+            table_stride: table.stride(),
+            y_stride: y.stride(),
+        };
+        vec![Launch::kernel("step_slice", blocks(self.rows * vectors_of_row), BLOCK, 0, &params)]
     }
 }
 

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, dense, portable};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -12,6 +12,16 @@ const HALF: usize = 128;
 /// The embedding that both time MLPs start from.
 #[derive(Clone, Copy, Debug)]
 pub struct TimestepEmbedding(pub DType);
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    t: u64,
+    y: u64,
+    y_stride: u32,
+    unused: u32,
+}
+const _: () = assert!(size_of::<Params>() == 24);
 
 impl Op for TimestepEmbedding {
     fn kind(&self) -> &'static str {
@@ -29,9 +39,8 @@ impl Op for TimestepEmbedding {
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
-        dense(inputs)?;
-        dense(outputs)?;
-        Ok(Kernel::new("timestep_embedding", vec![]))
+        typed(&inputs[0], DType::F32)?;
+        Ok(Kernel::new("timestep_embedding", vec![("Y_TYPE", outputs[0].spec.dtype.code())]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -45,8 +54,10 @@ impl Op for TimestepEmbedding {
         }
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
+        let (t, y) = (&args.inputs[0], &args.outputs[0]);
+        let params = Params { t: t.address, y: y.address, y_stride: y.stride(), unused: 0 };
+        vec![Launch::kernel("timestep_embedding", [y.rows() as u32, 1, 1], HALF as u32, 0, &params)]
     }
 }
 
