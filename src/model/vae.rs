@@ -76,11 +76,12 @@ fn middle(g: &mut Graph, types: Types, h: TensorId) -> TensorId {
 
 fn resnet(g: &mut Graph, types: Types, name: &str, x: TensorId, channels: usize) -> TensorId {
     g.scoped(name, |g| {
+        // The shortcut comes first: where it halves the channels, x is then done with after the first norm.
+        let skip = if g.cols_of(x) == channels { x } else { conv1x1(g, "nin_shortcut", x, channels, types.stream) };
         let h = g.group_norm("norm1", x, true, types.normed);
         let h = g.conv3x3("conv1", h, channels, Conv2d::SAME, types.stream);
         let h = g.group_norm("norm2", h, true, types.normed);
         let h = g.conv3x3("conv2", h, channels, Conv2d::SAME, types.stream);
-        let skip = if g.cols_of(x) == channels { x } else { conv1x1(g, "nin_shortcut", x, channels, types.stream) };
         g.op_into("residual", Add, &[h, skip], &[h]);
         h
     })
