@@ -1,7 +1,7 @@
 //! Modules of a checkpoint: an op with its weights, found under the module's name.
 
 use super::{Graph, TensorId};
-use crate::ops::{BranchRows, Conv2d, GroupNorm, LayerNorm, Linear, RmsNorm};
+use crate::ops::{Conv2d, GroupNorm, LayerNorm, Linear, RmsNorm};
 use crate::tensor::DType;
 
 impl Graph {
@@ -50,11 +50,6 @@ impl Graph {
         let w = self.weight(&format!("{name}.weight"), dtype, [d]);
         let b = self.weight(&format!("{name}.bias"), dtype, [d]);
         self.op(name, LayerNorm { modulation: None }, &[x, w, b])
-    }
-
-    /// A layer norm without weights, then `(1 + scale)·n + shift`.
-    pub fn modulated_norm(&mut self, name: &str, x: TensorId, rows: &BranchRows, shift: TensorId, scale: TensorId) -> TensorId {
-        self.op(name, LayerNorm { modulation: Some(rows.clone()) }, &[x, scale, shift])
     }
 
     /// The RMS norm `name` with `name.weight`.

@@ -124,7 +124,7 @@ fn block(g: &mut Graph, config: &Config, rows: &PromptRows, h: TensorId, c: Tens
     let d = config.dit.connector_hidden;
     let gates = g.linear("adaLN_modulation.1", c, 2 * d, true);
     let (gate_attn, gate_mlp) = (g.cols(gates, 0..d), g.cols(gates, d..2 * d));
-    let gated = GateResidual { rows: rows.branches(), round_product: true };
+    let gated = GateResidual { rows: rows.branches(), round_product: true, norm: false };
 
     let n = g.layer_norm("norm1", h);
     let qkv = g.linear("self_attn_qkv", n, 3 * d, true); // columns: all q, all k, all v

@@ -15,7 +15,9 @@ use std::ops::Range;
 use super::config::{Config, DitConfig, HEAD_WIDTH, Version};
 use super::connector::{self, PromptRows, mlp};
 use crate::graph::{Graph, TensorId};
-use crate::ops::{Activation, Add, Attention, BranchRows, GateResidual, Linear, QkNormRope, Segment, TimestepEmbedding};
+use crate::ops::{
+    Activation, Add, Attention, BranchRows, GateResidual, LayerNorm, Linear, QkNormRope, Segment, TimestepEmbedding,
+};
 use crate::tensor::DType::{BF16, F32};
 
 /// Where the rows of a step lie.
@@ -78,6 +80,12 @@ impl StepRows {
 
     fn image_branches(&self) -> BranchRows {
         BranchRows::of(&[self.image_rows(); 2])
+    }
+
+    /// Text and image rows, which the double blocks give products of their own.
+    fn streams(&self) -> [(&'static str, Range<usize>, BranchRows); 2] {
+        let text = self.prompt.total();
+        [("txt", 0..text, self.prompt.branches()), ("img", text..self.total(), self.image_branches())]
     }
 
     fn noisy_branches(&self) -> BranchRows {
@@ -155,8 +163,8 @@ pub fn condition(g: &mut Graph, config: &Config, rows: &PromptRows, embedding: T
 struct Modulation;
 
 impl Modulation {
-    fn double(dit: &DitConfig, block: usize, text: bool) -> Range<usize> {
-        let start = (12 * block + if text { 6 } else { 0 }) * dit.hidden;
+    fn double(dit: &DitConfig, block: usize, stream: &str) -> Range<usize> {
+        let start = (12 * block + if stream == "txt" { 6 } else { 0 }) * dit.hidden;
         start..start + 6 * dit.hidden
     }
 
@@ -170,6 +178,16 @@ impl Modulation {
         start..start + 2 * dit.hidden
     }
 
+    /// The vectors that begin with shift and scale of a stream's norm before block `at`, counted through double and single
+    /// blocks, or before the final layer.
+    fn before(dit: &DitConfig, at: usize, stream: &str) -> Range<usize> {
+        match at {
+            _ if at < dit.depth => Self::double(dit, at, stream),
+            _ if at < dit.depth + dit.depth_single => Self::single(dit, at - dit.depth),
+            _ => Self::last(dit),
+        }
+    }
+
     fn width(dit: &DitConfig) -> usize {
         Self::last(dit).end
     }
@@ -178,8 +196,8 @@ impl Modulation {
     fn all(dit: &DitConfig) -> Vec<(String, Range<usize>)> {
         let double = (0..dit.depth).flat_map(|i| {
             [
-                (format!("double_blocks.{i}.img_mod.lin"), Self::double(dit, i, false)),
-                (format!("double_blocks.{i}.txt_mod.lin"), Self::double(dit, i, true)),
+                (format!("double_blocks.{i}.img_mod.lin"), Self::double(dit, i, "img")),
+                (format!("double_blocks.{i}.txt_mod.lin"), Self::double(dit, i, "txt")),
             ]
         });
         let single = (0..dit.depth_single).map(|i| (format!("single_blocks.{i}.modulation.lin"), Self::single(dit, i)));
@@ -214,19 +232,43 @@ pub fn image_in(g: &mut Graph, rows: &StepRows, x: TensorId, branch: usize, nois
 /// of the last block what nobody reads.
 pub fn blocks(g: &mut Graph, config: &DitConfig, rows: &StepRows, inputs: StepInputs, trim: bool) -> TensorId {
     let d = config.hidden;
+    let normed = g.buffer("normed", BF16, [rows.total(), d]);
+    for (name, range, branches) in rows.streams() {
+        let [x, n] = [inputs.x, normed].map(|t| g.rows(t, range.clone()));
+        let [shift, scale] = modulation(g, inputs, Modulation::before(config, 0, name), d); // shift first
+        g.op_into(&format!("{name}_norm1"), LayerNorm { modulation: Some(branches) }, &[x, scale, shift], &[n]);
+    }
+    let stream = Stream { x: inputs.x, normed };
     for i in 0..config.depth {
-        g.scoped(format_args!("double_blocks.{i}"), |g| double_block(g, config, rows, inputs, i));
+        g.scoped(format_args!("double_blocks.{i}"), |g| double_block(g, config, rows, inputs, stream, i));
     }
     for i in 0..config.depth_single {
         let trimmed = trim && i + 1 == config.depth_single;
-        g.scoped(format_args!("single_blocks.{i}"), |g| single_block(g, config, rows, inputs, i, trimmed));
+        g.scoped(format_args!("single_blocks.{i}"), |g| single_block(g, config, rows, inputs, stream, i, trimmed));
     }
-    g.scoped("final_layer", |g| {
-        let noisy = g.rows(inputs.x, rows.noisy());
-        let [shift, scale] = modulation(g, inputs, Modulation::last(config), d); // shift first
-        let n = g.modulated_norm("norm", noisy, &rows.noisy_branches(), shift, scale);
-        g.linear("linear", n, config.in_channels, true)
-    })
+    let noisy = g.rows(normed, rows.noisy());
+    g.scoped("final_layer", |g| g.linear("linear", noisy, config.in_channels, true))
+}
+
+/// What blocks hand on: each residual sum is written together with its norm, modulated for the products that come next,
+/// within the block, in the next block or in the final layer.
+#[derive(Clone, Copy)]
+struct Stream {
+    /// The sums [rows, hidden].
+    x: TensorId,
+    /// Their norms [rows, hidden].
+    normed: TensorId,
+}
+
+impl Stream {
+    fn rows(self, g: &mut Graph, range: Range<usize>) -> Stream {
+        Stream { x: g.rows(self.x, range.clone()), normed: g.rows(self.normed, range) }
+    }
+
+    /// `x += gate·h`, then `normed` of it.
+    fn add(self, g: &mut Graph, name: &str, op: GateResidual, [h, gate, shift, scale]: [TensorId; 4]) {
+        g.op_into(name, op, &[self.x, h, gate, scale, shift], &[self.x, self.normed]);
+    }
 }
 
 /// The consecutive vectors of width d within `columns`.
@@ -234,57 +276,57 @@ fn modulation<const N: usize>(g: &mut Graph, inputs: StepInputs, columns: Range<
     std::array::from_fn(|i| g.cols(inputs.modulation, columns.start + i * d..columns.start + (i + 1) * d))
 }
 
-fn double_block(g: &mut Graph, config: &DitConfig, rows: &StepRows, inputs: StepInputs, block: usize) {
-    let (d, x, total, text_rows) = (config.hidden, inputs.x, rows.total(), rows.prompt.total());
-    let streams = [
-        ("txt", 0..text_rows, rows.prompt.branches(), Modulation::double(config, block, true)),
-        ("img", text_rows..total, rows.image_branches(), Modulation::double(config, block, false)),
-    ];
+fn double_block(g: &mut Graph, config: &DitConfig, rows: &StepRows, inputs: StepInputs, stream: Stream, block: usize) {
+    let (d, total) = (config.hidden, rows.total());
     let qkv = g.buffer("qkv", BF16, [total, 3 * d]); // columns: all q, all k, all v
-    for (name, range, branches, columns) in &streams {
-        let stream = g.rows(x, range.clone());
-        let [shift, scale, ..] = modulation::<6>(g, inputs, columns.clone(), d);
-        let n = g.modulated_norm(&format!("{name}_norm1"), stream, branches, shift, scale);
+    for (name, range, _) in rows.streams() {
+        let n = g.rows(stream.normed, range.clone());
         let part = g.rows(qkv, range.clone());
         g.linear_into(&format!("{name}_attn.qkv"), n, true, part);
-        let (qk, rope) = (g.cols(part, 0..2 * d), g.rows(inputs.rope, range.clone()));
+        let (qk, rope) = (g.cols(part, 0..2 * d), g.rows(inputs.rope, range));
         norm_and_rotate(g, &format!("{name}_attn.norm"), qk, rope, &["query_norm", "key_norm"]);
     }
     let attended = g.buffer("attended", BF16, [total, d]);
     let [q, k, v] = [0, 1, 2].map(|i| g.cols(qkv, i * d..(i + 1) * d));
     attend(g, config, rows.segments(|b| rows.all_queries(b)), [q, k, v], inputs.key_bias, attended);
-    for (name, range, branches, columns) in &streams {
-        let stream = g.rows(x, range.clone());
-        let [_, _, gate1, shift, scale, gate2] = modulation::<6>(g, inputs, columns.clone(), d);
-        let part = g.rows(attended, range.clone());
+    for (name, range, branches) in rows.streams() {
+        let (own, next) = (Modulation::double(config, block, name), Modulation::before(config, block + 1, name));
+        let [_, _, gate1, shift2, scale2, gate2] = modulation(g, inputs, own, d);
+        let [next_shift, next_scale] = modulation(g, inputs, next, d);
+        let stream = stream.rows(g, range.clone());
+        let residual = |round_product| GateResidual { rows: branches.clone(), round_product, norm: true };
+        let part = g.rows(attended, range);
         let projected = g.linear(&format!("{name}_attn.proj"), part, d, true);
-        let residual = |round_product| GateResidual { rows: branches.clone(), round_product };
-        g.op_into(&format!("{name}_residual1"), residual(true), &[stream, projected, gate1], &[stream]);
-        let n = g.modulated_norm(&format!("{name}_norm2"), stream, branches, shift, scale);
-        let h = linear_rows(g, &format!("{name}_mlp.0"), n, [config.mlp, d], 0..config.mlp, None, true);
+        stream.add(g, &format!("{name}_residual1"), residual(true), [projected, gate1, shift2, scale2]);
+        let h = linear_rows(g, &format!("{name}_mlp.0"), stream.normed, [config.mlp, d], 0..config.mlp, None, true);
         let h = g.linear(&format!("{name}_mlp.2"), h, d, true);
-        g.op_into(&format!("{name}_residual2"), residual(false), &[stream, h, gate2], &[stream]);
+        stream.add(g, &format!("{name}_residual2"), residual(false), [h, gate2, next_shift, next_scale]);
     }
 }
 
 /// `linear1` gives q, k, v and the MLP's input; `linear2` takes attention and MLP side by side. The last block, trimmed,
 /// computes keys and values of all rows, and all else of the noisy rows alone.
-fn single_block(g: &mut Graph, config: &DitConfig, rows: &StepRows, inputs: StepInputs, block: usize, trim: bool) {
-    let (d, mlp, x) = (config.hidden, config.mlp, inputs.x);
-    let branches = rows.prompt.branches().then(&rows.image_branches());
-    let [shift, scale, gate] = modulation(g, inputs, Modulation::single(config, block), d);
-    let n = g.modulated_norm("pre_norm", x, &branches, shift, scale);
+fn single_block(
+    g: &mut Graph,
+    config: &DitConfig,
+    rows: &StepRows,
+    inputs: StepInputs,
+    stream: Stream,
+    block: usize,
+    trim: bool,
+) {
+    let (d, mlp, n) = (config.hidden, config.mlp, stream.normed);
 
     // The rows that ask, where they lie among all, and their own numbering.
     let asking = if trim { rows.noisy() } else { 0..rows.total() };
-    let (asking_x, asking_n) = (g.rows(x, asking.clone()), g.rows(n, asking.clone()));
-    let asking_branches = if trim { rows.noisy_branches() } else { branches };
+    let asking_stream = stream.rows(g, asking.clone());
+    let asking_branches = if trim { rows.noisy_branches() } else { rows.prompt.branches().then(&rows.image_branches()) };
     let own = |r: Range<usize>| r.start - asking.start..r.end - asking.start;
     let segments = rows.segments(|b| if trim { vec![own(rows.noisy_of(b))] } else { rows.all_queries(b) });
 
     let shape = [3 * d + mlp, d];
     let qkv = if trim {
-        let q = linear_rows(g, "linear1", asking_n, shape, 0..d, None, false);
+        let q = linear_rows(g, "linear1", asking_stream.normed, shape, 0..d, None, false);
         let kv = linear_rows(g, "linear1", n, shape, d..3 * d, None, false);
         let (k, v) = (g.cols(kv, 0..d), g.cols(kv, d..2 * d));
         let rope = g.rows(inputs.rope, asking.clone());
@@ -300,9 +342,12 @@ fn single_block(g: &mut Graph, config: &DitConfig, rows: &StepRows, inputs: Step
     let joined = g.buffer("attended_and_mlp", BF16, [asking.len(), d + mlp]);
     let (attended, hidden) = (g.cols(joined, 0..d), g.cols(joined, d..d + mlp));
     attend(g, config, segments, qkv, inputs.key_bias, attended);
-    linear_rows(g, "linear1", asking_n, shape, 3 * d..3 * d + mlp, Some(hidden), true);
+    linear_rows(g, "linear1", asking_stream.normed, shape, 3 * d..3 * d + mlp, Some(hidden), true);
     let h = g.linear("linear2", joined, d, true);
-    g.op_into("residual", GateResidual { rows: asking_branches, round_product: false }, &[asking_x, h, gate], &[asking_x]);
+    let [_, _, gate] = modulation(g, inputs, Modulation::single(config, block), d);
+    let [next_shift, next_scale] = modulation(g, inputs, Modulation::before(config, config.depth + block + 1, "both"), d);
+    let residual = GateResidual { rows: asking_branches, round_product: false, norm: true };
+    asking_stream.add(g, "residual", residual, [h, gate, next_shift, next_scale]);
 }
 
 /// Rows `part` of the module `name`, whose weight is [shape]; into `out` if given, with GELU if asked.

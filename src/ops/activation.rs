@@ -3,7 +3,8 @@
 use anyhow::Result;
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, STREAM_THREADS, Unsupported};
+use super::{stream_grid, stream_kernel};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -15,6 +16,19 @@ pub enum Activation {
     /// `x/2 · (1 + erf(x/√2))`.
     GeluErf,
 }
+
+/// What `activation.cu` takes.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    x: u64,
+    y: u64,
+    rows: u32,
+    cols: u32,
+    x_stride: u32,
+    y_stride: u32,
+}
+const _: () = assert!(size_of::<Params>() == 32);
 
 /// `x / (1 + e^-x)`.
 pub(super) fn silu(x: f32) -> f32 {
@@ -58,7 +72,7 @@ impl Op for Activation {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        let mut kernel = row_kernel("activation", arch, inputs, outputs)?;
+        let mut kernel = stream_kernel("activation", arch, inputs, outputs)?;
         kernel.defines.push(("GELU_ERF", (*self == Activation::GeluErf) as usize));
         Ok(kernel)
     }
@@ -71,8 +85,11 @@ impl Op for Activation {
         outputs[0].f32().par_iter_mut().zip(inputs[0].f32()).with_min_len(4096).for_each(|(y, &x)| *y = f(x));
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
+        let (x, y) = (&args.inputs[0], &args.outputs[0]);
+        let (rows, cols) = (y.rows() as u32, y.cols() as u32);
+        let params = Params { x: x.address, y: y.address, rows, cols, x_stride: x.stride(), y_stride: y.stride() };
+        vec![Launch::kernel("activation", stream_grid(kernel, y), STREAM_THREADS, 0, &params)]
     }
 }
 

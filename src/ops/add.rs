@@ -3,13 +3,30 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, STREAM_THREADS, Unsupported};
+use super::{stream_grid, stream_kernel};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// A sum, the second operand tiled over the rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Add;
+
+/// What `add.cu` takes.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    a: u64,
+    b: u64,
+    y: u64,
+    rows: u32,
+    cols: u32,
+    a_stride: u32,
+    b_rows: u32,
+    b_stride: u32,
+    y_stride: u32,
+}
+const _: () = assert!(size_of::<Params>() == 48);
 
 impl Op for Add {
     fn kind(&self) -> &'static str {
@@ -31,7 +48,7 @@ impl Op for Add {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        row_kernel("add", arch, inputs, outputs)
+        stream_kernel("add", arch, inputs, outputs)
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -41,8 +58,20 @@ impl Op for Add {
         });
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
+        let ([a, b], y) = ([0, 1].map(|i| &args.inputs[i]), &args.outputs[0]);
+        let params = Params {
+            a: a.address,
+            b: b.address,
+            y: y.address,
+            rows: y.rows() as u32,
+            cols: y.cols() as u32,
+            a_stride: a.stride(),
+            b_rows: b.rows() as u32,
+            b_stride: b.stride(),
+            y_stride: y.stride(),
+        };
+        vec![Launch::kernel("add", stream_grid(kernel, y), STREAM_THREADS, 0, &params)]
     }
 }
 
@@ -51,5 +80,7 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         Case::new(Add, vec![spec(56, 3072), spec(2, 3072)], DType::BF16),
         Case::new(Add, vec![spec(81, 1280), spec(81, 1280)], DType::BF16),
+        Case::new(Add, vec![Spec::new(DType::F32, [6, 5, 128]), Spec::new(DType::F32, [6, 5, 128])], DType::F32),
+        Case::new(Add, vec![spec(3, 7), spec(1, 7)], DType::BF16),
     ]
 }

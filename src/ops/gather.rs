@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, one_type, row_kernel};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, row_kernel, same_type};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -42,7 +42,7 @@ impl Op for Gather {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        one_type(&inputs[0], &outputs[0])?;
+        same_type(&inputs[0], &outputs[0])?;
         row_kernel("gather", arch, &inputs[..1], outputs)
     }
 

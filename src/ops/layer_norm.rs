@@ -7,7 +7,8 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, BranchRows, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, round, row_kernel};
+use super::{Arch, Args, BranchParams, BranchRows, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported};
+use super::{held_row_kernel, one_stride, round};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -18,6 +19,38 @@ const EPS: f32 = 1e-6;
 pub struct LayerNorm {
     /// Which modulation row a stream row uses; none: affine.
     pub modulation: Option<BranchRows>,
+}
+
+/// What `layer_norm.cu` takes.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    x: u64,
+    scale: u64,
+    shift: u64,
+    y: u64,
+    cols: u32,
+    x_stride: u32,
+    table_stride: u32,
+    y_stride: u32,
+    rows: BranchParams,
+}
+const _: () = assert!(size_of::<Params>() == 104);
+
+/// The norm of one row: `y = factor·(x − mean)/√(var + eps) + shift`.
+pub(super) fn norm_row(x: &[f32], factor: impl Fn(usize) -> f32, shift: &[f32], y: &mut [f32]) {
+    let d = x.len() as f64;
+    let mean = (x.iter().map(|&v| v as f64).sum::<f64>() / d) as f32;
+    let variance = (x.iter().map(|&v| ((v - mean) as f64).powi(2)).sum::<f64>() / d) as f32;
+    let inverse = 1.0 / (variance + EPS).sqrt();
+    for (i, y) in y.iter_mut().enumerate() {
+        *y = factor(i) * ((x[i] - mean) * inverse) + shift[i];
+    }
+}
+
+/// The factor of a modulated norm, `1 + scale` as a tensor of the modulation's type holds it.
+pub(super) fn one_plus(modulation: DType, scale: f32) -> f32 {
+    round(modulation, 1.0 + scale)
 }
 
 impl Op for LayerNorm {
@@ -44,7 +77,11 @@ impl Op for LayerNorm {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        let mut kernel = row_kernel("layer_norm", arch, inputs, outputs)?;
+        let mut kernel = held_row_kernel("layer_norm", arch, inputs, outputs)?;
+        if let Some(rows) = &self.modulation {
+            rows.fits()?;
+            one_stride(&inputs[1..])?;
+        }
         kernel.defines.push(("MODULATED", self.modulation.is_some() as usize));
         Ok(kernel)
     }
@@ -53,22 +90,30 @@ impl Op for LayerNorm {
         let (d, modulation_dtype) = (inputs[0].cols(), inputs[1].spec.dtype);
         let (x, scale, shift) = (inputs[0].f32(), inputs[1].f32(), inputs[2].f32());
         outputs[0].f32().par_chunks_mut(d).zip(x.par_chunks(d)).enumerate().for_each(|(row, (y, x))| {
-            let mean = (x.iter().map(|&v| v as f64).sum::<f64>() / d as f64) as f32;
-            let variance = (x.iter().map(|&v| ((v - mean) as f64).powi(2)).sum::<f64>() / d as f64) as f32;
-            let inverse = 1.0 / (variance + EPS).sqrt();
             let at = self.modulation.as_ref().map_or(0, |rows| rows.table_row(row)) * d;
-            for i in 0..d {
-                let factor = match self.modulation {
-                    Some(_) => round(modulation_dtype, 1.0 + scale[at + i]),
-                    None => scale[i],
-                };
-                y[i] = factor * ((x[i] - mean) * inverse) + shift[at + i];
+            let (scale, shift) = (&scale[at..][..d], &shift[at..][..d]);
+            match self.modulation {
+                Some(_) => norm_row(x, |i| one_plus(modulation_dtype, scale[i]), shift, y),
+                None => norm_row(x, |i| scale[i], shift, y),
             }
         });
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
+        let ([x, scale, shift], y) = ([0, 1, 2].map(|i| &args.inputs[i]), &args.outputs[0]);
+        let one_run = BranchRows(vec![(x.rows(), 0)]);
+        let params = Params {
+            x: x.address,
+            scale: scale.address,
+            shift: shift.address,
+            y: y.address,
+            cols: x.cols() as u32,
+            x_stride: x.stride(),
+            table_stride: scale.stride(),
+            y_stride: y.stride(),
+            rows: self.modulation.as_ref().unwrap_or(&one_run).params(),
+        };
+        vec![Launch::kernel("layer_norm", [x.rows() as u32, 1, 1], 32 * kernel.define("ROW_WARPS") as u32, 0, &params)]
     }
 }
 
@@ -80,6 +125,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(modulated(&[40, 13]), vec![spec(53, 3072), spec(2, 3072), spec(2, 3072)], DType::BF16),
         Case::new(LayerNorm { modulation: None }, vec![spec(53, 4096), vector(4096), vector(4096)], DType::BF16),
         Case::new(modulated(&[3]), vec![spec(6, 256), spec(2, 256), spec(2, 256)], DType::BF16),
+        Case::new(modulated(&[2, 1]), vec![spec(3, 7), spec(2, 7), spec(2, 7)], DType::BF16),
     ]
 }
 

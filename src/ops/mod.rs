@@ -323,7 +323,7 @@ fn row_kernel(source: &'static str, arch: Arch, inputs: &[Layout], outputs: &[La
 }
 
 /// A kernel that copies leaves the element type alone.
-fn one_type(x: &Layout, y: &Layout) -> Result<(), Unsupported> {
+fn same_type(x: &Layout, y: &Layout) -> Result<(), Unsupported> {
     match x.spec.dtype == y.spec.dtype {
         true => Ok(()),
         false => Unsupported::new(format!("a copy of {} to {}", x.spec, y.spec)),
@@ -345,6 +345,57 @@ fn blocks(n: usize) -> [u32; 3] {
 
 /// Threads of a block where nothing asks for another number.
 const BLOCK: u32 = 256;
+
+/// The selection of an op whose blocks hold a row each in registers, about 16 elements a thread (`row.cuh`).
+fn held_row_kernel(source: &'static str, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    let mut kernel = row_kernel(source, arch, inputs, outputs)?;
+    one_type(inputs)?;
+    let (cols, vector) = (inputs[0].spec.shape.cols(), kernel.define("VECTOR"));
+    let warps = cols.div_ceil(32 * 16);
+    if warps > 16 {
+        return Unsupported::new(format!("rows of {cols} elements; a block holds {}", 16 * 32 * 16));
+    }
+    kernel.defines.extend([("ROW_WARPS", warps), ("ROW_VECTORS", (cols / vector).div_ceil(32 * warps))]);
+    Ok(kernel)
+}
+
+/// Refuses operands of several types where a kernel is compiled for one.
+fn one_type(operands: &[Layout]) -> Result<(), Unsupported> {
+    match operands.iter().find(|l| l.spec.dtype != operands[0].spec.dtype) {
+        Some(l) => Unsupported::new(format!("operands {} and {}; they must be of one type", operands[0].spec, l.spec)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses tables whose rows are not equally far apart: they are columns of one table, or rows alone.
+fn one_stride(tables: &[Layout]) -> Result<(), Unsupported> {
+    let stride = tables[0].row_stride;
+    match tables.iter().find(|l| l.row_stride != stride) {
+        Some(l) => {
+            Unsupported::new(format!("rows of tables are {stride} and {} elements apart; one distance is needed", l.row_stride))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The selection of a pointwise op (`stream.cuh`): all inputs of one type, any number of rows.
+fn stream_kernel(source: &'static str, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    let kernel = row_kernel(source, arch, inputs, outputs)?;
+    one_type(inputs)?;
+    match outputs[0].spec.shape.elements() {
+        n if n < 1 << 32 => Ok(kernel),
+        n => Unsupported::new(format!("{n} elements; the kernel counts them in 32 bits")),
+    }
+}
+
+/// Threads of a pointwise kernel's block.
+const STREAM_THREADS: u32 = 256;
+
+/// The grid of a pointwise kernel over `y`: a thread takes two vectors.
+fn stream_grid(kernel: &Kernel, y: &Arg) -> [u32; 3] {
+    let vectors = (y.rows() * y.cols() / kernel.define("VECTOR")) as u32;
+    [vectors.div_ceil(2 * STREAM_THREADS), 1, 1]
+}
 
 /// Largest power of two that divides `n`.
 fn largest_divisor(n: usize) -> usize {

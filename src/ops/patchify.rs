@@ -43,7 +43,7 @@ struct Params {
 const _: () = assert!(size_of::<Params>() == 40);
 
 /// Both directions are one kernel.
-fn select(pack: bool, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+fn kernel(pack: bool, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
     portable(arch)?;
     dense(inputs)?;
     dense(outputs)?;
@@ -87,7 +87,7 @@ impl Op for Pack {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        select(true, arch, inputs, outputs)
+        kernel(true, arch, inputs, outputs)
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -122,7 +122,7 @@ impl Op for Unpack {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        select(false, arch, inputs, outputs)
+        kernel(false, arch, inputs, outputs)
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {

@@ -27,7 +27,7 @@ struct Params {
 const _: () = assert!(size_of::<Params>() == 32);
 
 /// Both directions stream a picture as the one row that it is in memory.
-fn select(pixels_in: bool, arch: Arch, x: &Layout, y: &Layout) -> Result<Kernel, Unsupported> {
+fn kernel(pixels_in: bool, arch: Arch, x: &Layout, y: &Layout) -> Result<Kernel, Unsupported> {
     dense(&[x.clone(), y.clone()])?;
     let row = |l: &Layout| {
         let elements = l.spec.shape.elements();
@@ -62,7 +62,7 @@ impl Op for PixelsIn {
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         typed(&inputs[0], DType::U8)?;
-        select(true, arch, &inputs[0], &outputs[0])
+        kernel(true, arch, &inputs[0], &outputs[0])
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -89,7 +89,7 @@ impl Op for PixelsOut {
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         typed(&outputs[0], DType::U8)?;
-        select(false, arch, &inputs[0], &outputs[0])
+        kernel(false, arch, &inputs[0], &outputs[0])
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {

@@ -8,7 +8,7 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, one_type, portable, round};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -17,6 +17,21 @@ const EPS: f32 = 1e-6;
 /// QK-norm and rotary embedding. Operands: x, rope, one or two scales.
 #[derive(Clone, Copy, Debug)]
 pub struct QkNormRope;
+
+/// What `qk_norm_rope.cu` takes.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    x: u64,
+    rope: u64,
+    scales: [u64; 2],
+    y: u64,
+    heads: u32,
+    x_stride: u32,
+    rope_stride: u32,
+    y_stride: u32,
+}
+const _: () = assert!(size_of::<Params>() == 56);
 
 impl Op for QkNormRope {
     fn kind(&self) -> &'static str {
@@ -39,20 +54,20 @@ impl Op for QkNormRope {
         Cost::streaming(10 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
-        let width = inputs[1].spec.shape.cols();
-        if width != 128 {
-            return Unsupported::new(format!("head width {width}; the kernel gives a warp one head of 128"));
-        }
-        if inputs[0].alignment() < 8 {
+        let (x, rope, scales) = (&inputs[0].spec, &inputs[1].spec, &inputs[2..]);
+        if rope.shape.cols() != 128 || rope.dtype != DType::F32 || x.dtype.bytes() != 2 || scales.len() > 2 {
             return Unsupported::new(format!(
-                "rows of {} start at multiples of {} bytes, not 8",
-                inputs[0].spec,
-                inputs[0].alignment()
+                "{x} with rope {rope} and {} scales; the kernel takes 16-bit heads of 128, an f32 rope and up to 2",
+                scales.len()
             ));
         }
-        Ok(Kernel::new("qk_norm_rope", vec![("SCALES", inputs.len() - 2)]))
+        one_type(&[&inputs[..1], scales, outputs].concat())?;
+        if let Some(l) = inputs.iter().chain(outputs).find(|l| l.alignment() < 16) {
+            return Unsupported::new(format!("rows of {} start at multiples of {} bytes, not 16", l.spec, l.alignment()));
+        }
+        Ok(Kernel::new("qk_norm_rope", vec![("X_TYPE", x.dtype.code()), ("SCALES", scales.len())]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -74,8 +89,19 @@ impl Op for QkNormRope {
         });
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
+        let ([x, rope], scales, y) = ([0, 1].map(|i| &args.inputs[i]), &args.inputs[2..], &args.outputs[0]);
+        let params = Params {
+            x: x.address,
+            rope: rope.address,
+            scales: [scales[0].address, scales[scales.len() - 1].address],
+            y: y.address,
+            heads: (x.cols() / rope.cols() / scales.len()) as u32,
+            x_stride: x.stride(),
+            rope_stride: rope.stride(),
+            y_stride: y.stride(),
+        };
+        vec![Launch::kernel("qk_norm_rope", [x.rows() as u32, 1, 1], 128, 0, &params)]
     }
 }
 
@@ -85,7 +111,11 @@ pub(super) fn cases() -> Vec<Case> {
         specs.extend(vec![Spec::new(DType::BF16, [128]); scales]);
         specs
     };
-    vec![Case::new(QkNormRope, inputs(53, 48, 2), DType::BF16), Case::new(QkNormRope, inputs(7, 2, 1), DType::BF16)]
+    vec![
+        Case::new(QkNormRope, inputs(53, 48, 2), DType::BF16),
+        Case::new(QkNormRope, inputs(7, 2, 1), DType::BF16),
+        Case::new(QkNormRope, inputs(9, 54, 2), DType::BF16),
+    ]
 }
 
 #[cfg(test)]

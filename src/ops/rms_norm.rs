@@ -5,7 +5,7 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, round, row_kernel};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, held_row_kernel, round};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -14,6 +14,20 @@ const EPS: f32 = 1e-6;
 /// Root mean square normalisation.
 #[derive(Clone, Copy, Debug)]
 pub struct RmsNorm;
+
+/// What `rms_norm.cu` takes.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    x: u64,
+    weight: u64,
+    y: u64,
+    cols: u32,
+    rows: u32,
+    x_stride: u32,
+    y_stride: u32,
+}
+const _: () = assert!(size_of::<Params>() == 40);
 
 impl Op for RmsNorm {
     fn kind(&self) -> &'static str {
@@ -30,7 +44,7 @@ impl Op for RmsNorm {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        row_kernel("rms_norm", arch, inputs, outputs)
+        held_row_kernel("rms_norm", arch, inputs, outputs)
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -42,12 +56,26 @@ impl Op for RmsNorm {
         });
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
+        let ([x, weight], y) = ([0, 1].map(|i| &args.inputs[i]), &args.outputs[0]);
+        let params = Params {
+            x: x.address,
+            weight: weight.address,
+            y: y.address,
+            cols: x.cols() as u32,
+            rows: x.rows() as u32,
+            x_stride: x.stride(),
+            y_stride: y.stride(),
+        };
+        vec![Launch::kernel("rms_norm", [params.rows, 1, 1], 32 * kernel.define("ROW_WARPS") as u32, 0, &params)]
     }
 }
 
 pub(super) fn cases() -> Vec<Case> {
     let inputs = |rows: usize, d: usize| vec![Spec::new(DType::BF16, [rows, d]), Spec::new(DType::BF16, [d])];
-    vec![Case::new(RmsNorm, inputs(61, 3584), DType::BF16), Case::new(RmsNorm, inputs(80, 1280), DType::BF16)]
+    vec![
+        Case::new(RmsNorm, inputs(61, 3584), DType::BF16),
+        Case::new(RmsNorm, inputs(80, 1280), DType::BF16),
+        Case::new(RmsNorm, inputs(3, 7), DType::BF16),
+    ]
 }

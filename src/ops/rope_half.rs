@@ -6,13 +6,32 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, one_type, portable, round};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// Qwen's rotary embedding.
 #[derive(Clone, Copy, Debug)]
 pub struct RopeHalf;
+
+/// What `rope_half.cu` takes.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    x: u64,
+    table: u64,
+    y: u64,
+    rows: u32,
+    heads: u32,
+    x_stride: u32,
+    table_stride: u32,
+    y_stride: u32,
+    items: u32,
+}
+const _: () = assert!(size_of::<Params>() == 48);
+
+/// Threads of a block.
+const THREADS: u32 = 128;
 
 impl Op for RopeHalf {
     fn kind(&self) -> &'static str {
@@ -33,17 +52,21 @@ impl Op for RopeHalf {
         Cost::streaming(3 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], _: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
-        let width = inputs[1].spec.shape.cols();
-        if !width.is_multiple_of(16) || inputs[0].alignment() < 16 {
+        let (x, table) = (&inputs[0].spec, &inputs[1].spec);
+        let width = table.shape.cols();
+        if !width.is_multiple_of(16) || x.dtype.bytes() != 2 || x.shape.elements() >= 1 << 32 {
             return Unsupported::new(format!(
-                "heads of {width} in {} at multiples of {} bytes; 16 and 16 are needed",
-                inputs[0].spec,
-                inputs[0].alignment()
+                "heads of {width} in {x}; up to 2^32 elements of 16 bits in heads of 16·n are needed"
             ));
         }
-        Ok(Kernel::new("rope_half", vec![("HEAD_WIDTH", width), ("TABLE_BYTES", inputs[1].spec.dtype.bytes())]))
+        one_type(&[&inputs[..1], outputs].concat())?;
+        if let Some(l) = inputs.iter().chain(outputs).find(|l| l.alignment() < 16) {
+            return Unsupported::new(format!("rows of {} start at multiples of {} bytes, not 16", l.spec, l.alignment()));
+        }
+        let types = [("X_TYPE", x.dtype.code()), ("TABLE_TYPE", table.dtype.code())];
+        Ok(Kernel::new("rope_half", [types.as_slice(), &[("HEAD_WIDTH", width)]].concat()))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -58,8 +81,20 @@ impl Op for RopeHalf {
         });
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
+        let ([x, table], y) = ([0, 1].map(|i| &args.inputs[i]), &args.outputs[0]);
+        let params = Params {
+            x: x.address,
+            table: table.address,
+            y: y.address,
+            rows: x.rows() as u32,
+            heads: (x.cols() / table.cols()) as u32,
+            x_stride: x.stride(),
+            table_stride: table.stride(),
+            y_stride: y.stride(),
+            items: (x.rows() * x.cols() / 16) as u32,
+        };
+        vec![Launch::kernel("rope_half", [params.items.div_ceil(THREADS), 1, 1], THREADS, 0, &params)]
     }
 }
 

@@ -4,13 +4,27 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::activation::silu;
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, round, row_kernel};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, STREAM_THREADS, Unsupported};
+use super::{round, stream_grid, stream_kernel};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// A gated unit.
 #[derive(Clone, Copy, Debug)]
 pub struct SwiGlu;
+
+/// What `swiglu.cu` takes.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::NoUninit)]
+struct Params {
+    x: u64,
+    y: u64,
+    rows: u32,
+    cols: u32,
+    x_stride: u32,
+    y_stride: u32,
+}
+const _: () = assert!(size_of::<Params>() == 32);
 
 impl Op for SwiGlu {
     fn kind(&self) -> &'static str {
@@ -28,7 +42,7 @@ impl Op for SwiGlu {
     }
 
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        row_kernel("swiglu", arch, inputs, outputs)
+        stream_kernel("swiglu", arch, inputs, outputs)
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -39,12 +53,19 @@ impl Op for SwiGlu {
         });
     }
 
-    fn launch(&self, _: &Kernel, _: &Args) -> Vec<Launch> {
-        todo!()
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
+        let (x, y) = (&args.inputs[0], &args.outputs[0]);
+        let (rows, cols) = (y.rows() as u32, y.cols() as u32);
+        let params = Params { x: x.address, y: y.address, rows, cols, x_stride: x.stride(), y_stride: y.stride() };
+        vec![Launch::kernel("swiglu", stream_grid(kernel, y), STREAM_THREADS, 0, &params)]
     }
 }
 
 pub(super) fn cases() -> Vec<Case> {
     let inputs = |rows: usize, d: usize| vec![Spec::new(DType::BF16, [rows, 2 * d])];
-    vec![Case::new(SwiGlu, inputs(61, 18944), DType::BF16), Case::new(SwiGlu, inputs(80, 3420), DType::BF16)]
+    vec![
+        Case::new(SwiGlu, inputs(61, 18944), DType::BF16),
+        Case::new(SwiGlu, inputs(80, 3420), DType::BF16),
+        Case::new(SwiGlu, inputs(3, 7), DType::BF16),
+    ]
 }
