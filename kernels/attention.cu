@@ -157,16 +157,15 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) attention(const __grid
   const u32 q = shared_address(shared), stages = q + kQueryBytes;
   const u32 own_rows = warp * M * 16;
 
-  const X* const keys = p.k + blockIdx.y / p.group * kWidth;
-  const X* const values = p.v + blockIdx.y / p.group * kWidth;
+  const u32 key_column = blockIdx.y / p.group * kWidth;
   const u32 end = visible(tile, min(tile.first + kQueries, tile.q.count) - 1);
   const u32 seen_by_all = visible(tile, tile.first);
 
   float next_bias = 0.0f;  // of key threadIdx.x in the tile under way
   auto copy_tile = [&](u32 first) {
     const u32 to = stages + (first / kKeys & 1) * 2 * kTileBytes;
-    copy_rows<kKeys>(to, keys, p.k_stride, tile.k, first);
-    copy_rows<kKeys>(to + kTileBytes, values, p.v_stride, tile.k, first);
+    copy_rows<kKeys>(to, p.k + key_column, p.k_stride, tile.k, first);
+    copy_rows<kKeys>(to + kTileBytes, p.v + key_column, p.v_stride, tile.k, first);
     cp_async_commit();
     const u32 key = first + threadIdx.x;
     if (kKeyBias && threadIdx.x < kKeys) next_bias = key < tile.k.count ? p.bias[tile.k[key]] * p.inverse_scale : 0.0f;
