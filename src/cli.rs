@@ -2,6 +2,7 @@
 //!
 //! Nothing below this module reads a flag or an environment variable.
 
+mod environment;
 mod measure;
 
 use std::ffi::OsString;
@@ -10,8 +11,8 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use self::environment::setup;
 pub use self::measure::{BenchArgs, VerifyArgs};
-use crate::cuda::Setup;
 use crate::error::usage;
 use crate::image::Filter;
 use crate::model::Version;
@@ -347,11 +348,6 @@ impl EditArgs {
     pub fn random_seed(&self) -> bool {
         self.seed < 0
     }
-}
-
-/// TODO-merge
-pub fn setup() -> Setup {
-    Setup::default()
 }
 
 fn parse_device(text: &str) -> Result<DeviceChoice> {

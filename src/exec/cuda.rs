@@ -157,8 +157,13 @@ impl<'a> Cuda<'a> {
         marks.windows(2).map(|pair| pair[1].milliseconds_since(&pair[0])).collect()
     }
 
+    /// What it runs.
+    pub(super) fn plan(&self) -> &'a Plan {
+        self.plan
+    }
+
     /// Says that a stage begins; gives its number.
-    fn enter(&mut self, stage: &str) -> Result<usize> {
+    pub(super) fn enter(&mut self, stage: &str) -> Result<usize> {
         self.device.make_current()?;
         let number = self.plan.graph.stages.iter().position(|s| s.name == stage);
         let number = number.with_context(|| format!("the plan has no stage {stage}"))?;

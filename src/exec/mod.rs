@@ -1,5 +1,7 @@
-//! What walks a plan. `reference` computes on the CPU and is the oracle of every kernel; `cuda` runs the planned kernels.
+//! What walks a plan. `reference` computes on the CPU and is the oracle of every kernel; `cuda` runs the planned kernels;
+//! `compare` holds one against the other.
 
+mod compare;
 mod cuda;
 mod fetch;
 mod reference;
@@ -10,6 +12,7 @@ use anyhow::Result;
 use crate::graph::{Node, TensorId};
 use crate::ops::{Buffer, Values};
 
+pub use compare::{Compared, Difference, Report, compare};
 pub use cuda::Cuda;
 pub use reference::{Observer, Reference};
 

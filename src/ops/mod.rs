@@ -8,6 +8,7 @@
 mod activation;
 mod add;
 mod attention;
+mod case;
 mod cast;
 mod conv2d;
 mod gate_residual;
@@ -37,6 +38,7 @@ use half::{bf16, f16};
 pub use activation::Activation;
 pub use add::Add;
 pub use attention::{Attention, Segment};
+pub use case::Case;
 pub use cast::Cast;
 pub use conv2d::Conv2d;
 pub use gate_residual::GateResidual;
@@ -629,33 +631,6 @@ impl fmt::Display for BranchRows {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let runs: Vec<String> = self.0.iter().map(|(rows, branch)| format!("{rows}:{branch}")).collect();
         f.write_str(&runs.join(" "))
-    }
-}
-
-/// A worked example of an op: operands' specs, how to fill them, and how closely a kernel must meet the reference.
-#[derive(Debug)]
-pub struct Case {
-    /// The op with its attributes.
-    pub op: Box<dyn Op>,
-    /// Operands.
-    pub inputs: Vec<Spec>,
-    /// Type of each output (shapes follow from `infer`).
-    pub outputs: Vec<DType>,
-    /// How integer operands are filled, as the exclusive upper bound of their values.
-    pub index_bound: usize,
-    /// Largest normalised mean square error of a kernel against the reference.
-    pub bound: f64,
-    /// Why that bound.
-    pub reason: &'static str,
-}
-
-/// bf16 keeps 8 bits: one rounding errs by at most 2^-9 of the value, in mean square by about (2^-9)²/3.
-pub(crate) const ONE_ROUNDING: f64 = 1.3e-6;
-
-impl Case {
-    fn new(op: impl Op + 'static, inputs: Vec<Spec>, output: DType) -> Case {
-        let reason = "one rounding to bf16 and another summation order";
-        Case { op: Box::new(op), inputs, outputs: vec![output], index_bound: 0, bound: 4.0 * ONE_ROUNDING, reason }
     }
 }
 

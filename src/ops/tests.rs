@@ -1,18 +1,7 @@
 //! What all ops share: every case infers, costs, selects and runs; layouts and branch rows count right.
 
+pub(super) use super::case::noise;
 use super::*;
-
-/// `n` values in [-1, 1) that depend on `seed` alone.
-pub(super) fn noise(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / 8_388_608.0 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
-}
 
 /// The single float result of an op on float operands.
 pub(super) fn run_f32(op: &dyn Op, operands: &[(Spec, &[f32])]) -> Vec<f32> {
@@ -21,20 +10,6 @@ pub(super) fn run_f32(op: &dyn Op, operands: &[(Spec, &[f32])]) -> Vec<f32> {
     let inputs: Vec<_> = operands.iter().map(|(spec, v)| Operand { spec: spec.clone(), values: Values::F32(v) }).collect();
     op.reference(&inputs, &mut outputs);
     outputs[0].f32().to_vec()
-}
-
-/// Filled operands of a case: floats from `noise` rounded to their type, indices below the case's bound.
-fn fill(case: &Case) -> Vec<Buffer> {
-    let filled = case.inputs.iter().enumerate().map(|(i, spec)| {
-        let values = noise(spec.shape.elements(), 7 + i as u64);
-        let index = |v: f32| ((v + 1.0) / 2.0 * case.index_bound as f32) as usize;
-        match spec.dtype {
-            DType::I32 => Buffer::I32(values.into_iter().map(|v| index(v) as i32).collect()),
-            DType::U8 => Buffer::U8(values.into_iter().map(|v| index(v) as u8).collect()),
-            dtype => Buffer::F32(values.into_iter().map(|v| round(dtype, v)).collect()),
-        }
-    });
-    filled.collect()
 }
 
 #[test]
@@ -50,7 +25,7 @@ fn every_case_infers_costs_selects_and_runs_to_finite_values() {
         let refused = case.op.select(Arch(75), &layouts(&case.inputs), &layouts(&specs));
         assert!(refused.is_err_and(|e| e.reason.contains("sm_75")), "{what} must name the architecture it cannot use");
 
-        let buffers = fill(&case);
+        let buffers = case.operands();
         let operands: Vec<Operand> = buffers
             .iter()
             .zip(&case.inputs)

@@ -1,0 +1,106 @@
+//! Where the environment says that the device's libraries lie and compiled kernels are kept.
+
+use std::collections::HashSet;
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::cuda::Setup;
+
+/// Folders of libraries: those of STEP1X_CUDA_LIB, then those of Python environments (VIRTUAL_ENV, CONDA_PREFIX, that of
+/// `python3`), then those of installed toolkits. The cache: STEP1X_CACHE, or `step1x-edit` in the user's cache folder.
+pub fn setup() -> Setup {
+    let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+    Setup { libraries: libraries(&variable, Path::new("/usr/local")), cache: cache(&variable) }
+}
+
+type Variable<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// `local`: the folder that toolkits install themselves in.
+fn libraries(variable: Variable, local: &Path) -> Vec<PathBuf> {
+    let list = |name| variable(name).map(|value| env::split_paths(&value).collect::<Vec<_>>()).unwrap_or_default();
+    let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(|name| Some(PathBuf::from(variable(name)?)));
+    let mut prefixes: Vec<PathBuf> = environments.collect();
+    if let Some(python) = list("PATH").into_iter().map(|folder| folder.join("python3")).find(|file| file.is_file()) {
+        // An environment's python3 is a link to the one that it was made from.
+        let prefix_of = |file: &Path| Some(file.parent()?.parent()?.to_path_buf());
+        prefixes.extend([Some(python.clone()), fs::canonicalize(python).ok()].into_iter().flatten().filter_map(|p| prefix_of(&p)));
+    }
+    prefixes.push(local.to_path_buf());
+
+    let mut folders: Vec<PathBuf> = list("STEP1X_CUDA_LIB").into_iter().filter(|folder| !folder.as_os_str().is_empty()).collect();
+    for library in prefixes.iter().flat_map(|prefix| children(&prefix.join("lib"), "python3")) {
+        let packages = ["site-packages", "dist-packages"].map(|packages| library.join(packages).join("nvidia"));
+        folders.extend(packages.iter().flat_map(|nvidia| children(nvidia, "")).map(|package| package.join("lib")));
+    }
+    folders.extend(children(local, "cuda").into_iter().map(|toolkit| toolkit.join("lib64")));
+    let mut seen = HashSet::new();
+    folders.retain(|folder| folder.is_dir() && seen.insert(folder.clone()));
+    folders
+}
+
+/// What a folder holds whose name begins so, by name; nothing if there is no such folder.
+fn children(folder: &Path, prefix: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> =
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix)).map(|entry| entry.path()).collect();
+    found.sort();
+    found
+}
+
+fn cache(variable: Variable) -> Option<PathBuf> {
+    let below = |name, path: &str| variable(name).map(|folder| PathBuf::from(folder).join(path));
+    let own = variable("STEP1X_CACHE").map(PathBuf::from);
+    own.or_else(|| below("XDG_CACHE_HOME", "step1x-edit")).or_else(|| below("HOME", ".cache/step1x-edit"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[test]
+    fn libraries_are_found_in_the_order_of_trust() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        let expected = [
+            "own",
+            "venv/lib/python3.12/site-packages/nvidia/cublas/lib",
+            "venv/lib/python3.12/site-packages/nvidia/cuda_nvrtc/lib",
+            "conda/lib/python3.11/site-packages/nvidia/cu13/lib",
+            "system/lib/python3/dist-packages/nvidia/cublas/lib",
+            "local/cuda/lib64",
+            "local/cuda-13.0/lib64",
+        ];
+        expected.iter().for_each(|path| fs::create_dir_all(at(path)).unwrap());
+        for empty in ["venv/lib/python3.12/site-packages/numpy/lib", "local/lib/other", "first", "system/bin"] {
+            fs::create_dir_all(at(empty)).unwrap();
+        }
+        fs::write(at("system/bin/python3"), "").unwrap();
+        let join = |paths: &[&str]| env::join_paths(paths.iter().map(|path| at(path))).unwrap();
+        let variables = HashMap::from([
+            ("STEP1X_CUDA_LIB", join(&["own", "gone"])),
+            ("VIRTUAL_ENV", at("venv").into()),
+            ("CONDA_PREFIX", at("conda").into()),
+            ("PATH", join(&["first", "system/bin"])),
+        ]);
+        let found = libraries(&|name| variables.get(name).cloned(), &at("local"));
+        assert_eq!(found, expected.map(at));
+        assert_eq!(libraries(&|_| None, &at("nowhere")), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn the_cache_lies_where_the_user_says() {
+        let with = |variables: &[(&'static str, &str)]| {
+            let known: HashMap<&str, OsString> = variables.iter().map(|(name, value)| (*name, value.into())).collect();
+            cache(&|name| known.get(name).cloned())
+        };
+        let home = ("HOME", "/home/me");
+        assert_eq!(with(&[]), None);
+        assert_eq!(with(&[home]), Some("/home/me/.cache/step1x-edit".into()));
+        assert_eq!(with(&[home, ("XDG_CACHE_HOME", "/x")]), Some("/x/step1x-edit".into()));
+        assert_eq!(with(&[home, ("XDG_CACHE_HOME", "/x"), ("STEP1X_CACHE", "/own")]), Some("/own".into()));
+    }
+}

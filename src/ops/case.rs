@@ -1,0 +1,57 @@
+//! What tests, parity runs and benches share: an op with operands of some size and the bound on a kernel's error.
+
+use super::{Buffer, Op, round};
+use crate::tensor::{DType, Spec};
+
+/// A worked example of an op: operands' specs, how to fill them, and how closely a kernel must meet the reference.
+#[derive(Debug)]
+pub struct Case {
+    /// The op with its attributes.
+    pub op: Box<dyn Op>,
+    /// Operands.
+    pub inputs: Vec<Spec>,
+    /// Type of each output (shapes follow from `infer`).
+    pub outputs: Vec<DType>,
+    /// How integer operands are filled, as the exclusive upper bound of their values.
+    pub index_bound: usize,
+    /// Largest normalised mean square error of a kernel against the reference.
+    pub bound: f64,
+    /// Why that bound.
+    pub reason: &'static str,
+}
+
+/// bf16 keeps 8 bits: one rounding errs by at most 2^-9 of the value, in mean square by about (2^-9)²/3.
+const ONE_ROUNDING: f64 = 1.3e-6;
+
+impl Case {
+    pub(super) fn new(op: impl Op + 'static, inputs: Vec<Spec>, output: DType) -> Case {
+        let reason = "one rounding to bf16 and another summation order";
+        Case { op: Box::new(op), inputs, outputs: vec![output], index_bound: 0, bound: 4.0 * ONE_ROUNDING, reason }
+    }
+
+    /// Filled operands: floats from [`noise`] rounded to their type, indices below the case's bound.
+    pub fn operands(&self) -> Vec<Buffer> {
+        let filled = self.inputs.iter().enumerate().map(|(i, spec)| {
+            let values = noise(spec.shape.elements(), 7 + i as u64);
+            let index = |v: f32| ((v + 1.0) / 2.0 * self.index_bound as f32) as usize;
+            match spec.dtype {
+                DType::I32 => Buffer::I32(values.into_iter().map(|v| index(v) as i32).collect()),
+                DType::U8 => Buffer::U8(values.into_iter().map(|v| index(v) as u8).collect()),
+                dtype => Buffer::F32(values.into_iter().map(|v| round(dtype, v)).collect()),
+            }
+        });
+        filled.collect()
+    }
+}
+
+/// `n` values in [-1, 1) that depend on `seed` alone.
+pub(super) fn noise(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / 8_388_608.0 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
