@@ -1,5 +1,5 @@
 //! The `bench` command: seconds of a whole edit by stage, and milliseconds of each stage while its weights are on the
-//! device.
+//! device. And `compare`: the same edit, node by node against the reference.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,10 +9,10 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
-use crate::cli::{self, BenchArgs};
+use crate::cli::{self, BenchArgs, CompareArgs};
 use crate::cuda::{Device, Setup};
 use crate::error::usage;
-use crate::exec::{Cuda, Executor};
+use crate::exec::{self, Cuda, Executor};
 use crate::image::Rgb;
 use crate::model::edit::{NoiseSource, Savings};
 use crate::ops::{H100_GRID_THREADS, Values};
@@ -32,64 +32,88 @@ pub fn run(args: &BenchArgs, progress: &mut dyn Progress, print: &mut dyn FnMut(
     let Engine::Cuda(device) = &engine else { bail!(usage(anyhow::anyhow!("bench times a GPU: say --device cuda"))) };
     let model = Model::open(&args.model)?;
     for &size in &args.size {
-        let bench = Bench { args, setup: &setup, device, engine: &engine, model: &model, precision, size };
+        let edit = Synthetic::new(&model, &engine, precision, size, &args.prompt, args.steps as usize)?;
+        let bench = Bench { args, setup: &setup, device, edit };
         let report = bench.report(progress)?;
         print(&if args.json { format!("{report}\n") } else { text(&report)? })?;
     }
     Ok(())
 }
 
-struct Bench<'a> {
-    args: &'a BenchArgs,
-    setup: &'a Setup,
-    device: &'a Arc<Device>,
-    engine: &'a Engine,
-    model: &'a Model,
-    precision: Precision,
-    size: (usize, usize),
+/// Compares an edit's stages node by node and prints, for each, the farthest output of every kernel.
+///
+/// # Errors
+/// No device, nodes that differ, or whatever stops an edit.
+pub fn compare(args: &CompareArgs, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+    let setup = cli::setup();
+    let (engine, precision) = Engine::choose(args.device, Some(Precision::Bf16), &setup)?;
+    let Engine::Cuda(device) = &engine else { bail!(usage(anyhow::anyhow!("compare needs a GPU: say --device cuda"))) };
+    let model = Model::open(&args.model)?;
+    let edit = Synthetic::new(&model, &engine, precision, args.size, &args.prompt, 3)?;
+    let program = edit.program()?;
+    let names: Vec<&str> = program.plan.graph.stages.iter().map(|s| s.name).collect();
+    if let Some(unknown) = args.stage.iter().find(|stage| !names.contains(&stage.as_str())) {
+        return Err(usage(anyhow::anyhow!("--stage {unknown}: the stages are {}", names.join(", "))));
+    }
+    let mut exec = Cuda::new(&program.plan, model.folder.clone(), device, &setup)?;
+    edit.write_inputs(&mut exec, &program)?;
+    exec.begin(&names)?;
+    let mut differing = Vec::new();
+    for name in names {
+        if !(args.stage.is_empty() || args.stage.iter().any(|stage| stage == name)) {
+            exec.run(name, &mut |_| Ok(()))?;
+            continue;
+        }
+        let report = exec::compare(&mut exec, name, args.go_on)?;
+        print(&format!("{name}\n{report}"))?;
+        differing.extend(report.differing);
+        if !(args.go_on || differing.is_empty()) {
+            break;
+        }
+    }
+    match differing.first() {
+        Some(first) => bail!("{} outputs differ; the first: {first}", differing.len()),
+        None => Ok(()),
+    }
 }
 
-impl Bench<'_> {
-    fn report(&self, progress: &mut dyn Progress) -> Result<Value> {
-        let (width, height) = self.size;
-        let picture = Rgb { width, height, data: (0..width * height * 3).map(|i| (i / 3 * 7 + i / width) as u8).collect() };
-        let patches = prompt::patches(&picture, &self.model.settings).map_err(usage)?;
-        let program = self.program(&patches)?;
+/// An edit of a made-up picture.
+struct Synthetic<'a> {
+    model: &'a Model,
+    engine: &'a Engine,
+    precision: Precision,
+    picture: Rgb,
+    patches: Patches,
+    prompt: &'a str,
+    steps: usize,
+}
 
-        // A real edit: weights come from the model's files and leave with their stage.
-        let before = self.engine.device_bytes_in_use();
-        let mut seconds = BTreeMap::new();
-        let preparing = Instant::now();
-        let mut exec = self.engine.executor(&program.plan, self.model, self.setup)?;
-        self.write_inputs(&mut *exec, &program, &picture, &patches)?;
-        seconds.insert("prepare", preparing.elapsed().as_secs_f64());
-        let running = Instant::now();
-        run_stages(&mut *exec, self.model, &program, progress, &mut seconds, &[])?;
-        seconds.insert("edit", running.elapsed().as_secs_f64());
-        let in_use = self.engine.device_bytes_in_use();
-        drop(exec);
-
-        let mut report = json!({
-            "device": self.engine.name(), "size": [width, height], "steps": self.args.steps, "rows": program.spec.step_rows().total(),
-            "seconds": seconds,
-            "device_bytes": {"planned": program.plan.device_bytes(), "before": before, "during": in_use},
-        });
-        let (stages, ops) = self.stages(&picture, &patches)?;
-        report["stages"] = json!(stages);
-        if self.args.ops {
-            report["ops"] = json!(ops);
+impl<'a> Synthetic<'a> {
+    fn new(
+        model: &'a Model,
+        engine: &'a Engine,
+        precision: Precision,
+        (width, height): (usize, usize),
+        prompt: &'a str,
+        steps: usize,
+    ) -> Result<Synthetic<'a>> {
+        let fits = |side: usize| side.is_multiple_of(16) && (16..=4096).contains(&side);
+        if !(fits(width) && fits(height)) {
+            return Err(usage(anyhow::anyhow!("--size {width}x{height}: sides are multiples of 16 up to 4096")));
         }
-        Ok(report)
+        let picture = Rgb { width, height, data: (0..width * height * 3).map(|i| (i / 3 * 7 + i / width) as u8).collect() };
+        let patches = prompt::patches(&picture, &model.settings).map_err(usage)?;
+        Ok(Synthetic { model, engine, precision, picture, patches, prompt, steps })
     }
 
-    fn program(&self, patches: &Patches) -> Result<Program> {
-        let encode = |text| self.model.tokenizer.encode_prompt(text, patches.image_tokens()).map_err(usage);
+    fn program(&self) -> Result<Program> {
+        let encode = |text| self.model.tokenizer.encode_prompt(text, self.patches.image_tokens()).map_err(usage);
         let request = Request {
-            size: self.size,
+            size: (self.picture.width, self.picture.height),
             reference: true,
-            grid: patches.grid,
-            tokens: &[encode(&self.args.prompt)?, encode("")?],
-            steps: self.args.steps as usize,
+            grid: self.patches.grid,
+            tokens: &[encode(self.prompt)?, encode("")?],
+            steps: self.steps,
             cfg_scale: 6.0,
             noise: NoiseSource::Philox { seed: SEED, grid_threads: H100_GRID_THREADS },
             sample_posterior: false,
@@ -98,22 +122,59 @@ impl Bench<'_> {
         Program::new(&self.model.config, &self.model.settings, &request, self.precision, self.engine.target())
     }
 
-    fn write_inputs(&self, exec: &mut dyn Executor, program: &Program, picture: &Rgb, patches: &Patches) -> Result<()> {
-        let host = HostInputs { working: Some(picture), patches, seed: SEED, guidance_limit: 0.93 };
+    fn write_inputs(&self, exec: &mut dyn Executor, program: &Program) -> Result<()> {
+        let (working, patches) = (Some(&self.picture), &self.patches);
+        let host = HostInputs { working, patches, seed: SEED, guidance_limit: 0.93 };
         let inputs = program.inputs(&self.model.config, &host);
         inputs.into_iter().try_for_each(|(id, values)| exec.write(id, values.values()))
     }
+}
+
+struct Bench<'a> {
+    args: &'a BenchArgs,
+    setup: &'a Setup,
+    device: &'a Arc<Device>,
+    edit: Synthetic<'a>,
+}
+
+impl Bench<'_> {
+    fn report(&self, progress: &mut dyn Progress) -> Result<Value> {
+        let (edit, program) = (&self.edit, self.edit.program()?);
+        let (model, engine) = (edit.model, edit.engine);
+        // A real edit: weights come from the model's files and leave with their stage.
+        let before = engine.device_bytes_in_use();
+        let mut seconds = BTreeMap::new();
+        let preparing = Instant::now();
+        let mut exec = engine.executor(&program.plan, model, self.setup)?;
+        edit.write_inputs(&mut *exec, &program)?;
+        seconds.insert("prepare", preparing.elapsed().as_secs_f64());
+        let running = Instant::now();
+        run_stages(&mut *exec, model, &program, progress, &mut seconds, &[])?;
+        seconds.insert("edit", running.elapsed().as_secs_f64());
+        let in_use = engine.device_bytes_in_use();
+        drop(exec);
+
+        let mut report = json!({
+            "device": engine.name(), "size": [edit.picture.width, edit.picture.height], "steps": self.args.steps, "rows": program.spec.step_rows().total(),
+            "seconds": seconds,
+            "device_bytes": {"planned": program.plan.device_bytes(), "before": before, "during": in_use},
+        });
+        let (stages, ops) = self.stages()?;
+        report["stages"] = json!(stages);
+        if self.args.ops {
+            report["ops"] = json!(ops);
+        }
+        Ok(report)
+    }
 
     /// Milliseconds of each stage's runs with its weights on the device, by stage, and the sums of each kind of op.
-    fn stages(&self, picture: &Rgb, patches: &Patches) -> Result<(BTreeMap<String, Value>, BTreeMap<String, Value>)> {
-        let mut program = self.program(patches)?;
+    fn stages(&self) -> Result<(BTreeMap<String, Value>, BTreeMap<String, Value>)> {
+        let (edit, mut program) = (&self.edit, self.edit.program()?);
         // Stages that repeat keep what they start from, so that they can be run again and again.
         program.plan.graph.stages.iter_mut().for_each(|stage| stage.repeat = stage.repeat.max(2));
-        let target = self.engine.target();
-        let plan = Plan::new(program.plan.graph.clone(), self.precision, target)?;
-        program.plan = plan;
-        let mut exec = Cuda::new(&program.plan, self.model.folder.clone(), self.device, self.setup)?;
-        self.write_inputs(&mut exec, &program, picture, patches)?;
+        program.plan = Plan::new(program.plan.graph, edit.precision, edit.engine.target())?;
+        let mut exec = Cuda::new(&program.plan, edit.model.folder.clone(), self.device, self.setup)?;
+        edit.write_inputs(&mut exec, &program)?;
         let names: Vec<&str> = program.plan.graph.stages.iter().map(|s| s.name).collect();
         exec.begin(&names)?;
         let (mut stages, mut ops) = (BTreeMap::new(), BTreeMap::new());

@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::environment::setup;
-pub use self::measure::{BenchArgs, VerifyArgs};
+pub use self::measure::{BenchArgs, CompareArgs, VerifyArgs};
 use crate::error::usage;
 use crate::image::Filter;
 use crate::model::Version;
@@ -45,6 +45,8 @@ pub enum Command {
     Synth(SynthArgs),
     /// Run a recorded edit of the official code and show how far from it, and from float32, each result is
     Verify(VerifyArgs),
+    /// Run an edit's stages on a GPU and on the CPU, node by node, and name the first that differs
+    Compare(CompareArgs),
     /// Time an edit, and each stage by itself, on a GPU
     Bench(BenchArgs),
 }

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
             print(&text)?;
             held
         }),
+        Command::Compare(args) => bench::compare(args, &mut |text| print(text)),
         Command::Bench(args) => bench::run(args, &mut Display::new(true, &stop), &mut |text| print(text)),
         Command::Inspect(args) => inspect::run(args).and_then(|text| print(&text)),
         Command::Synth(args) => synth::write(&args.output, args.preset, args.version(), args.seed, &stop, &byte_bar(args.quiet)),

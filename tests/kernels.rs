@@ -136,7 +136,8 @@ fn a_damaged_entry_of_the_cache_is_made_again() {
 fn a_missing_compiler_is_a_resource_fault() {
     // What one test loads, its process keeps: the fault needs a process of its own.
     let tests = std::env::current_exe().unwrap();
-    let run = Command::new(tests).args(["--ignored", "--exact", "without_libraries"]).env_remove("LD_LIBRARY_PATH").output().unwrap();
+    let run =
+        Command::new(tests).args(["--ignored", "--exact", "without_libraries"]).env_remove("LD_LIBRARY_PATH").output().unwrap();
     let text = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);
     assert!(run.status.success() && text.contains("1 passed"), "{text}");
 }

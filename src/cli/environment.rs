@@ -25,7 +25,8 @@ fn libraries(variable: Variable, local: &Path) -> Vec<PathBuf> {
     if let Some(python) = list("PATH").into_iter().map(|folder| folder.join("python3")).find(|file| file.is_file()) {
         // An environment's python3 is a link to the one that it was made from.
         let prefix_of = |file: &Path| Some(file.parent()?.parent()?.to_path_buf());
-        prefixes.extend([Some(python.clone()), fs::canonicalize(python).ok()].into_iter().flatten().filter_map(|p| prefix_of(&p)));
+        prefixes
+            .extend([Some(python.clone()), fs::canonicalize(python).ok()].into_iter().flatten().filter_map(|p| prefix_of(&p)));
     }
     prefixes.push(local.to_path_buf());
 

@@ -1,4 +1,4 @@
-//! Flags of the commands that measure: `verify` and `bench`.
+//! Flags of the commands that measure: `verify`, `compare` and `bench`.
 
 use std::path::PathBuf;
 
@@ -24,6 +24,29 @@ pub struct VerifyArgs {
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+/// Flags of `compare`.
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Model folder
+    #[arg(short, long, alias = "model-path", value_name = "PATH")]
+    pub model: PathBuf,
+    /// Working size, WIDTHxHEIGHT in multiples of 16
+    #[arg(long, value_parser = super::parse_size, default_value = "256x256")]
+    pub size: (usize, usize),
+    /// What to do
+    #[arg(short, long, default_value = "Add a red scarf to the woman and write 'NOVA' on it")]
+    pub prompt: String,
+    /// Stages to run [default: all]; those before them run on the device alone
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub stage: Vec<String>,
+    /// Go on after a node that differs
+    #[arg(long)]
+    pub go_on: bool,
+    /// CUDA device
+    #[arg(long, default_value = "cuda", value_parser = super::parse_device)]
+    pub device: DeviceChoice,
 }
 
 /// Flags of `bench`.

@@ -21,7 +21,7 @@ pub struct Case {
 }
 
 /// bf16 keeps 8 bits: one rounding errs by at most 2^-9 of the value, in mean square by about (2^-9)²/3.
-const ONE_ROUNDING: f64 = 1.3e-6;
+pub(super) const ONE_ROUNDING: f64 = 1.3e-6;
 
 impl Case {
     pub(super) fn new(op: impl Op + 'static, inputs: Vec<Spec>, output: DType) -> Case {

@@ -39,6 +39,7 @@ pub use activation::Activation;
 pub use add::Add;
 pub use attention::{Attention, Segment};
 pub use case::Case;
+use case::ONE_ROUNDING;
 pub use cast::Cast;
 pub use conv2d::Conv2d;
 pub use gate_residual::GateResidual;
