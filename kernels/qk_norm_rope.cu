@@ -15,7 +15,6 @@ constexpr int kHeads = 3;               // of a half-warp at a time
 constexpr int kScales = SCALES;
 using X = Element<X_TYPE>;
 using Channels = Vec<X, 8>;
-using Words = Vec<u32, 4>;  // as many channels, packed for one store
 
 struct Params {
   const X* x;
@@ -35,20 +34,20 @@ __device__ __forceinline__ float half_warp_sum(float x) {
   return x;
 }
 
-__device__ __forceinline__ Words norm_and_rotate(const Channels& x, const Channels& scale, const float (&rope)[8]) {
+// y: the channels, packed two a word.
+__device__ __forceinline__ void norm_and_rotate(u32 (&y)[4], const Channels& x, const Channels& scale,
+                                                const float (&rope)[8]) {
   float square = 0.0f, n[8];
 #pragma unroll
   for (int j = 0; j < 8; j++) square += to_f32(x.v[j]) * to_f32(x.v[j]);
   const float inverse = 1.0f / sqrtf(half_warp_sum(square) / kWidth + 1e-6f);
 #pragma unroll
   for (int j = 0; j < 8; j++) n[j] = round_to<X>(to_f32(x.v[j]) * inverse * to_f32(scale.v[j]));
-  Words y;
 #pragma unroll
   for (int j = 0; j < 8; j += 2) {
     const float cos = rope[j], sin = rope[j + 1];
-    y.v[j / 2] = pack2<X>(cos * n[j] - sin * n[j + 1], sin * n[j] + cos * n[j + 1]);
+    y[j / 2] = pack2<X>(cos * n[j] - sin * n[j + 1], sin * n[j] + cos * n[j + 1]);
   }
-  return y;
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads) qk_norm_rope(const __grid_constant__ Params p) {
@@ -78,8 +77,9 @@ extern "C" __global__ void __launch_bounds__(kThreads) qk_norm_rope(const __grid
 #pragma unroll
       for (int i = 0; i < kHeads; i++) {
         const u32 head = first + i * kGroups + group;
-        const Words y = norm_and_rotate(x[i], scale, rope);
-        if (head < end) y.store(reinterpret_cast<u32*>(row_y + head * kWidth));
+        u32 y[4];
+        norm_and_rotate(y, x[i], scale, rope);
+        if (head < end) store_words(row_y + head * kWidth, y);
       }
     }
   }

@@ -103,3 +103,10 @@ struct alignas(sizeof(T) * N) Vec {
   __device__ __forceinline__ static Vec load(const T* from) { return *reinterpret_cast<const Vec*>(from); }
   __device__ __forceinline__ void store(T* to) const { *reinterpret_cast<Vec*>(to) = *this; }
 };
+
+// The 16 bytes of four words in one access, also where the compiler would split a Vec's store.
+__device__ __forceinline__ void store_words(void* to, const u32 (&word)[4]) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(word[0]), "r"(word[1]),
+               "r"(word[2]), "r"(word[3])
+               : "memory");
+}

@@ -33,8 +33,8 @@ pub(super) struct Pass {
     /// Which of them is under way; none before the first.
     at: Option<usize>,
     uploads: Uploads,
-    /// The last piece of each storage that is on its way, until somebody has waited for it.
-    last_piece: HashMap<StorageId, usize>,
+    /// The pieces of each storage that is on its way, until somebody has waited for them. They arrive in any order.
+    pieces: HashMap<StorageId, Range<usize>>,
 }
 
 /// Where a piece's bytes come from.
@@ -61,7 +61,7 @@ impl Pass {
         let graph = &plan.graph;
         let number = |name: &&str| graph.stages.iter().position(|s| s.name == *name).with_context(|| format!("no stage {name}"));
         let stages: Vec<usize> = stages.iter().map(number).collect::<Result<_>>()?;
-        let (mut pieces, mut origins, mut last_piece) = (Vec::new(), Vec::new(), HashMap::new());
+        let (mut pieces, mut origins, mut of_storage) = (Vec::new(), Vec::new(), HashMap::new());
         for (at, &stage) in stages.iter().enumerate() {
             // The plan lets a stage's weights come while the stage before it runs; any other company may be in the way.
             let follows = at == 0 || stages[at - 1] + 1 == stage;
@@ -71,6 +71,7 @@ impl Pass {
                     continue;
                 }
                 displace(plan, storage, resident);
+                let first = pieces.len();
                 let start = region + plan.weights.offsets[storage.0].context("a weight without a place")? as u64;
                 for origin in origins_of(graph, storage)? {
                     let size = origin.spec.dtype.bytes();
@@ -78,13 +79,13 @@ impl Pass {
                     pieces.push(Piece { address, bytes: origin.elements.len() * size, gate });
                     origins.push(origin);
                 }
-                last_piece.insert(storage, pieces.len() - 1);
+                of_storage.insert(storage, first..pieces.len());
             }
         }
         let weights = weights.clone();
         let fill = move |piece: usize, bytes: &mut [u8]| origins[piece].fill(&*weights, bytes);
         let uploads = Uploads::start(device, pieces, stages.len().max(1), Arc::new(fill))?;
-        Ok(Pass { stages, at: None, uploads, last_piece })
+        Ok(Pass { stages, at: None, uploads, pieces: of_storage })
     }
 
     /// Says that a stage is about to run: what ran before it on `stream` is what its gate waits for.
@@ -103,15 +104,12 @@ impl Pass {
 
     /// Lets a stream wait for a weight.
     pub(super) fn wait_for(&mut self, storage: StorageId, stream: &Stream) -> Result<()> {
-        match self.last_piece.remove(&storage) {
-            Some(piece) => self.uploads.wait_for(piece, stream),
-            None => Ok(()),
-        }
+        self.pieces.remove(&storage).unwrap_or(0..0).try_for_each(|piece| self.uploads.wait_for(piece, stream))
     }
 
     /// Whether all that was announced has been waited for, so that the weights marked as resident are.
     pub(super) fn is_complete(&self) -> bool {
-        self.last_piece.is_empty()
+        self.pieces.is_empty()
     }
 }
 
