@@ -19,6 +19,11 @@ pub struct Module {
     handle: sys::CUmodule,
 }
 
+// SAFETY: modules and their functions may be used from any thread.
+unsafe impl Send for Module {}
+// SAFETY: the driver's calls are thread-safe.
+unsafe impl Sync for Module {}
+
 /// An entry of a module.
 #[derive(Clone, Debug)]
 pub struct Function {

@@ -1,0 +1,127 @@
+//! What goes wrong under way ends with an error that says so, soon, and never with a hang.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use indicatif::ProgressBar;
+use step1x_edit::cli::Preset;
+use step1x_edit::cuda::Device;
+use step1x_edit::error::ResourceError;
+use step1x_edit::exec::Cuda;
+use step1x_edit::graph::Graph;
+use step1x_edit::model::Version;
+use step1x_edit::model::edit::Savings;
+use step1x_edit::ops::Cast;
+use step1x_edit::pipeline::Model;
+use step1x_edit::plan::{Plan, Precision};
+use step1x_edit::synth;
+use step1x_edit::tensor::{Component, DType, Spec};
+use step1x_edit::weights::{ModelError, Result, WeightSource};
+
+use crate::common::SyntheticWeights;
+use crate::support::{TinyEdit, gpu};
+
+/// Weights that can be read so many times.
+struct Failing {
+    weights: SyntheticWeights,
+    left: AtomicUsize,
+}
+
+impl WeightSource for Failing {
+    fn weight(&self, component: Component, name: &str) -> Option<(&Spec, &[u8])> {
+        self.weights.weight(component, name)
+    }
+
+    fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let take = |left: usize| left.checked_sub(1);
+        match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            Ok(_) => self.weights.read_at(component, name, offset, bytes),
+            Err(_) => Err(ModelError::new("the disk is gone")),
+        }
+    }
+}
+
+/// Ends the process if `work` hangs: a hung thread cannot be joined.
+fn soon<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, result) = mpsc::channel();
+    let worker = std::thread::spawn(move || drop(done.send(work())));
+    match result.recv_timeout(Duration::from_secs(300)) {
+        Ok(value) => {
+            worker.join().unwrap();
+            value
+        }
+        Err(mpsc::RecvTimeoutError::Disconnected) => std::panic::resume_unwind(worker.join().unwrap_err()),
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            eprintln!("{what}: no end after five minutes");
+            std::process::abort();
+        }
+    }
+}
+
+#[test]
+fn weights_that_cannot_be_read_end_the_run_with_their_error() {
+    let Some(gpu) = gpu() else { return };
+    let edit = Arc::new(TinyEdit::new(gpu.target(), Version::V1_1, Savings::ALL));
+    let all = edit.plan().graph.weights().count();
+    for reads in [0, 1, 10, all / 2, all - 1] {
+        let (edit, device, setup) = (edit.clone(), gpu.device.clone(), gpu.setup.clone());
+        let text = soon(&format!("{reads} reads"), move || {
+            let weights = Arc::new(Failing { weights: edit.weights(), left: reads.into() });
+            let mut exec = Cuda::new(edit.plan(), weights.clone(), &device, &setup).unwrap();
+            let error = edit.run(&mut exec).expect_err("not all weights can be read");
+            // The same executor, once the disk is back.
+            weights.left.store(usize::MAX, Ordering::Relaxed);
+            edit.run(&mut exec).expect("what failed to come is fetched again");
+            format!("{error:#}")
+        });
+        assert!(text.contains("the disk is gone"), "after {reads} of {all} reads: {text}");
+    }
+}
+
+fn cut(path: &Path) {
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+}
+
+#[test]
+fn a_file_cut_off_under_way_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("model");
+    synth::write(&folder, Preset::Tiny, Version::V1_1, 0, &AtomicBool::new(false), &ProgressBar::hidden()).unwrap();
+    let model = Model::open(&folder).unwrap();
+    model.folder.check_lengths().unwrap();
+    let vae = model.folder.files().map(|(path, ..)| path.to_path_buf()).find(|path| path.ends_with("vae.safetensors")).unwrap();
+    cut(&vae);
+    let text = model.folder.check_lengths().unwrap_err().to_string();
+    assert!(text.contains("vae.safetensors"), "{text}");
+
+    let Some(gpu) = gpu() else { return };
+    let (target, device, setup) = (gpu.target(), gpu.device.clone(), gpu.setup.clone());
+    let text = soon("a cut file", move || {
+        let edit = TinyEdit::new(target, Version::V1_1, Savings::ALL);
+        let mut exec = Cuda::new(edit.plan(), model.folder.clone(), &device, &setup).unwrap();
+        format!("{:#}", edit.run(&mut exec).expect_err("half of a file is gone"))
+    });
+    assert!(text.contains("vae.safetensors"), "{text}");
+}
+
+#[test]
+fn a_plan_beyond_the_free_memory_is_refused_before_any_is_taken() {
+    let Some(gpu) = gpu() else { return };
+    let free = |device: &Device| device.memory().unwrap().0;
+    let before = free(&gpu.device);
+    let mut graph = Graph::new();
+    graph.stage("large", 1, |g| {
+        let x = g.input("x", DType::F32, [before / 256 + 1, 64]);
+        g.op("y", Cast(DType::BF16), &[x])
+    });
+    let plan = Plan::new(graph, Precision::Bf16, gpu.target()).unwrap();
+    assert!(plan.arena_bytes > before);
+    let weights = Arc::new(SyntheticWeights::new(&plan.graph, 0));
+    let Err(error) = Cuda::new(&plan, weights, &gpu.device, &gpu.setup) else { panic!("there is not so much memory") };
+    let text = &error.downcast_ref::<ResourceError>().expect("a ResourceError").0;
+    assert!(text.contains("needs") && text.contains("free"), "{text}");
+    assert_eq!(free(&gpu.device), before, "nothing was taken");
+}
