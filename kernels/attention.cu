@@ -304,8 +304,8 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention(const __grid
   const Tile& tile = p.tiles[blockIdx.x];
   constexpr int kSlice = kWidth / kWarps;                      // output columns of a warp
   constexpr int M = kQueries / 16, D = kSlice / 8;             // of the output slice
-  constexpr int kParts = kWarps / M < kKeys / 16 ? kWarps / M : kKeys / 16;  // warps that share 16 rows of scores; others have none
-  constexpr int kPart = kKeys / kParts;                        // keys of each
+  constexpr int kParts = kWarps / M < kKeys / 16 ? kWarps / M : kKeys / 16;  // warps on the same rows
+  constexpr int kPart = kKeys / kParts;  // keys of each; further warps have none
   constexpr int N = kPart / 8;
   constexpr int kWeightPitch = kKeys * 2 + (kKeys > 16 ? 16 : 0);  // the smallest tile lets banks collide to fit 99 KB
   static_assert(kPart % 16 == 0 && D % 2 == 0, "whole fragments");
