@@ -159,7 +159,8 @@ impl Bench<'_> {
             "seconds": seconds,
             "device_bytes": {"planned": program.plan.device_bytes(), "before": before, "during": in_use},
         });
-        let (stages, ops) = self.stages()?;
+        let (stages, ops, copy) = self.stages()?;
+        report["copy_gb_per_s"] = json!(copy);
         report["stages"] = json!(stages);
         if self.args.ops {
             report["ops"] = json!(ops);
@@ -167,8 +168,9 @@ impl Bench<'_> {
         Ok(report)
     }
 
-    /// Milliseconds of each stage's runs with its weights on the device, by stage, and the sums of each kind of op.
-    fn stages(&self) -> Result<(BTreeMap<String, Value>, BTreeMap<String, Value>)> {
+    /// Milliseconds of each stage's runs with its weights on the device, by stage, the sums of each kind of op, and the device's
+    /// copy bandwidth in GB/s.
+    fn stages(&self) -> Result<(BTreeMap<String, Value>, BTreeMap<String, Value>, f64)> {
         let (edit, mut program) = (&self.edit, self.edit.program()?);
         // Stages that repeat keep what they start from, so that they can be run again and again.
         program.plan.graph.stages.iter_mut().for_each(|stage| stage.repeat = stage.repeat.max(2));
@@ -193,7 +195,8 @@ impl Bench<'_> {
                 json!({"runs": times.len(), "min_ms": first, "median_ms": times[times.len() / 2], "max_ms": last}),
             );
         }
-        Ok((stages, ops))
+        let copy = exec.copy_bandwidth()?;
+        Ok((stages, ops, copy))
     }
 }
 
@@ -236,6 +239,7 @@ fn text(report: &Value) -> Result<String> {
         gb("during"),
         gb("before")
     )?;
+    writeln!(text, "copy bandwidth, read and written: {:.0} GB/s", number(&report["copy_gb_per_s"]))?;
     writeln!(text, "{:<14}{:>10}{:>14}{:>10}{:>10}", "stage", "edit s", "warm ms", "min", "max")?;
     for (name, seconds) in report["seconds"].as_object().into_iter().flatten() {
         write!(text, "{name:<14}{:>10.3}", number(seconds))?;

@@ -43,7 +43,8 @@ pub fn run(args: &VerifyArgs, progress: &mut dyn Progress) -> Result<(String, Re
     let program = Program::new(&model.config, &model.settings, &recorded.request(), precision, engine.target())?;
     let mut exec = engine.executor(&program.plan, &model, &setup)?;
     let mut table = Table { rows: vec![] };
-    recorded.whole(&mut *exec, &model, &program, progress, &mut table)?;
+    let ours = recorded.whole(&mut *exec, &model, &program, progress, &mut table)?;
+    recorded.from_recorded(&mut *exec, &model, &program, &ours, &mut table)?;
     recorded.steps(&mut *exec, &model, &program, &mut table)?;
     let held = match table.failures() {
         names if names.is_empty() => Ok(()),
@@ -195,7 +196,7 @@ impl<'a> Recorded<'a> {
         program: &Program,
         progress: &mut dyn Progress,
         table: &mut Table,
-    ) -> Result<()> {
+    ) -> Result<Ours> {
         let (official, truth, t) = (&self.golden.official, &self.golden.truth, &program.tensors);
         let times = schedule(self.steps, program.spec.step_rows().tokens());
         let same = times.iter().zip(official.floats("timesteps")?).all(|(a, b)| (a - b).abs() < 1e-6);
@@ -221,23 +222,67 @@ impl<'a> Recorded<'a> {
             table.add(&name, ours, official.floats(&name)?, Some(truth.floats(&name)?))?;
         }
         table.add("final_packed", &take("step")?, official.floats("final_packed")?, None)?;
-        table.add_picture("image", &pixels, &official.picture("image")?.data)
+        table.add_picture("image", &pixels, &official.picture("image")?.data)?;
+        let tokens = pack_noise(&latent, h, w, DType::BF16);
+        Ok(Ours { embedding, tokens })
+    }
+
+    /// The edit from recorded embeddings, and from recorded embeddings and reference: what the stages before contribute.
+    fn from_recorded(
+        &self,
+        exec: &mut dyn Executor,
+        model: &Model,
+        program: &Program,
+        ours: &Ours,
+        table: &mut Table,
+    ) -> Result<()> {
+        let (official, t) = (&self.golden.official, &program.tensors);
+        for (name, embedding, latent) in
+            [("recorded embeddings", true, false), ("recorded reference", false, true), ("both", true, true)]
+        {
+            self.write_inputs(exec, model, program)?;
+            let embedding = if embedding { self.embedding(model, program)? } else { ours.embedding.clone() };
+            exec.write(t.embedding, Values::F32(&embedding))?;
+            let latent = if latent { self.reference(program)? } else { ours.tokens.clone() };
+            exec.write(t.reference_tokens.context("an edit has a reference")?, Values::F32(&latent))?;
+            exec.begin(&["conditioning", "step", "vae_decode"])?;
+            exec.run("conditioning", &mut |_| Ok(()))?;
+            (0..self.steps).try_for_each(|_| exec.run("step", &mut |_| Ok(())))?;
+            let latents = floats(exec, t.denoised.latents)?;
+            table.add(&format!("final_packed, {name}"), &latents, official.floats("final_packed")?, None)?;
+            exec.run("vae_decode", &mut |_| Ok(()))?;
+            let Buffer::U8(pixels) = exec.read(t.pixels)? else { bail!("the picture is not made of pixels") };
+            table.add_picture(&format!("image, {name}"), &pixels, &official.picture("image")?.data)?;
+        }
+        exec.write(t.denoised.latents, Values::F32(&official.floats("final_packed")?))?;
+        exec.begin(&["vae_decode"])?;
+        exec.run("vae_decode", &mut |_| Ok(()))?;
+        let Buffer::U8(pixels) = exec.read(t.pixels)? else { bail!("the picture is not made of pixels") };
+        table.add_picture("image, recorded latents", &pixels, &official.picture("image")?.data)
+    }
+
+    /// The recorded embeddings, as the transformer's stages take them.
+    fn embedding(&self, model: &Model, program: &Program) -> Result<Vec<f32>> {
+        let mut embedding = Vec::new();
+        for (b, branch) in BRANCHES.iter().enumerate() {
+            embedding.extend(self.golden.official.floats(&format!("{branch}.llm_embedding"))?);
+            embedding.resize(program.spec.prompt.branch(b).end * model.config.text.hidden, 0.0);
+        }
+        Ok(embedding)
+    }
+
+    /// The recorded reference as tokens.
+    fn reference(&self, program: &Program) -> Result<Vec<f32>> {
+        let (h, w) = program.spec.latent;
+        Ok(pack_noise(&self.golden.official.floats("ref_latent")?, h, w, DType::BF16))
     }
 
     /// Each recorded step from its recorded latents, embeddings and reference.
     fn steps(&self, exec: &mut dyn Executor, model: &Model, program: &Program, table: &mut Table) -> Result<()> {
         let (official, truth, t) = (&self.golden.official, &self.golden.truth, &program.tensors);
         self.write_inputs(exec, model, program)?;
-        let width = model.config.text.hidden;
-        let mut embedding = Vec::new();
-        for (b, branch) in BRANCHES.iter().enumerate() {
-            embedding.extend(official.floats(&format!("{branch}.llm_embedding"))?);
-            embedding.resize(program.spec.prompt.branch(b).end * width, 0.0);
-        }
-        exec.write(t.embedding, Values::F32(&embedding))?;
-        let (h, w) = program.spec.latent;
-        let latent = pack_noise(&official.floats("ref_latent")?, h, w, DType::BF16);
-        exec.write(t.reference_tokens.context("an edit has a reference")?, Values::F32(&latent))?;
+        exec.write(t.embedding, Values::F32(&self.embedding(model, program)?))?;
+        exec.write(t.reference_tokens.context("an edit has a reference")?, Values::F32(&self.reference(program)?))?;
         exec.begin(&["conditioning", "step"])?;
         exec.run("conditioning", &mut |_| Ok(()))?;
         for step in (0..self.steps).filter(|step| official.has(&format!("step{step}.x"))) {
@@ -252,6 +297,12 @@ impl<'a> Recorded<'a> {
         }
         Ok(())
     }
+}
+
+/// What the stages before the transformer made.
+struct Ours {
+    embedding: Vec<f32>,
+    tokens: Vec<f32>,
 }
 
 /// Keeps tensors that stages leave, for a caller that otherwise only watches.
@@ -347,9 +398,10 @@ impl Table {
     }
 
     fn text(&self, title: &str) -> Result<String> {
-        let mut text = format!("{title}\nrelative L2 distance      ours-truth  official-truth   ratio  ours-official\n");
+        let mut text =
+            format!("{title}\nrelative L2 distance                ours-truth  official-truth   ratio  ours-official\n");
         for row in &self.rows {
-            write!(text, "{:<24}", row.name)?;
+            write!(text, "{:<34}", row.name)?;
             match row.truth {
                 Some((ours, official)) => write!(text, "{ours:>12.3e}{official:>16.3e}{:>8.3}", ours / official)?,
                 None => write!(text, "{:>36}", "")?,

@@ -222,6 +222,18 @@ impl Stream {
         unsafe { result::memset_d8_async(address, 0, bytes, self.handle) }.map_err(of("clear memory"))
     }
 
+    /// Copies within the device.
+    ///
+    /// # Safety
+    /// The ranges are memory, do not overlap, and nothing else uses them at that point of the stream.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
+        // SAFETY: asked of the caller.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.handle) }.map_err(of("copy memory"))
+    }
+
     /// Copies from page-locked memory without waiting.
     ///
     /// # Safety

@@ -138,6 +138,30 @@ impl<'a> Cuda<'a> {
         marks.windows(2).map(|pair| pair[1].milliseconds_since(&pair[0])).collect()
     }
 
+    /// Gigabytes a second, read and written, of the device's own copy: what a kernel bound by memory can hope for. Half of
+    /// the weights' region is copied to the other half, so no weight is there afterwards.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn copy_bandwidth(&mut self) -> Result<f64> {
+        const RUNS: usize = 8;
+        self.finish()?;
+        (self.pass, self.resident) = (None, Resident::none(self.plan));
+        let bytes = (self.region.bytes / 2).min(1 << 30);
+        let (from, to) = (self.region.address, self.region.address + bytes as u64);
+        let (start, end) = (Event::new(&self.device, true)?, Event::new(&self.device, true)?);
+        for run in 0..=RUNS {
+            // SAFETY: both halves lie in the region, which no pass uses.
+            unsafe { self.stream.copy(to, from, bytes) }?;
+            if run == 0 {
+                start.record(&self.stream)?;
+            }
+        }
+        end.record(&self.stream)?;
+        end.synchronize()?;
+        Ok((2 * RUNS * bytes) as f64 / end.milliseconds_since(&start)? as f64 / 1e6)
+    }
+
     /// Runs a stage node by node with an event between each two, and gives each node's milliseconds.
     ///
     /// # Errors

@@ -104,7 +104,10 @@ impl Pass {
 
     /// Lets a stream wait for a weight.
     pub(super) fn wait_for(&mut self, storage: StorageId, stream: &Stream) -> Result<()> {
-        self.pieces.remove(&storage).unwrap_or(0..0).try_for_each(|piece| self.uploads.wait_for(piece, stream))
+        let mut pieces = self.pieces.get(&storage).cloned().unwrap_or(0..0);
+        pieces.try_for_each(|piece| self.uploads.wait_for(piece, stream))?;
+        self.pieces.remove(&storage); // not before: a weight that failed to come must not count as resident
+        Ok(())
     }
 
     /// Whether all that was announced has been waited for, so that the weights marked as resident are.

@@ -171,11 +171,7 @@ impl Op for Attention {
 
     /// The tiles of each size that a kernel may take, size after size.
     fn table(&self) -> Vec<u32> {
-        QUERY_TILES
-            .iter()
-            .flat_map(|&size| self.tiles(size))
-            .flat_map(|tile| bytemuck::cast::<Tile, [u32; Tile::WORDS]>(tile))
-            .collect()
+        QUERY_TILES.iter().flat_map(|&size| self.tiles(size)).flat_map(bytemuck::cast::<Tile, [u32; Tile::WORDS]>).collect()
     }
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use step1x_edit::exec::{Difference, Executor};
+use step1x_edit::exec::{Difference, Executor, Reference};
 use step1x_edit::graph::{Graph, Node, TensorId};
-use step1x_edit::ops::{Buffer, Case, Op, Operand, Output, WeightOrder, cases, round};
-use step1x_edit::plan::{Plan, Precision};
+use step1x_edit::ops::{Arch, Buffer, Case, Op, Operand, Output, WeightOrder, cases, round};
+use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::tensor::{Component, DType, Spec};
 use step1x_edit::weights::WeightSource;
 
@@ -128,11 +128,18 @@ impl OneNode {
     }
 }
 
-/// What came of a case in a form: a line, and whether it is good; none if no kernel takes the form.
-fn parity(gpu: &Gpu, case: &Case, op: &Arc<dyn Op>, expected: &[Output], form: Form) -> anyhow::Result<Option<(String, bool)>> {
+/// What came of a case in a form: a line, and whether it is good; none if no kernel takes the form. Without a device the
+/// reference runs the graph, for an sm_90 plan.
+fn parity(
+    gpu: Option<&Gpu>,
+    case: &Case,
+    op: &Arc<dyn Op>,
+    expected: &[Output],
+    form: Form,
+) -> anyhow::Result<Option<(String, bool)>> {
     let specs: Vec<Spec> = expected.iter().map(|output| output.spec.clone()).collect();
     let OneNode { graph, weights, inputs, outputs } = OneNode::new(case, op.clone(), &specs, &case.operands(), form);
-    let plan = match Plan::new(graph, Precision::Bf16, gpu.target()) {
+    let plan = match Plan::new(graph, Precision::Bf16, gpu.map_or(Target::Cuda(Arch(90)), Gpu::target)) {
         Ok(plan) => plan,
         Err(refused) if form.pad > 0 && refused.to_string().contains("kernel takes") => {
             println!("  refused with {form:?}: {}", refused.to_string().replace('\n', " "));
@@ -140,7 +147,11 @@ fn parity(gpu: &Gpu, case: &Case, op: &Arc<dyn Op>, expected: &[Output], form: F
         }
         Err(error) => return Err(error),
     };
-    let mut exec = gpu.executor(&plan, Arc::new(weights));
+    let weights = Arc::new(weights);
+    let exec: &mut dyn Executor = match gpu {
+        Some(gpu) => &mut gpu.executor(&plan, weights.clone()),
+        None => &mut Reference::new(&plan, &*weights)?,
+    };
     for (id, values) in &inputs {
         exec.write(*id, values.values())?;
     }
@@ -172,7 +183,18 @@ fn parity(gpu: &Gpu, case: &Case, op: &Arc<dyn Op>, expected: &[Output], form: F
 
 #[test]
 fn every_case_meets_the_reference() {
-    let Some(gpu) = gpu() else { return };
+    if let Some(gpu) = gpu() {
+        every_case(Some(&gpu));
+    }
+}
+
+/// The graphs of the test above, on the CPU: what differs there is the test's own fault.
+#[test]
+fn the_reference_meets_itself_in_every_form() {
+    every_case(None);
+}
+
+fn every_case(gpu: Option<&Gpu>) {
     let mut faults = Vec::new();
     let mut ran = 0;
     for mut case in cases() {
@@ -190,7 +212,7 @@ fn every_case_meets_the_reference() {
         for in_place in [false, true].into_iter().filter(|in_place| can_alias || !in_place) {
             for pad in [0, 8, 4, 1].into_iter().filter(|pad| can_pad || *pad == 0) {
                 let form = Form { in_place, pad };
-                match parity(&gpu, &case, &op, &expected, form) {
+                match parity(gpu, &case, &op, &expected, form) {
                     Ok(None) => {}
                     Ok(Some((line, good))) => {
                         println!("{line} bound {:.1e}", case.bound);
