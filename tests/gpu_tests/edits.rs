@@ -6,12 +6,14 @@ use step1x_edit::exec::{Executor, Reference, compare};
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::Savings;
 use step1x_edit::ops::Buffer;
+use step1x_edit::plan::{Precision, Target};
 
 use crate::common::relative_l2;
 use crate::support::{Gpu, STEPS, TinyEdit, gpu};
 
-/// Relative L2 distance of the device's bf16 to the CPU's: that which bf16 itself may have to float32 (golden tests).
-const BOUND: f64 = 0.018;
+/// Largest distance of the device's bf16 to float32, in distances of the CPU's bf16. Both round at the same places, so
+/// their errors are draws of one size; that of a few thousand values in a short, strongly guided edit varies by this much.
+const FARTHER: f64 = 1.5;
 
 /// Versions and savings, of which every saving and none.
 fn edits(gpu: &Gpu) -> Vec<(String, TinyEdit)> {
@@ -28,28 +30,38 @@ fn edits(gpu: &Gpu) -> Vec<(String, TinyEdit)> {
 }
 
 #[test]
-fn every_stage_is_as_near_to_the_cpu_as_bf16_allows() {
+fn every_stage_is_as_near_to_float32_as_the_cpu_in_bf16() {
     let Some(gpu) = gpu() else { return };
     let mut far = Vec::new();
-    for (what, edit) in edits(&gpu) {
+    for (version, savings, what) in [
+        (Version::V1_1, Savings::ALL, "v1.1"),
+        (Version::V1_1, Savings::NONE, "v1.1 without savings"),
+        (Version::V1_0, Savings::ALL, "v1.0"),
+    ] {
+        let edit = TinyEdit::new(gpu.target(), version, savings);
+        let float32 = TinyEdit::planned(Precision::F32, Target::Cpu, version, savings);
         let weights = Arc::new(edit.weights());
-        let mut exec = gpu.executor(edit.plan(), weights.clone());
-        let ours = edit.run(&mut exec).unwrap_or_else(|e| panic!("{what}: {e:#}"));
-        let expected = edit.run(&mut Reference::new(edit.plan(), &*weights).unwrap()).unwrap();
-        for ((name, ours), (_, expected)) in ours.iter().zip(&expected) {
-            let widened = |pixels: &[u8]| pixels.iter().map(|&p| f32::from(p)).collect::<Vec<f32>>();
-            let distance = match (ours, expected) {
-                (Buffer::F32(a), Buffer::F32(b)) => relative_l2(a, b),
-                (Buffer::U8(a), Buffer::U8(b)) => relative_l2(&widened(a), &widened(b)),
-                (a, b) => f64::from(u8::from(a != b)),
-            };
-            println!("{what}: {name}: {distance:.1e}");
+        let ours = edit.run(&mut gpu.executor(edit.plan(), weights.clone())).unwrap_or_else(|e| panic!("{what}: {e:#}"));
+        let cpu = edit.run(&mut Reference::new(edit.plan(), &*weights).unwrap()).unwrap();
+        let truth = float32.run(&mut Reference::new(float32.plan(), &*weights).unwrap()).unwrap();
+        for (((name, ours), (_, cpu)), (_, truth)) in ours.iter().zip(&cpu).zip(&truth) {
+            let (ours, cpu) = (distance(ours, truth), distance(cpu, truth));
+            println!("{what}: {name}: {ours:.2e}, CPU {cpu:.2e}");
             // A comparison that is never true of NaN.
-            let near = distance <= BOUND;
-            far.extend((!near).then(|| format!("{what}: {name} is {distance:.1e} away")));
+            let near = ours <= FARTHER * cpu;
+            far.extend((!near).then(|| format!("{what}: {name} is {ours:.2e} away, the CPU's bf16 {cpu:.2e}")));
         }
     }
-    assert!(far.is_empty(), "bound {BOUND}:\n{}", far.join("\n"));
+    assert!(far.is_empty(), "{}", far.join("\n"));
+}
+
+fn distance(a: &Buffer, b: &Buffer) -> f64 {
+    let widened = |pixels: &[u8]| pixels.iter().map(|&p| f32::from(p)).collect::<Vec<f32>>();
+    match (a, b) {
+        (Buffer::F32(a), Buffer::F32(b)) => relative_l2(a, b),
+        (Buffer::U8(a), Buffer::U8(b)) => relative_l2(&widened(a), &widened(b)),
+        (a, b) => f64::from(u8::from(a != b)),
+    }
 }
 
 #[test]

@@ -116,8 +116,11 @@ fn a_plan_beyond_the_free_memory_is_refused_before_any_is_taken() {
     let before = free(&gpu.device);
     let mut graph = Graph::new();
     graph.stage("large", 1, |g| {
-        let x = g.input("x", DType::F32, [before / 256 + 1, 64]);
-        g.op("y", Cast(DType::BF16), &[x])
+        // Inputs are there from the start; each is as large as a kernel counts.
+        for part in 0..before.div_ceil(1 << 33) {
+            let x = g.input(&format!("x{part}"), DType::F32, [1 << 25, 64]);
+            g.op(&format!("y{part}"), Cast(DType::BF16), &[x]);
+        }
     });
     let plan = Plan::new(graph, Precision::Bf16, gpu.target()).unwrap();
     assert!(plan.arena_bytes > before);

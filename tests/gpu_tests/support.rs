@@ -67,6 +67,10 @@ pub struct TinyEdit {
 impl TinyEdit {
     /// In bf16, for a device.
     pub fn new(target: Target, version: Version, savings: Savings) -> TinyEdit {
+        TinyEdit::planned(Precision::Bf16, target, version, savings)
+    }
+
+    pub fn planned(precision: Precision, target: Target, version: Version, savings: Savings) -> TinyEdit {
         let model = PresetModel::new(Preset::Tiny, version).unwrap();
         let data = (0..SIZE.0 * SIZE.1 * 3).map(|i| (i * i / 7 + i / 3) as u8).collect();
         let picture = Rgb { width: SIZE.0, height: SIZE.1, data };
@@ -84,7 +88,7 @@ impl TinyEdit {
             sample_posterior: false,
             savings,
         };
-        let program = Program::new(&model.config, &model.settings, &request, Precision::Bf16, target);
+        let program = Program::new(&model.config, &model.settings, &request, precision, target);
         let program = program.unwrap_or_else(|e| panic!("{e:#}"));
         assert_eq!(program.plan.overlaps(), []);
         TinyEdit { model, program, picture, patches }
