@@ -130,6 +130,16 @@ impl<'a> Synthetic<'a> {
     }
 }
 
+/// What was timed while the weights were on the device.
+struct Warm {
+    /// Milliseconds by stage.
+    stages: BTreeMap<String, Value>,
+    /// Sums by stage and kind of op.
+    ops: BTreeMap<String, Value>,
+    /// The device's own copy, in GB/s read and written.
+    copy: f64,
+}
+
 struct Bench<'a> {
     args: &'a BenchArgs,
     setup: &'a Setup,
@@ -159,7 +169,7 @@ impl Bench<'_> {
             "seconds": seconds,
             "device_bytes": {"planned": program.plan.device_bytes(), "before": before, "during": in_use},
         });
-        let (stages, ops, copy) = self.stages()?;
+        let Warm { stages, ops, copy } = self.stages()?;
         report["copy_gb_per_s"] = json!(copy);
         report["stages"] = json!(stages);
         if self.args.ops {
@@ -168,9 +178,8 @@ impl Bench<'_> {
         Ok(report)
     }
 
-    /// Milliseconds of each stage's runs with its weights on the device, by stage, the sums of each kind of op, and the device's
-    /// copy bandwidth in GB/s.
-    fn stages(&self) -> Result<(BTreeMap<String, Value>, BTreeMap<String, Value>, f64)> {
+    /// Runs each stage again and again while its weights are on the device.
+    fn stages(&self) -> Result<Warm> {
         let (edit, mut program) = (&self.edit, self.edit.program()?);
         // Stages that repeat keep what they start from, so that they can be run again and again.
         program.plan.graph.stages.iter_mut().for_each(|stage| stage.repeat = stage.repeat.max(2));
@@ -196,11 +205,11 @@ impl Bench<'_> {
             );
         }
         let copy = exec.copy_bandwidth()?;
-        Ok((stages, ops, copy))
+        Ok(Warm { stages, ops, copy })
     }
 }
 
-/// Sums of a stage's nodes by op and kernel: number, milliseconds, achieved TFLOP/s and GB/s.
+/// Sums of a stage's nodes by kernel and shape: number, milliseconds, achieved TFLOP/s and GB/s.
 fn by_op(plan: &Plan, stage: &str, times: &[f32]) -> Value {
     let mut sums: BTreeMap<String, (usize, f64, u64, u64)> = BTreeMap::new();
     let nodes = plan.graph.stage_named(stage).map_or(0..0, |s| s.nodes.clone());
@@ -210,7 +219,7 @@ fn by_op(plan: &Plan, stage: &str, times: &[f32]) -> Value {
         let cost = node.op.cost(&inputs, &outputs);
         let what = match node.op.kind() {
             "linear" | "conv2d" => format!("{} {} {}", node.op.kind(), inputs[0], inputs[1]),
-            _ => plan.kernels[at].to_string(),
+            _ => format!("{} {}", plan.kernels[at], inputs.first().unwrap_or(&outputs[0])),
         };
         let sum = sums.entry(what).or_default();
         *sum = (sum.0 + 1, sum.1 + ms as f64, sum.2 + cost.flops, sum.3 + cost.bytes);
@@ -255,7 +264,7 @@ fn text(report: &Value) -> Result<String> {
             let [ms, tflops, gb] = ["ms", "tflops", "gb_per_s"].map(|key| number(&row[key]));
             writeln!(
                 text,
-                "{:<90}{:>6}{ms:>10.3}{tflops:>10.1}{gb:>10.0}",
+                "{:<120}{:>6}{ms:>10.3}{tflops:>10.1}{gb:>10.0}",
                 row["op"].as_str().unwrap_or_default(),
                 row["count"]
             )?;

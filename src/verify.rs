@@ -49,7 +49,7 @@ pub fn run(args: &VerifyArgs, progress: &mut dyn Progress) -> Result<(String, Re
     let mut exec = engine.executor(&program.plan, &model, &setup)?;
     let mut table = Table { rows: vec![] };
     let tokens = recorded.whole(&mut *exec, &model, &program, progress, &mut table)?;
-    recorded.from_recorded(&mut *exec, &model, &program, &tokens, &mut table)?;
+    recorded.with_other_embeddings(&mut *exec, &model, &program, &tokens, &mut table)?;
     recorded.steps(&mut *exec, &model, &program, &mut table)?;
     let held = match table.failures() {
         names if names.is_empty() => Ok(()),
@@ -233,7 +233,7 @@ impl<'a> Recorded<'a> {
 
     /// The edit from other embeddings than ours, and the picture of the recorded latents: what the text encoder and what the
     /// decoder contribute to the picture's distance.
-    fn from_recorded(
+    fn with_other_embeddings(
         &self,
         exec: &mut dyn Executor,
         model: &Model,
