@@ -62,6 +62,32 @@ fn stages_share_one_arena() {
     assert!(plan.arena_bytes >= largest && (plan.arena_bytes as f64) < 1.02 * largest as f64 && plan.arena_bytes < sum);
 }
 
+/// A weight is on its way while the stage before its first reader runs, and stays until its last reader is done.
+#[test]
+fn weights_that_are_there_together_share_no_bytes() {
+    for (preset, size) in [(Preset::Tiny, 256), (Preset::Full, 1024)] {
+        let plan = planned(preset, (size, size), size, Precision::Bf16).plan;
+        let weights = plan.graph.storages.iter().enumerate().filter_map(|(i, storage)| {
+            let (offset, readers) = (plan.weights.offsets[i]?, plan.weights.readers[i].clone()?);
+            Some((offset..offset + storage.spec.bytes(), readers.start().saturating_sub(1)..=*readers.end(), &storage.name))
+        });
+        let weights: Vec<_> = weights.collect();
+        assert_eq!(weights.len(), plan.graph.weights().count());
+        for (i, (bytes, stages, name)) in weights.iter().enumerate() {
+            assert!(bytes.end <= plan.weights.bytes && bytes.start % ALIGNMENT == 0, "{name}");
+            for (other_bytes, other_stages, other) in &weights[..i] {
+                let together = stages.start() <= other_stages.end() && other_stages.start() <= stages.end();
+                let apart = bytes.end <= other_bytes.start || other_bytes.end <= bytes.start;
+                assert!(!together || apart, "{name} and {other}");
+            }
+        }
+        // The region is as large as the two neighbouring stages with the most weights.
+        let pairs = plan.stages.windows(2).map(|pair| pair[0].weight_bytes + pair[1].weight_bytes);
+        assert!((plan.weights.bytes as f64) < 1.01 * pairs.max().unwrap() as f64);
+    }
+    assert!(planned(Preset::Full, (1024, 1024), 1024, Precision::Bf16).plan.device_bytes() < 45_000_000_000);
+}
+
 /// Runs the plan on ownership alone: whoever writes bytes owns them, and every read must find its own bytes, also when a
 /// repeated stage comes round again. Knows nothing of lifetimes.
 fn every_read_finds_what_was_written(plan: &Plan) {

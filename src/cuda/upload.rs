@@ -3,6 +3,7 @@
 //! Pieces go up in their order. A piece behind a *gate* waits until the gate is opened with an event: what lay at its
 //! destination before is then done. Whoever needs a piece lets its own stream wait for it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -79,7 +80,9 @@ impl Uploads {
         for number in 0..count {
             let (shared, fill) = (uploads.shared.clone(), fill.clone());
             let work = move || {
-                if let Err(e) = send(&shared, &*fill, largest) {
+                // Whoever waits for a piece must hear of any end.
+                let sent = catch_unwind(AssertUnwindSafe(|| send(&shared, &*fill, largest)));
+                if let Err(e) = sent.unwrap_or_else(|_| Err(anyhow!("an upload thread panicked"))) {
                     shared.lock().failed.get_or_insert(e);
                     shared.changed.notify_all();
                 }

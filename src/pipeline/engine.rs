@@ -11,6 +11,9 @@ use crate::exec::{Cuda, Executor, Reference};
 use crate::ops::Arch;
 use crate::plan::{Plan, Precision, Target, format_bytes};
 
+/// Ten times the least compute capability that has kernels.
+const OLDEST: u32 = 80;
+
 /// Where the caller wants an edit to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -39,6 +42,15 @@ impl Engine {
     pub fn choose(choice: DeviceChoice, precision: Option<Precision>, setup: &Setup) -> Result<(Engine, Precision)> {
         let usable = |ordinal| {
             let device = Device::open(ordinal)?;
+            if device.capability < OLDEST {
+                let text = format!(
+                    "{} has compute capability {}.{}; kernels need 8.0, the first with bf16; --device cpu runs without it",
+                    device.name,
+                    device.capability / 10,
+                    device.capability % 10
+                );
+                return Err(ResourceError(text).into());
+            }
             cuda::load_nvrtc(&setup.libraries)?;
             cuda::load_cublaslt(&setup.libraries)?;
             anyhow::Ok(device)
