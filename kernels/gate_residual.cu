@@ -42,11 +42,6 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) gate_residual(const __
   const RowX x = RowX::load(p.x + row_x * p.x_stride, p.cols);
   const RowX z = RowX::load(p.z + row_z * p.z_stride, p.cols);
   const RowX gate = RowX::load(p.gate + table, p.cols);
-  RowX scale, shift;
-  if (kNorm) {
-    scale = RowX::load(p.scale + table, p.cols);
-    shift = RowX::load(p.shift + table, p.cols);
-  }
   RowY y;
 #pragma unroll
   for (int i = 0; i < kVectors; i++) {
@@ -57,5 +52,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) gate_residual(const __
     }
   }
   y.store(p.y + row * p.y_stride, p.cols);
-  if (kNorm) layer_norm_row<Y, true>(y, scale, shift, p.cols, scratch).store(p.n + row * p.n_stride, p.cols);
+  if (kNorm) {
+    layer_norm_row<Y, true>(y, p.scale + table, p.shift + table, p.cols, scratch).store(p.n + row * p.n_stride, p.cols);
+  }
 }

@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(32 * kWarps) layer_norm(const __gri
   __shared__ float scratch[kWarps];
   const size_t row = blockIdx.x, table = p.rows.table_row(blockIdx.x);
   const RowX x = RowX::load(p.x + row * p.x_stride, p.cols);
-  const RowX scale = RowX::load(p.scale + table * p.table_stride, p.cols);
-  const RowX shift = RowX::load(p.shift + table * p.table_stride, p.cols);
+  const X* const scale = p.scale + table * p.table_stride;
+  const X* const shift = p.shift + table * p.table_stride;
   layer_norm_row<Y, kModulated>(x, scale, shift, p.cols, scratch).store(p.y + row * p.y_stride, p.cols);
 }

@@ -48,22 +48,24 @@ struct Row {
 };
 
 // Layer norm of one row: factor·(x - mean)/sqrt(var + 1e-6) + shift. The factor is `scale`, or, ONE_PLUS, 1 + scale as
-// a tensor of its type holds it.
+// a tensor of its type holds it. Scale and shift, which many rows share, are read after the statistics: held before, they
+// would take the registers of blocks that could fetch further rows.
 template <typename Y, bool ONE_PLUS, typename X, typename T, int WARPS, int VECTORS, int N>
-__device__ __forceinline__ Row<Y, WARPS, VECTORS, N> layer_norm_row(const Row<X, WARPS, VECTORS, N>& x,
-                                                                    const Row<T, WARPS, VECTORS, N>& scale,
-                                                                    const Row<T, WARPS, VECTORS, N>& shift, u32 cols,
-                                                                    float* scratch) {
+__device__ __forceinline__ Row<Y, WARPS, VECTORS, N> layer_norm_row(const Row<X, WARPS, VECTORS, N>& x, const T* scale,
+                                                                    const T* shift, u32 cols, float* scratch) {
   const float mean = x.sum(cols, scratch, [](float v) { return v; }) / cols;
   const float variance = x.sum(cols, scratch, [=](float v) { return (v - mean) * (v - mean); }) / cols;
   const float inverse = 1.0f / sqrtf(variance + 1e-6f);
   Row<Y, WARPS, VECTORS, N> y;
 #pragma unroll
   for (int i = 0; i < VECTORS; i++) {
+    const u32 column = x.column(i);
+    if (column >= cols) continue;
+    const Vec<T, N> factors = Vec<T, N>::load(scale + column), shifts = Vec<T, N>::load(shift + column);
 #pragma unroll
     for (int j = 0; j < N; j++) {
-      const float factor = ONE_PLUS ? round_to<T>(1.0f + scale.at(i, j)) : scale.at(i, j);
-      y.set(i, j, factor * ((x.at(i, j) - mean) * inverse) + shift.at(i, j));
+      const float stored = to_f32(factors.v[j]), factor = ONE_PLUS ? round_to<T>(1.0f + stored) : stored;
+      y.set(i, j, factor * ((x.at(i, j) - mean) * inverse) + to_f32(shifts.v[j]));
     }
   }
   return y;
