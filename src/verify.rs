@@ -16,7 +16,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use crate::cli::{self, VerifyArgs};
-use crate::exec::Executor;
+use crate::exec::{Executor, read_f32};
 use crate::graph::TensorId;
 use crate::image::Rgb;
 use crate::model::edit::{NoiseSource, Savings};
@@ -252,7 +252,7 @@ impl<'a> Recorded<'a> {
             exec.begin(&["conditioning", "step", "vae_decode"])?;
             exec.run("conditioning", &mut |_| Ok(()))?;
             (0..self.steps).try_for_each(|_| exec.run("step", &mut |_| Ok(())))?;
-            let latents = floats(exec, t.denoised.latents)?;
+            let latents = read_f32(exec, t.denoised.latents)?;
             table.add(&format!("final_packed, {what}"), &latents, official.floats("final_packed")?, None)?;
             exec.run("vae_decode", &mut |_| Ok(()))?;
             table.add_picture(&format!("image, {what}"), &pixels(exec, t.pixels)?, &picture, least)?;
@@ -291,7 +291,7 @@ impl<'a> Recorded<'a> {
             exec.write(t.denoised.latents, Values::F32(&official.floats(&format!("step{step}.x"))?))?;
             exec.write(t.denoised.counter, Values::I32(&[step as i32]))?;
             exec.run("step", &mut |_| Ok(()))?;
-            let velocity = floats(exec, t.denoised.velocity)?;
+            let velocity = read_f32(exec, t.denoised.velocity)?;
             for (branch, ours) in BRANCHES.iter().zip(velocity.chunks(velocity.len() / 2)) {
                 let name = format!("step{step}.{branch}");
                 table.add(&name, ours, official.floats(&name)?, Some(truth.floats(&name)?))?;
@@ -326,13 +326,6 @@ impl Progress for Caught<'_> {
 
     fn result(&mut self, stage: &'static str, values: Vec<f32>) {
         self.ours.insert(stage, values);
-    }
-}
-
-fn floats(exec: &mut dyn Executor, id: TensorId) -> Result<Vec<f32>> {
-    match exec.read(id)? {
-        Buffer::F32(values) => Ok(values),
-        _ => bail!("not a float tensor"),
     }
 }
 

@@ -26,6 +26,9 @@ use crate::tensor::DType;
 
 /// Suggestions that are timed.
 const SUGGESTIONS: usize = 8;
+/// Of the ways to add up a product that is split along k, `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE` alone: the others round
+/// every partial sum to the result's type.
+const SUMS_IN_F32: u32 = 2;
 /// `CUBLAS_OP_T`.
 const TRANSPOSED: i32 = 1;
 /// Timed runs of each, after one that is not.
@@ -65,7 +68,7 @@ impl Gemms {
         let handle = result::create_handle().map_err(failed("start"))?;
         // SAFETY: takes nothing.
         let version = unsafe { sys::cublasLtGetVersion() };
-        let identity = format!("step1x-edit gemm 1: {} cublasLt {version}", device.name);
+        let identity = format!("step1x-edit gemm 2: {} cublasLt {version}", device.name);
         let file = setup.cache.as_ref().map(|folder| folder.join(format!("gemm-{:016x}.txt", hash(identity.as_bytes()))));
         let known = file.as_ref().and_then(|f| parse(&fs::read_to_string(f).ok()?, &identity)).unwrap_or_default();
         Ok(Gemms { device: device.clone(), handle, identity, file, known, grown: false })
@@ -332,6 +335,7 @@ impl PreferenceHandle {
     fn new(gemm: &Gemm) -> Result<PreferenceHandle> {
         let wanted = PreferenceHandle(result::create_matmul_pref().map_err(failed("take a preference"))?);
         wanted.set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, Gemm::WORKSPACE)?;
+        wanted.set(Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, SUMS_IN_F32)?;
         wanted.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(gemm.w.address))?;
         wanted.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(gemm.x.address))?;
         wanted.set(Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(gemm.y.address))?;

@@ -11,7 +11,7 @@ use anyhow::{Result, anyhow, ensure};
 
 use super::device::{Device, Event, Pinned, Stream};
 
-/// Largest piece, in bytes.
+/// Largest piece, in bytes; a multiple of every element's size.
 pub const PIECE: usize = 32 << 20;
 /// Threads that fill buffers, each with two of them, so that one is copied while the other is filled.
 const THREADS: usize = 6;

@@ -7,15 +7,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use half::{bf16, f16};
 
-use crate::cuda::{Device, Event, Piece, Stream, Uploads};
+use crate::cuda::{Device, Event, PIECE, Piece, Stream, Uploads};
 use crate::graph::{Graph, Kind, StorageId};
 use crate::ops::WeightOrder;
 use crate::plan::Plan;
 use crate::tensor::{Component, DType, Spec};
 use crate::weights::{WeightSource, decode_f32};
-
-/// Largest piece in bytes: a multiple of every element's size, small enough for a page-locked buffer.
-const PIECE: usize = 32 << 20;
 
 /// Which weights are whole in the device's region.
 pub(super) struct Resident(Vec<bool>);

@@ -7,7 +7,7 @@ mod fetch;
 mod reference;
 mod values;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::graph::{Node, TensorId};
 use crate::ops::{Buffer, Values};
@@ -18,6 +18,17 @@ pub use reference::{Observer, Reference};
 
 /// Called after each node, or each replay of a captured stage, is done or under way; an error stops the run.
 pub type Watch<'w> = dyn FnMut(&Node) -> Result<()> + 'w;
+
+/// The values of a float tensor, dense, widened.
+///
+/// # Errors
+/// A tensor of indices or pixels, or a fault of what ran before.
+pub fn read_f32(exec: &mut dyn Executor, id: TensorId) -> Result<Vec<f32>> {
+    match exec.read(id)? {
+        Buffer::F32(values) => Ok(values),
+        _ => bail!("not a float tensor"),
+    }
+}
 
 /// What can run a plan.
 pub trait Executor {

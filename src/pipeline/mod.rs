@@ -16,7 +16,7 @@ pub use self::model::Model;
 pub use self::program::{HostInputs, Program, Request};
 use crate::cuda::Setup;
 use crate::error::usage;
-use crate::exec::Executor;
+use crate::exec::{Executor, read_f32};
 use crate::graph::TensorId;
 use crate::image::{self, Filter, Format, Output, Rgb};
 use crate::model::Version;
@@ -245,7 +245,7 @@ pub fn run_stages(
         }
         seconds.insert(stage.name, start.elapsed().as_secs_f64());
         for (_, id) in watched.iter().filter(|(name, _)| *name == stage.name) {
-            progress.result(stage.name, floats(exec, *id)?);
+            progress.result(stage.name, read_f32(exec, *id)?);
         }
     }
     let faults = index(exec, t.pixel_faults)?;
@@ -258,7 +258,7 @@ pub fn run_stages(
 
 fn check_finite(exec: &mut dyn Executor, stage: &str, id: Option<TensorId>) -> Result<()> {
     let Some(id) = id else { return Ok(()) };
-    let bad = floats(exec, id)?.iter().filter(|v| !v.is_finite()).count();
+    let bad = read_f32(exec, id)?.iter().filter(|v| !v.is_finite()).count();
     ensure!(bad == 0, "{bad} values are not finite after the stage {stage}; are its weights damaged? Nothing was written");
     Ok(())
 }
@@ -267,13 +267,6 @@ fn check_fault(exec: &mut dyn Executor, fault: TensorId, steps: usize) -> Result
     let step = index(exec, fault)?;
     ensure!(step == 0, "the latents are not finite after step {step} of {steps} (stage step); nothing was written");
     Ok(())
-}
-
-fn floats(exec: &mut dyn Executor, id: TensorId) -> Result<Vec<f32>> {
-    match exec.read(id)? {
-        Buffer::F32(values) => Ok(values),
-        _ => bail!("not a float tensor"),
-    }
 }
 
 fn index(exec: &mut dyn Executor, id: TensorId) -> Result<i32> {

@@ -12,8 +12,8 @@ use crate::common::relative_l2;
 use crate::support::{Gpu, STEPS, TinyEdit, gpu};
 
 /// Largest distance of the device's bf16 to float32, in distances of the CPU's bf16. Both round at the same places, so
-/// their errors are draws of one size; that of a few thousand values in a short, strongly guided edit varies by this much.
-const FARTHER: f64 = 1.5;
+/// their errors are draws of one size, over a few thousand values; the farthest measured is 1.09.
+const FARTHER: f64 = 1.2;
 
 /// Versions and savings, of which every saving and none.
 fn edits(gpu: &Gpu) -> Vec<(String, TinyEdit)> {
