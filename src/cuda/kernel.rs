@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use cudarc::driver::{result, sys};
 
 use super::device::{Device, Stream, of};
-use super::launch::KernelLaunch;
+use super::launch::{KernelLaunch, TensorMap};
 
 /// Dynamic shared memory that a block may have without asking.
 const SHARED_UNASKED: u32 = 48 << 10;
@@ -60,6 +60,52 @@ impl Module {
         }
         Ok(Function { _module: self.clone(), handle })
     }
+}
+
+impl KernelLaunch {
+    /// The launch as a device takes it: maps encoded, blocks counted.
+    ///
+    /// # Errors
+    /// A map that the driver refuses.
+    pub fn ready(mut self, device: &Device) -> Result<KernelLaunch> {
+        if self.persistent {
+            self.grid[0] = self.grid[0].min(device.multiprocessors);
+        }
+        let maps: Vec<[u8; TensorMap::BYTES]> = self.maps.iter().map(encode).collect::<Result<_>>()?;
+        self.params.splice(0..0, maps.concat());
+        self.maps.clear();
+        Ok(self)
+    }
+}
+
+/// A map in the driver's form; zeros if it has no rows.
+fn encode(map: &TensorMap) -> Result<[u8; TensorMap::BYTES]> {
+    let mut encoded = sys::CUtensorMap { opaque: [0; 16] };
+    if map.rows > 0 {
+        let (extents, strides) = ([map.columns as u64, map.rows as u64], [map.stride_bytes]);
+        let (box_extents, steps) = ([map.box_columns, map.box_rows], [1, 1]);
+        // SAFETY: every array has as many elements as two dimensions ask for; the driver does not follow the address.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut encoded,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                map.address as *mut c_void,
+                extents.as_ptr(),
+                strides.as_ptr(),
+                box_extents.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(of("encode a tensor map"))
+        .with_context(|| format!("{map:?}"))?;
+    }
+    Ok(bytemuck::cast(encoded.opaque))
 }
 
 impl Drop for Module {

@@ -24,14 +24,41 @@ pub enum Launch {
 pub struct KernelLaunch {
     /// The `extern "C"` function of the source.
     pub entry: &'static str,
-    /// Blocks.
+    /// Blocks; of a persistent kernel, the most that have work.
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: u32,
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
-    /// The one argument, by value.
+    /// Blocks stay and take work after work: no more are launched than there are multiprocessors.
+    pub persistent: bool,
+    /// The first members of the argument, which the driver encodes.
+    pub maps: Vec<TensorMap>,
+    /// The one argument, by value; without the maps.
     pub params: Vec<u8>,
+}
+
+/// What the tensor memory accelerator copies boxes of: a row-major matrix of 16-bit elements. In shared memory a row of a
+/// box takes 128 bytes, whose 16-byte chunks are swapped by the row number modulo 8.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TensorMap {
+    /// First element; a multiple of 16.
+    pub address: u64,
+    /// Elements of a row.
+    pub columns: u32,
+    /// Rows; 0 for a map that is never used.
+    pub rows: u32,
+    /// Bytes between the starts of rows; a multiple of 16.
+    pub stride_bytes: u64,
+    /// Elements of a box's row, at most 64.
+    pub box_columns: u32,
+    /// Rows of a box, at most 256.
+    pub box_rows: u32,
+}
+
+impl TensorMap {
+    /// Size of an encoded map.
+    pub const BYTES: usize = 128;
 }
 
 impl Launch {
@@ -43,7 +70,21 @@ impl Launch {
         shared_bytes: u32,
         params: &impl bytemuck::NoUninit,
     ) -> Launch {
-        Launch::Kernel(KernelLaunch { entry, grid, block, shared_bytes, params: bytemuck::bytes_of(params).to_vec() })
+        let params = bytemuck::bytes_of(params).to_vec();
+        Launch::Kernel(KernelLaunch { entry, grid, block, shared_bytes, persistent: false, maps: vec![], params })
+    }
+
+    /// A kernel whose blocks share out the work of `blocks` among themselves, and whose one argument is `maps`, then `params`.
+    pub fn persistent(
+        entry: &'static str,
+        blocks: u32,
+        block: u32,
+        shared_bytes: u32,
+        maps: Vec<TensorMap>,
+        params: &impl bytemuck::NoUninit,
+    ) -> Launch {
+        let (grid, params) = ([blocks, 1, 1], bytemuck::bytes_of(params).to_vec());
+        Launch::Kernel(KernelLaunch { entry, grid, block, shared_bytes, persistent: true, maps, params })
     }
 }
 

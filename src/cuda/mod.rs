@@ -12,6 +12,6 @@ pub use compile::{Compiler, Cubin};
 pub use device::{Device, Event, Memory, Pinned, Stream};
 pub use gemm::{Gemms, Product};
 pub use kernel::{Captured, Function, Module};
-pub use launch::{Gemm, KernelLaunch, Launch, Matrix};
+pub use launch::{Gemm, KernelLaunch, Launch, Matrix, TensorMap};
 pub use library::{Setup, load_cublaslt, load_driver, load_nvrtc};
 pub use upload::{Fill, PIECE, Piece, Uploads};

@@ -78,7 +78,7 @@ impl<'a> Cuda<'a> {
         let launches: Vec<Vec<Launch>> = plan.graph.nodes.iter().enumerate().map(launches).collect();
         let mut work = Vec::new();
         for (at, launches) in launches.into_iter().enumerate() {
-            let ready = launches.into_iter().map(|launch| prepare(launch, modules[at].as_ref(), &mut gemms, &stream));
+            let ready = launches.into_iter().map(|launch| prepare(launch, modules[at].as_ref(), &mut gemms, &stream, device));
             work.push(ready.collect::<Result<Vec<_>>>().with_context(|| plan.graph.nodes[at].name.clone())?);
         }
         gemms.save();
@@ -398,11 +398,11 @@ fn launches(plan: &Plan, node: &Node, at: usize, arena: &Memory, region: &Memory
     node.op.launch(&plan.kernels[at], &Args { inputs, outputs, table, scratch })
 }
 
-fn prepare(launch: Launch, module: Option<&Arc<Module>>, gemms: &mut Gemms, stream: &Stream) -> Result<Work> {
+fn prepare(launch: Launch, module: Option<&Arc<Module>>, gemms: &mut Gemms, stream: &Stream, device: &Device) -> Result<Work> {
     Ok(match launch {
         Launch::Kernel(launch) => {
             let Some(module) = module else { bail!("a kernel without a source") };
-            Work::Kernel(module.function(launch.entry, launch.shared_bytes)?, launch)
+            Work::Kernel(module.function(launch.entry, launch.shared_bytes)?, launch.ready(device)?)
         }
         // SAFETY: the addresses are the plan's, and nothing is in the arena yet.
         Launch::Gemm(gemm) => Work::Product(unsafe { gemms.prepare(&gemm, stream) }?),

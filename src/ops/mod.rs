@@ -8,6 +8,7 @@
 mod activation;
 mod add;
 mod attention;
+mod attention_kernels;
 mod branches;
 mod case;
 mod cast;
