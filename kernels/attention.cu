@@ -43,7 +43,7 @@ struct Params {
   u32 group;         // query heads that share a key head
   float scale_log2;  // scale · log2 e
   float inverse_scale;
-  u32 padding;
+  u32 biases;  // of the first rows of keys
 };
 static_assert(sizeof(Params) == 80, "as in src/ops/attention.rs");
 
@@ -168,7 +168,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) attention(const __grid
     copy_rows<kKeys>(to + kTileBytes, p.v + key_column, p.v_stride, tile.k, first);
     cp_async_commit();
     const u32 key = first + threadIdx.x;
-    if (kKeyBias && threadIdx.x < kKeys) next_bias = key < tile.k.count ? p.bias[tile.k[key]] * p.inverse_scale : 0.0f;
+    if (kKeyBias && threadIdx.x < kKeys) {
+      const u32 row = tile.k[key];
+      next_bias = key < tile.k.count && row < p.biases ? p.bias[row] * p.inverse_scale : 0.0f;
+    }
   };
   copy_rows<kQueries>(q, p.q + blockIdx.y * kWidth, p.q_stride, tile.q, tile.first);
   copy_tile(0);

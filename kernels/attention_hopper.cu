@@ -8,7 +8,7 @@
 //
 // Scores stay unscaled, so that a weight is 2^(c·score - c·maximum) with c = scale·log2 e; the bias is divided by the scale
 // before it joins them. Keys past the end of a range have a bias of -∞, and zeros for values, since 0 · NaN would not be 0.
-// Only tiles with a bias other than 0 pay for it.
+// Only tiles of rows that have biases and tiles with an end look for them.
 
 #include "exp2.cuh"
 #include "hopper.cuh"
@@ -31,14 +31,15 @@ struct Range {
 struct Params {
   Maps maps[2][2];
   Range ranges[2][2];
-  const float* bias;  // of keys; may be missing
+  const float* bias;
   bf16* y;
   u32 y_stride;
   u32 heads;
   u32 group;         // query heads that share a key head
   float scale_log2;  // scale · log2 e
   float inverse_scale;
-  u32 padding[7];
+  u32 biases;  // of the first rows of keys
+  u32 padding[6];
 };
 static_assert(sizeof(Params) == 1664, "as in src/ops/attention_kernels.rs");
 
@@ -49,11 +50,14 @@ struct Shared {
   u8 q[2 * kQueryPanel];
   u8 k[kStages][2 * kKeyPanel];
   u8 v[kStages][2 * kKeyPanel];
-  float biases[kStages][kKeys];
-  u32 biased[kStages];  // whether any of them is not 0
-  u64 q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  float biases[kKeys];
+  u64 q_full, q_empty, biases_full, biases_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
 };
-static_assert(sizeof(Shared) == 164952, "as in src/ops/attention_kernels.rs");
+static_assert(sizeof(Shared) == 164448, "as in src/ops/attention_kernels.rs");
+
+// The bias of a key that nobody sees; and a first maximum, above it but below all scores, so that weights of rows without a
+// visible key so far are 0 and not NaN.
+constexpr float kHidden = -3e38f, kLowest = -1e30f;
 
 extern __shared__ __align__(1024) u8 shared_bytes[];
 
@@ -82,11 +86,13 @@ struct Work {
 // A tile of keys by number: those of the first range, then of the second.
 struct Keys {
   u32 range, first;
+  bool biased;  // it may have biases other than 0
 
-  __device__ __forceinline__ Keys(const Range (&ranges)[2], u32 number) {
+  __device__ __forceinline__ Keys(const Params& p, const Range (&ranges)[2], u32 number) {
     const u32 in_text = tiles_of(ranges[0].k_count, kKeys);
     range = number >= in_text;
     first = (range ? number - in_text : number) * kKeys;
+    biased = ranges[range].k_first + first < p.biases || first + kKeys > ranges[range].k_count;
   }
   __device__ __forceinline__ static u32 tiles(const Range (&ranges)[2]) {
     return tiles_of(ranges[0].k_count, kKeys) + tiles_of(ranges[1].k_count, kKeys);
@@ -114,13 +120,13 @@ __device__ __forceinline__ void produce_tiles(const Params& p, Shared& s, u32 to
 #pragma unroll 1
     for (u32 i = 0; i <= tiles; i++) {
       if (i < tiles) {
-        const Keys keys(ranges, i);
+        const Keys keys(p, ranges, i);
         barrier_wait(s.k_empty[k.at], k.parity ^ 1);
         load_tile(shared_address(s.k[k.at]), kKeyPanel, maps[keys.range].k, key_head, keys.first, s.k_full[k.at]);
         k.next();
       }
       if (i > 0) {
-        const Keys keys(ranges, i - 1);
+        const Keys keys(p, ranges, i - 1);
         barrier_wait(s.v_empty[v.at], v.parity ^ 1);
         load_tile(shared_address(s.v[v.at]), kKeyPanel, maps[keys.range].v, key_head, keys.first, s.v_full[v.at]);
         v.next();
@@ -129,36 +135,29 @@ __device__ __forceinline__ void produce_tiles(const Params& p, Shared& s, u32 to
   }
 }
 
-// Brings the biases of each tile of keys, by one warp.
+// Brings the biases of the tiles that may have any, by one warp.
 __device__ __forceinline__ void produce_biases(const Params& p, Shared& s, u32 total) {
-  const u32 lane = threadIdx.x % 32;
-  Ring<kStages> k;
+  u32 parity = 1;
   for (u32 number = blockIdx.x; number < total; number += gridDim.x) {
     const Range(&ranges)[2] = p.ranges[Work(p, number).segment];
     const u32 tiles = Keys::tiles(ranges);
 #pragma unroll 1
-    for (u32 i = 0; i < tiles; i++, k.next()) {
-      const Keys keys(ranges, i);
-      const u32 count = ranges[keys.range].k_count, row = ranges[keys.range].k_first + keys.first;
-      bool any = false;
-      barrier_wait(s.k_empty[k.at], k.parity ^ 1);
+    for (u32 i = 0; i < tiles; i++) {
+      const Keys keys(p, ranges, i);
+      if (!keys.biased) continue;
+      const Range& range = ranges[keys.range];
+      barrier_wait(s.biases_empty, parity);
+      parity ^= 1;
 #pragma unroll 1
-      for (u32 at = lane; at < kKeys; at += 32) {
-        const bool inside = keys.first + at < count;
-        const float bias = !inside ? -__int_as_float(0x7f800000) : p.bias ? p.bias[row + at] * p.inverse_scale : 0.0f;
-        s.biases[k.at][at] = bias;
-        any |= bias != 0.0f;
+      for (u32 at = threadIdx.x % 32; at < kKeys; at += 32) {
+        const u32 key = keys.first + at, row = range.k_first + key;
+        s.biases[at] = key >= range.k_count ? kHidden : row < p.biases ? p.bias[row] * p.inverse_scale : 0.0f;
       }
-      any = __any_sync(0xffffffffu, any);
-      if (lane == 0) s.biased[k.at] = any;
-      __syncwarp();
-      if (lane == 0) barrier_arrive(s.k_full[k.at]);
+      barrier_arrive(s.biases_full);
     }
   }
 }
 
-// Below all scores but -∞, so that weights of rows without a visible key so far are 0 and not NaN.
-constexpr float kLowest = -1e30f;
 
 // 64 query rows: a thread holds values of two of them, 8 apart, as do the three other lanes of its quad.
 struct Consumer {
@@ -166,6 +165,7 @@ struct Consumer {
   Shared& s;
   u32 number;  // of the consumer
   Ring<kStages> k, v;
+  u32 biases_parity = 0;
   u32 q[kWidth / 16][4];
   float o[64], top[2], sum[2], factor[2];
 
@@ -208,22 +208,23 @@ struct Consumer {
     wgmma_commit();
   }
 
-  // Waits for the scores but not for a sum that was started after them, adds biases, and frees the keys.
+  // Waits for the scores but not for a sum that was started after them, frees the keys, and adds biases.
   template <int PENDING>
-  __device__ __forceinline__ void finish_qk(float (&scores)[64]) {
-    const bool biased = s.biased[k.at];
+  __device__ __forceinline__ void finish_qk(float (&scores)[64], bool biased) {
     wgmma_wait<PENDING>();
     pin(scores);
-    if (biased) {
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; n++) {
-        const float2 bias = *reinterpret_cast<const float2*>(&s.biases[k.at][n * 8 + threadIdx.x % 4 * 2]);
-        scores[n * 4] += bias.x, scores[n * 4 + 1] += bias.y;
-        scores[n * 4 + 2] += bias.x, scores[n * 4 + 3] += bias.y;
-      }
-    }
     release(s.k_empty[k.at]);
     k.next();
+    if (!biased) return;
+    barrier_wait(s.biases_full, biases_parity);
+    biases_parity ^= 1;
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; n++) {
+      const float2 bias = *reinterpret_cast<const float2*>(&s.biases[n * 8 + threadIdx.x % 4 * 2]);
+      scores[n * 4] += bias.x, scores[n * 4 + 1] += bias.y;
+      scores[n * 4 + 2] += bias.x, scores[n * 4 + 3] += bias.y;
+    }
+    barrier_arrive(s.biases_empty);
   }
 
   // Waits for the sum and frees the values.
@@ -265,7 +266,8 @@ struct Consumer {
   }
 
   // o = sum of weights·v over all keys, not yet divided by `sum`.
-  __device__ __forceinline__ void consume(u32 tiles, u32 q_parity) {
+  __device__ __forceinline__ void consume(const Range (&ranges)[2], u32 q_parity) {
+    const u32 tiles = Keys::tiles(ranges);
     float scores[64];
     u32 weights[kKeys / 16][4];
     top[0] = top[1] = kLowest;
@@ -276,7 +278,7 @@ struct Consumer {
 
     barrier_wait(s.k_full[k.at], k.parity);
     multiply_qk(scores);
-    finish_qk<0>(scores);
+    finish_qk<0>(scores, Keys(p, ranges, 0).biased);
     soften(scores);
     pack(weights, scores);
     for (u32 i = 1; i < tiles; i++) {
@@ -284,7 +286,7 @@ struct Consumer {
       multiply_qk(scores);
       barrier_wait(s.v_full[v.at], v.parity);
       multiply_pv(weights);
-      finish_qk<1>(scores);
+      finish_qk<1>(scores, Keys(p, ranges, i).biased);
       soften(scores);
       finish_pv();
       pack(weights, scores);
@@ -341,8 +343,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention(const __grid
   if (threadIdx.x == 0) {
     barrier_init(s.q_full, 1);
     barrier_init(s.q_empty, kConsumerWarps);
+    barrier_init(s.biases_full, 32);
+    barrier_init(s.biases_empty, 128 * kConsumers);
     for (int i = 0; i < kStages; i++) {
-      barrier_init(s.k_full[i], 2);  // the bytes of the keys, and their biases
+      barrier_init(s.k_full[i], 1);
       barrier_init(s.v_full[i], 1);
       barrier_init(s.k_empty[i], kConsumerWarps);
       barrier_init(s.v_empty[i], kConsumerWarps);
@@ -361,7 +365,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention(const __grid
     u32 parity = 0;
     for (u32 number = blockIdx.x; number < total; number += gridDim.x, parity ^= 1) {
       const Work work(p, number);
-      consumer.consume(Keys::tiles(p.ranges[work.segment]), parity);
+      consumer.consume(p.ranges[work.segment], parity);
       consumer.write(p.ranges[work.segment][work.range], work);
     }
   }

@@ -116,13 +116,6 @@ impl StepRows {
         }
         table
     }
-
-    /// The logarithm of how many rows each row stands for as a key [rows].
-    pub fn key_bias(&self) -> Vec<f32> {
-        let mut bias = self.prompt.key_bias();
-        bias.resize(self.total(), 0.0);
-        bias
-    }
 }
 
 /// Axis and frequency of each rotary pair; frequencies 10000^(−2k/d) of an axis of d channels, in f64.
@@ -396,5 +389,5 @@ fn attend(
 pub fn step_tables(g: &mut Graph, rows: &StepRows) -> (TensorId, Option<TensorId>) {
     let weighted = rows.prompt.padding.iter().zip(&rows.prompt.padding_meant).any(|(p, meant)| p != meant);
     let rope = g.input("rope", F32, [rows.total(), HEAD_WIDTH]);
-    (rope, weighted.then(|| g.input("key_bias", F32, [rows.total()])))
+    (rope, weighted.then(|| g.input("key_bias", F32, [rows.prompt.total()])))
 }

@@ -1,8 +1,8 @@
-//! `softmax(q·kᵀ·scale + bias)·v` within segments: q, y [Rq, H·E]; k, v [Rk, G·E] with G dividing H; bias [Rk] f32.
+//! `softmax(q·kᵀ·scale + bias)·v` within segments: q, y [Rq, H·E]; k, v [Rk, G·E] with G dividing H; bias [B ≤ Rk] f32.
 //!
 //! A segment names the rows that ask and the rows that answer, each as a few ranges of the packed layout, so branches,
 //! windows and a shared prefix are read in place through strides. The bias of a key is 0, ln n for a row that stands
-//! for n equal ones, or -∞ for one that nobody may see. Softmax in f32.
+//! for n equal ones, or -∞ for one that nobody may see; key rows from B on have none. Softmax in f32.
 
 use std::ops::Range;
 
@@ -78,7 +78,7 @@ impl Op for Attention {
         );
         ensure!(self.heads.is_multiple_of(self.kv_heads), "{} heads over {} key heads", self.heads, self.kv_heads);
         if let Some(bias) = inputs.get(3) {
-            ensure!(bias.shape.0 == [k.rows()], "{} key biases for {} keys", bias.shape, k.rows());
+            ensure!(matches!(bias.shape.0[..], [n] if n <= k.rows()), "{} key biases for {} keys", bias.shape, k.rows());
         }
         let mut asked = vec![0u8; q.rows()];
         for segment in &self.segments {
@@ -201,7 +201,8 @@ impl Attention {
         let q = gather(&inputs[0], &mut rows.iter().copied(), head);
         let k = gather(&inputs[1], &mut key_rows(), kv_head);
         let v = gather(&inputs[2], &mut key_rows(), kv_head);
-        let bias: Option<Vec<f32>> = inputs.get(3).map(|b| key_rows().map(|row| b.f32()[row]).collect());
+        let bias: Option<Vec<f32>> =
+            inputs.get(3).map(|b| key_rows().map(|row| b.f32().get(row).copied().unwrap_or(0.0)).collect());
 
         let mut scores = vec![0.0; rows.len() * keys];
         matmul(&q, &k, true, &mut scores, rows.len(), width, keys, Parallelism::None);
@@ -231,10 +232,10 @@ fn softmax(scores: &mut [f32], visible: usize, scale: f32, bias: Option<&[f32]>)
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let case = |dtype: DType, op: Attention, [rows_q, rows_k, width]: [usize; 3], biased: bool| {
+    let case = |dtype: DType, op: Attention, [rows_q, rows_k, width]: [usize; 3], biases: usize| {
         let spec = |rows, heads| Spec::new(dtype, [rows, heads * width]);
         let mut inputs = vec![spec(rows_q, op.heads), spec(rows_k, op.kv_heads), spec(rows_k, op.kv_heads)];
-        inputs.extend(biased.then(|| Spec::new(DType::F32, [rows_k])));
+        inputs.extend((biases > 0).then(|| Spec::new(DType::F32, [biases])));
         let (bound, reason) = match dtype {
             DType::F16 => (8.0 * ONE_ROUNDING / 64.0, "weights and results are rounded to f16"),
             _ => (8.0 * ONE_ROUNDING, "weights and results are rounded to bf16"),
@@ -262,19 +263,19 @@ pub(super) fn cases() -> Vec<Case> {
     ];
     let causal = Attention { heads: 7, kv_heads: 1, causal: true, segments: shared_prefix };
     vec![
-        case(DType::BF16, full(2, two_branches), [242, 242, 128], true),
-        case(DType::BF16, causal, [86, 86, 128], false),
-        case(DType::BF16, full(2, windows), [81, 81, 80], false),
-        case(DType::BF16, full(2, few_queries), [40, 114, 128], false),
-        case(DType::BF16, full(1, vec![Segment::all(0..300)]), [300, 300, 512], false),
-        case(DType::F16, full(1, vec![Segment::all(0..300)]), [300, 300, 512], false),
-        case(DType::BF16, full(2, vec![Segment::all(0..1), Segment::all(1..2)]), [2, 2, 128], false),
-        case(DType::BF16, full(3, long), [750, 750, 128], true),
-        case(DType::BF16, full(2, vec![Segment::all(0..200)]), [200, 200, 80], false),
-        case(DType::BF16, full(2, three), [300, 300, 128], true),
-        case(DType::BF16, Attention { kv_heads: 2, ..full(6, unequal) }, [700, 700, 128], true),
-        case(DType::BF16, full(1, vec![Segment::all(0..257)]), [257, 257, 128], false),
-        case(DType::F16, full(1, vec![Segment::all(0..130)]), [130, 130, 128], false),
+        case(DType::BF16, full(2, two_branches), [242, 242, 128], 50),
+        case(DType::BF16, causal, [86, 86, 128], 0),
+        case(DType::BF16, full(2, windows), [81, 81, 80], 0),
+        case(DType::BF16, full(2, few_queries), [40, 114, 128], 0),
+        case(DType::BF16, full(1, vec![Segment::all(0..300)]), [300, 300, 512], 0),
+        case(DType::F16, full(1, vec![Segment::all(0..300)]), [300, 300, 512], 0),
+        case(DType::BF16, full(2, vec![Segment::all(0..1), Segment::all(1..2)]), [2, 2, 128], 0),
+        case(DType::BF16, full(3, long), [750, 750, 128], 750),
+        case(DType::BF16, full(2, vec![Segment::all(0..200)]), [200, 200, 80], 0),
+        case(DType::BF16, full(2, three), [300, 300, 128], 260),
+        case(DType::BF16, Attention { kv_heads: 2, ..full(6, unequal) }, [700, 700, 128], 260),
+        case(DType::BF16, full(1, vec![Segment::all(0..257)]), [257, 257, 128], 0),
+        case(DType::F16, full(1, vec![Segment::all(0..130)]), [130, 130, 128], 0),
     ]
 }
 

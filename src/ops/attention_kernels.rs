@@ -35,7 +35,7 @@ fn portable(op: &Attention, kernel: &Kernel, args: &Args) -> Launch {
         group: (op.heads / op.kv_heads) as u32,
         scale_log2: scale_log2(width),
         inverse_scale: (width as f32).sqrt(),
-        padding: 0,
+        biases: biases(args),
     };
     // Blocks in flight share a head, and with it keys and values in the cache.
     let grid = [tiles(op, queries).len() as u32, op.heads as u32, 1];
@@ -46,6 +46,11 @@ fn portable(op: &Attention, kernel: &Kernel, args: &Args) -> Launch {
 /// Address of the keys' biases; 0 without.
 fn bias(args: &Args) -> u64 {
     args.inputs.get(3).map_or(0, |bias| bias.address)
+}
+
+/// How many there are.
+fn biases(args: &Args) -> u32 {
+    args.inputs.get(3).map_or(0, |bias| bias.cols() as u32)
 }
 
 /// log2(e) / √width.
@@ -105,7 +110,7 @@ struct Portable {
     group: u32,
     scale_log2: f32,
     inverse_scale: f32,
-    padding: u32,
+    biases: u32,
 }
 const _: () = assert!(size_of::<Portable>() == 80 && size_of::<Tile>() == 36);
 
@@ -145,7 +150,7 @@ const HOPPER_PANEL: u32 = 64;
 /// A producer and two consumers.
 const HOPPER_THREADS: u32 = 3 * 128;
 /// Queries, two tiles of keys and of values, biases and barriers.
-const HOPPER_SHARED: u32 = 164_952;
+const HOPPER_SHARED: u32 = 164_448;
 
 /// Rows of a range as queries and as keys; nothing of what is not there.
 #[repr(C)]
@@ -169,7 +174,8 @@ struct Hopper {
     group: u32,
     scale_log2: f32,
     inverse_scale: f32,
-    padding: [u32; 7],
+    biases: u32,
+    padding: [u32; 6],
 }
 const _: () = assert!(size_of::<Hopper>() + 12 * TensorMap::BYTES == 1664);
 
@@ -198,7 +204,8 @@ fn hopper(op: &Attention, args: &Args) -> Launch {
         group: (op.heads / op.kv_heads) as u32,
         scale_log2: scale_log2(HOPPER_TILE as usize),
         inverse_scale: (HOPPER_TILE as f32).sqrt(),
-        padding: [0; 7],
+        biases: biases(args),
+        padding: [0; 6],
     };
     Launch::persistent("attention", blocks, HOPPER_THREADS, HOPPER_SHARED, maps, &params)
 }

@@ -114,7 +114,7 @@ impl Program {
         ];
         inputs.extend(t.rgb.zip(host.working).map(|(id, picture)| (id, Buffer::U8(picture.data.clone()))));
         inputs.extend(t.text.key_bias.map(|id| (id, Buffer::F32(self.prompts.key_bias.clone()))));
-        inputs.extend(t.denoised.key_bias.map(|id| (id, Buffer::F32(rows.key_bias()))));
+        inputs.extend(t.denoised.key_bias.map(|id| (id, Buffer::F32(rows.prompt.key_bias()))));
         // The CPU generator's first draw is the noise, its second the posterior's.
         let (n, (h, w)) = (64 * rows.tokens(), self.spec.latent);
         for (draw, id) in [t.denoised.host_noise, t.host_posterior_noise].into_iter().enumerate() {

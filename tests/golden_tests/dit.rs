@@ -106,7 +106,7 @@ fn forward(given: &Given, config: &Config, savings: Savings) -> Forward {
     run.write(recorded.times, Values::F32(&given.times)).unwrap();
     run.write(recorded.rope, Values::F32(&rows.rope_table(config))).unwrap();
     if let Some(key_bias) = recorded.key_bias {
-        run.write(key_bias, Values::F32(&rows.key_bias())).unwrap();
+        run.write(key_bias, Values::F32(&rows.prompt.key_bias())).unwrap();
     }
     for (input, branch, tokens) in &recorded.images {
         run.write(*input, Values::F32(given.image.rows(*branch, tokens.clone()))).unwrap();

@@ -115,7 +115,7 @@ fn denoise(given: &Given, config: &Config, run: &Run, savings: Savings, precisio
     write(denoised.schedule, &step_table(&run.times, run.limit));
     write(denoised.rope, &rows.rope_table(config));
     if let Some(key_bias) = denoised.key_bias {
-        write(key_bias, &rows.key_bias());
+        write(key_bias, &rows.prompt.key_bias());
     }
     executor.write(denoised.counter, Values::I32(&[0])).unwrap();
     executor.write(denoised.fault, Values::I32(&[0])).unwrap();
