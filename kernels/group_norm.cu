@@ -1,28 +1,46 @@
 // y = (x - mean)/sqrt(var + eps)·weight + bias, with SWISH then y·σ(y): x, y [P, C] (P pixels), weight, bias [C] f32; mean
 // and variance over all pixels and the neighbouring channels of each of 32 groups.
 //
-// Three passes: `group_norm_moments` leaves every block's moments of each group in scratch, `group_norm_combine` combines
-// them, `group_norm` applies them. A block takes neighbouring pixels; a thread takes the same vector of up to 16 bytes of
-// every kLanes-th of them, so that what belongs to its channels stays in registers. Bound by bandwidth: x is read twice,
-// y written once.
+// Two passes: `group_norm_moments` leaves every block's moments of each group in scratch; every block of `group_norm`
+// combines them, which is little, as they are of few blocks, and done while its first pixels are on their way.
+//
+// A thread takes the same vector of up to 16 bytes of pixels that are equally far apart, so that what belongs to its
+// channels stays in registers. All blocks sweep over the picture side by side, in the second pass from its end, which was
+// read last and may still be in the cache. Bound by bandwidth: x is read twice, y written once.
 //
 // Deviations are summed, never squares of x: a large mean does not cancel. No sum depends on timing.
 
-#include "reduce.cuh"
+#include "exp2.cuh"
 #include "types.cuh"
 
-constexpr int kVector = VECTOR, kChannels = CHANNELS, kThreads = 256, kGroups = 32;
+constexpr int kVector = VECTOR, kChannels = CHANNELS, kThreads = 512, kGroups = 32;
 constexpr bool kSwish = SWISH;
-constexpr int kVectors = kChannels / kVector;  // of a pixel
-constexpr int kLanes = kThreads / kVectors;    // pixels at a time
-constexpr int kWidth = kChannels / kGroups;    // channels of a group
-constexpr int kBatch = 4;                      // vectors that a thread reads ahead
+constexpr int kVectors = kChannels / kVector;               // of a pixel
+constexpr int kLanes = kThreads / kVectors;                 // pixels of a block at a time
+constexpr int kWidth = kChannels / kGroups;                 // channels of a group
+constexpr int kSpan = kWidth < kVector ? kWidth : kVector;  // those of a group in a vector
+constexpr int kParts = kVector / kSpan;                     // groups of a vector
+constexpr int kShare = kWidth / kSpan;                      // vectors of a group
+constexpr int kSlots = kLanes * kShare;                     // threads of a block that meet a group
+constexpr int kTeam = kThreads / kGroups;                   // threads that combine a group
+constexpr int kMostBlocks = 132;                            // of the first pass
 constexpr float kEps = 1e-6f;
 static_assert(kLanes * kVectors == kThreads && kChannels % kGroups == 0, "threads divide among whole pixels");
 using X = Element<X_TYPE>;
 using Y = Element<Y_TYPE>;
 
-// Mean, and the sum of squared deviations from it; after `group_norm_combine` 1/σ instead of the sum.
+// A vector as it waits in registers: whole words, where the compiler would give every bf16 one of its own.
+template <int BYTES>
+struct WordsOf {
+  typedef Vec<u32, BYTES / 4> type;
+};
+template <>
+struct WordsOf<2> {
+  typedef Vec<u16, 1> type;
+};
+using Words = typename WordsOf<sizeof(X) * kVector>::type;
+
+// Mean, and the sum of squared deviations from it.
 struct alignas(8) Moments {
   float mean, deviations;
 };
@@ -32,134 +50,178 @@ struct Params {
   Y* y;
   const float* weight;
   const float* bias;
-  Moments* partial;   // [kGroups, blocks]
-  Moments* combined;  // [kGroups]
+  Moments* partial;  // [blocks, kGroups]
   u32 pixels;
-  u32 pixels_of_block;
-  u32 blocks;
+  u32 blocks;  // of the first pass
+  u32 rounds;  // pixels of each of its lanes
+  u32 rest;    // its first lanes, which have one more
   u32 x_stride;
   u32 y_stride;
-  u32 unused;
 };
-static_assert(sizeof(Params) == 72, "as in src/ops/group_norm.rs");
+static_assert(sizeof(Params) == 64, "as in src/ops/group_norm.rs");
 
-// Pixels of a block, and where its threads stand in them.
-struct Tile {
-  u32 begin, end, lane, channel;
+// A thread's way over the picture, a batch of pixels at a time.
+template <bool BACK, int BATCH>
+struct Sweep {
+  const Params& p;
+  const u32 channel, step;
+  u32 at;
+  Words x[BATCH];
 
-  __device__ __forceinline__ Tile(const Params& p, u32 block)
-      : begin(block * p.pixels_of_block),
-        end(min(begin + p.pixels_of_block, p.pixels)),
-        lane(threadIdx.x / kVectors),
-        channel(threadIdx.x % kVectors * kVector) {}
+  // The first batch is on its way afterwards.
+  __device__ __forceinline__ explicit Sweep(const Params& p)
+      : p(p),
+        channel(threadIdx.x % kVectors * kVector),
+        step(gridDim.x * kLanes),
+        at(blockIdx.x * kLanes + threadIdx.x / kVectors) {
+    fetch();
+  }
 
-  __device__ __forceinline__ u32 pixels() const { return end - begin; }
-  // Pixels of a lane.
-  __device__ __forceinline__ u32 share(u32 of) const { return (pixels() + kLanes - 1 - of) / kLanes; }
+  __device__ __forceinline__ bool inside(int i) const { return at + i * step < p.pixels; }
+  __device__ __forceinline__ size_t pixel(int i) const { return BACK ? p.pixels - 1 - (at + i * step) : at + i * step; }
+  __device__ __forceinline__ void fetch() {
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+      if (inside(i)) x[i] = *reinterpret_cast<const Words*>(p.x + pixel(i) * p.x_stride + channel);
+    }
+  }
 
-  // Calls `use(pixel, values)` for every pixel of this thread, a batch of reads at a time.
+  // Calls `use(pixel, values)` for every pixel of this thread.
   template <typename Use>
-  __device__ __forceinline__ void each(const Params& p, Use use) const {
-    for (u32 first = begin + lane; first < end; first += kBatch * kLanes) {
-      Vec<X, kVector> x[kBatch];
+  __device__ __forceinline__ void each(Use use) {
+    while (at < p.pixels) {
 #pragma unroll
-      for (int i = 0; i < kBatch; i++) {
-        const u32 pixel = first + i * kLanes;
-        if (pixel < end) x[i] = Vec<X, kVector>::load(p.x + (size_t)pixel * p.x_stride + channel);
+      for (int i = 0; i < BATCH; i++) {
+        if (inside(i)) use(pixel(i), __builtin_bit_cast(Vec<X, kVector>, x[i]));
       }
-#pragma unroll
-      for (int i = 0; i < kBatch; i++) {
-        const u32 pixel = first + i * kLanes;
-        if (pixel < end) use(pixel, x[i]);
-      }
+      at += BATCH * step;
+      fetch();
     }
   }
 };
 
-// Sum over the 8 threads that share a group.
-__device__ __forceinline__ float sum_of_8(float x) {
-  for (int offset = 4; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+// Sum over the threads that combine a group.
+__device__ __forceinline__ float team_sum(float x) {
+  for (int offset = kTeam / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
   return x;
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) group_norm_moments(const __grid_constant__ Params p) {
-  __shared__ Moments moments[kLanes][kChannels];
-  const Tile tile(p, blockIdx.x);
-
-  // Of each channel by itself, about the first value, which stands in for the mean.
-  float about[kVector] = {}, sum[kVector] = {}, squares[kVector] = {};
-  if (tile.begin + tile.lane < tile.end) {
-    const auto x = Vec<X, kVector>::load(p.x + (size_t)(tile.begin + tile.lane) * p.x_stride + tile.channel);
+// Moments of the thread's group, threadIdx.x / kTeam, from its parts; the one in a slot stands for `count(slot)` values.
+template <int SLOTS, typename Count>
+__device__ __forceinline__ Moments combine(const Moments (&parts)[kGroups][SLOTS + 1], Count count) {
+  static_assert(SLOTS % kTeam == 0, "each takes as many");
+  const Moments* const own = parts[threadIdx.x / kTeam];
+  float values = 0.0f, total = 0.0f, deviations = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kVector; i++) about[i] = to_f32(x.v[i]);
+  for (u32 begin = 0; begin < SLOTS; begin += kTeam) {
+    const u32 slot = begin + threadIdx.x % kTeam;
+    values += count(slot);
+    total += count(slot) * own[slot].mean;
   }
-  tile.each(p, [&](u32, const Vec<X, kVector>& x) {
+  const float mean = team_sum(total) / team_sum(values);
+#pragma unroll
+  for (u32 begin = 0; begin < SLOTS; begin += kTeam) {
+    const u32 slot = begin + threadIdx.x % kTeam;
+    const float d = own[slot].mean - mean;
+    deviations += own[slot].deviations + count(slot) * d * d;
+  }
+  return {mean, team_sum(deviations)};
+}
+
+extern "C" __global__ void __launch_bounds__(kThreads, 2) group_norm_moments(const __grid_constant__ Params p) {
+  __shared__ Moments parts[kGroups][kSlots + 1];  // one more, for the banks
+  Sweep<false, kParts <= 2 ? 8 : 4> sweep(p);
+  const auto values = [&](u32 lane) { return (float)(kSpan * (p.rounds + (blockIdx.x * kLanes + lane < p.rest))); };
+
+  // About the first value of each group, which stands in for the mean.
+  float about[kParts] = {}, sum[kParts] = {}, squares[kParts] = {};
+#pragma unroll
+  for (int i = 0; i < kParts; i++) {
+    if (sweep.inside(0)) about[i] = to_f32(__builtin_bit_cast(Vec<X, kVector>, sweep.x[0]).v[i * kSpan]);
+  }
+  sweep.each([&](size_t, const Vec<X, kVector>& x) {
 #pragma unroll
     for (int i = 0; i < kVector; i++) {
-      const float d = to_f32(x.v[i]) - about[i];
-      sum[i] += d;
-      squares[i] += d * d;
+      const float d = to_f32(x.v[i]) - about[i / kSpan];
+      sum[i / kSpan] += d;
+      squares[i / kSpan] += d * d;
     }
   });
-  const float of_one = 1.0f / fmaxf((float)tile.share(tile.lane), 1.0f);
+  const u32 lane = threadIdx.x / kVectors, vector = threadIdx.x % kVectors;
+  const float of_one = 1.0f / fmaxf(values(lane), 1.0f);
 #pragma unroll
-  for (int i = 0; i < kVector; i++) {
+  for (int i = 0; i < kParts; i++) {
     const float mean = sum[i] * of_one;
-    moments[tile.lane][tile.channel + i] = {about[i] + mean, squares[i] - sum[i] * mean};
+    parts[vector / kShare * kParts + i][lane * kShare + vector % kShare] = {about[i] + mean, squares[i] - sum[i] * mean};
   }
   __syncthreads();
-
-  // Of each group by 8 threads, which take every 8th of its lanes' channels.
-  const u32 group = threadIdx.x / 8;
-  float total = 0.0f;
-  for (u32 i = threadIdx.x % 8; i < kLanes * kWidth; i += 8) {
-    total += (float)tile.share(i / kWidth) * moments[i / kWidth][group * kWidth + i % kWidth].mean;
-  }
-  const float mean = sum_of_8(total) / (float)(tile.pixels() * kWidth);
-  float deviations = 0.0f;
-  for (u32 i = threadIdx.x % 8; i < kLanes * kWidth; i += 8) {
-    const Moments m = moments[i / kWidth][group * kWidth + i % kWidth];
-    deviations += m.deviations + (float)tile.share(i / kWidth) * (m.mean - mean) * (m.mean - mean);
-  }
-  deviations = sum_of_8(deviations);
-  if (threadIdx.x % 8 == 0) p.partial[(size_t)group * p.blocks + blockIdx.x] = {mean, deviations};
+  const Moments moments = combine<kSlots>(parts, [&](u32 slot) { return values(slot / kShare); });
+  if (threadIdx.x % kTeam == 0) p.partial[blockIdx.x * kGroups + threadIdx.x / kTeam] = moments;
 }
 
-// One block a group.
-extern "C" __global__ void __launch_bounds__(kThreads) group_norm_combine(const __grid_constant__ Params p) {
-  __shared__ float scratch[kThreads / 32];
-  const Moments* const partial = p.partial + (size_t)blockIdx.x * p.blocks;
-  const float count = (float)p.pixels * kWidth;
-  float total = 0.0f;
-  for (u32 i = threadIdx.x; i < p.blocks; i += kThreads) total += (float)Tile(p, i).pixels() * kWidth * partial[i].mean;
-  const float mean = block_sum<kThreads / 32>(total, scratch) / count;
-  float deviations = 0.0f;
-  for (u32 i = threadIdx.x; i < p.blocks; i += kThreads) {
-    const Moments m = partial[i];
-    deviations += m.deviations + (float)Tile(p, i).pixels() * kWidth * (m.mean - mean) * (m.mean - mean);
+// Of each group, the moments of the blocks that begin with `first`, kTeam apart: a thread a group, about the first block's
+// mean. Gives their number of values.
+__device__ __forceinline__ float slice(const Params& p, u32 group, u32 first, Moments& result) {
+  constexpr int kBlocks = (kMostBlocks + kTeam - 1) / kTeam;
+  const float about = p.partial[group].mean;
+  Moments partial[kBlocks];
+#pragma unroll
+  for (int i = 0; i < kBlocks; i++) {
+    const u32 block = first + i * kTeam;
+    if (block < p.blocks) partial[i] = p.partial[block * kGroups + group];
   }
-  deviations = block_sum<kThreads / 32>(deviations, scratch);
-  if (threadIdx.x == 0) p.combined[blockIdx.x] = {mean, 1.0f / sqrtf(deviations / count + kEps)};
+  float count = 0.0f, sum = 0.0f, squares = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kBlocks; i++) {
+    const u32 block = first + i * kTeam;
+    if (block < p.blocks) {
+      const int longer = max(0, min(kLanes, (int)p.rest - (int)block * kLanes));  // lanes with one pixel more
+      const float values = (float)(kWidth * (kLanes * p.rounds + longer)), d = partial[i].mean - about;
+      count += values;
+      sum += values * d;
+      squares += partial[i].deviations + values * d * d;
+    }
+  }
+  const float mean = sum / fmaxf(count, 1.0f);
+  result = {about + mean, squares - sum * mean};
+  return count;
 }
 
-extern "C" __global__ void __launch_bounds__(kThreads) group_norm(const __grid_constant__ Params p) {
-  // The last pixels first: they were read last and may still be in the cache.
-  const Tile tile(p, p.blocks - 1 - blockIdx.x);
-  float mean[kVector], factor[kVector], bias[kVector];
+extern "C" __global__ void __launch_bounds__(kThreads, 2) group_norm(const __grid_constant__ Params p) {
+  __shared__ Moments parts[kGroups][kTeam + 1], statistics[kGroups];
+  __shared__ float counts[kTeam];
+  Sweep<true, 4> sweep(p);
+  const u32 first = threadIdx.x / kGroups;
+  counts[first] = slice(p, threadIdx.x % kGroups, first, parts[threadIdx.x % kGroups][first]);
+
+  constexpr int kFloats = kVector < 4 ? kVector : 4;
+  Vec<float, kFloats> weight[kVector / kFloats], bias[kVector / kFloats];
+#pragma unroll
+  for (int i = 0; i < kVector / kFloats; i++) {
+    weight[i] = Vec<float, kFloats>::load(p.weight + sweep.channel + i * kFloats);
+    bias[i] = Vec<float, kFloats>::load(p.bias + sweep.channel + i * kFloats);
+  }
+  __syncthreads();
+  const Moments moments = combine<kTeam>(parts, [&](u32 slot) { return counts[slot]; });
+  if (threadIdx.x % kTeam == 0) {  // 1/σ in place of the deviations
+    const float variance = moments.deviations / ((float)p.pixels * kWidth);
+    statistics[threadIdx.x / kTeam] = {moments.mean, 1.0f / sqrtf(variance + kEps)};
+  }
+  __syncthreads();
+  float mean[kParts], factor[kVector];
 #pragma unroll
   for (int i = 0; i < kVector; i++) {
-    const Moments m = p.combined[(tile.channel + i) / kWidth];
-    mean[i] = m.mean;
-    factor[i] = m.deviations * p.weight[tile.channel + i];
-    bias[i] = p.bias[tile.channel + i];
+    const Moments m = statistics[(sweep.channel + i) / kWidth];
+    mean[i / kSpan] = m.mean;
+    factor[i] = m.deviations * weight[i / kFloats].v[i % kFloats];
   }
-  tile.each(p, [&](u32 pixel, const Vec<X, kVector>& x) {
+  sweep.each([&](size_t pixel, const Vec<X, kVector>& x) {
     Vec<Y, kVector> y;
 #pragma unroll
     for (int i = 0; i < kVector; i++) {
-      const float n = (to_f32(x.v[i]) - mean[i]) * factor[i] + bias[i];
-      y.v[i] = from_f32<Y>(kSwish ? __fdividef(n, 1.0f + expf(-n)) : n);
+      const float n = (to_f32(x.v[i]) - mean[i / kSpan]) * factor[i] + bias[i / kFloats].v[i % kFloats];
+      y.v[i] = from_f32<Y>(kSwish ? silu(n) : n);
     }
-    y.store(p.y + (size_t)pixel * p.y_stride + tile.channel);
+    y.store(p.y + pixel * p.y_stride + sweep.channel);
   });
 }

@@ -21,6 +21,3 @@ struct Place {
     inside = row < rows;
   }
 };
-
-// x·σ(x); the quotient is within 2 ulp.
-__device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + expf(-x)); }

@@ -2,6 +2,7 @@
 //
 // A thread takes two vectors of each half, of up to 16 bytes. Bound by bandwidth.
 
+#include "exp2.cuh"
 #include "stream.cuh"
 
 constexpr int kVector = VECTOR;

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::activation::silu;
 use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel, typed};
 use crate::cuda::Launch;
-use crate::tensor::{DType, Spec};
+use crate::tensor::{DType, Shape, Spec};
 
 const GROUPS: usize = 32;
 const EPS: f64 = 1e-6;
@@ -22,9 +22,12 @@ pub struct GroupNorm {
 }
 
 /// Threads of a block; as in the kernel.
-const THREADS: usize = 256;
+const THREADS: usize = 512;
 /// Bytes of a mean with its deviations.
 const MOMENTS: usize = 8;
+/// Most blocks of the first pass, one for each multiprocessor of an H100; as in the kernel, whose second pass combines the
+/// moments of all in every block.
+const MOST_BLOCKS: usize = 132;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -34,22 +37,25 @@ struct Params {
     weight: u64,
     bias: u64,
     partial: u64,
-    combined: u64,
     pixels: u32,
-    pixels_of_block: u32,
     blocks: u32,
+    rounds: u32,
+    rest: u32,
     x_stride: u32,
     y_stride: u32,
-    unused: u32,
 }
-const _: () = assert!(size_of::<Params>() == 72);
+const _: () = assert!(size_of::<Params>() == 64);
 
-/// Pixels of a block and number of blocks: some thousand blocks, so that small pictures fill a device too, but enough
-/// work in each to be worth its start.
-fn tiles(pixels: usize, channels: usize, vector: usize) -> (usize, usize) {
-    let lanes = THREADS / (channels / vector);
-    let pixels_of_block = lanes * (pixels / (2048 * lanes)).clamp(4, 32);
-    (pixels_of_block, pixels.div_ceil(pixels_of_block))
+/// Blocks of the first and of the second pass over a picture. The second has two on a multiprocessor at a time, and up to
+/// four times as many where their work makes the moments' share in it small.
+fn blocks(pixels: usize, channels: usize, vector: usize) -> [usize; 2] {
+    let most = pixels.div_ceil(lanes(channels, vector));
+    [MOST_BLOCKS, 2 * MOST_BLOCKS * (pixels * channels >> 24).clamp(1, 4)].map(|blocks| blocks.min(most))
+}
+
+/// Pixels that a block takes at a time.
+fn lanes(channels: usize, vector: usize) -> usize {
+    THREADS / (channels / vector)
 }
 
 impl Op for GroupNorm {
@@ -86,9 +92,15 @@ impl Op for GroupNorm {
             let reason = format!("{channels} channels in vectors of {vector}; {THREADS} threads must divide among whole pixels");
             return Unsupported::new(reason);
         }
+        if let Some(l) = inputs[1..].iter().find(|l| l.alignment() < 4 * vector.min(4)) {
+            return Unsupported::new(format!(
+                "{} starts at a multiple of {} bytes; {vector} are read at a time",
+                l.spec,
+                l.alignment()
+            ));
+        }
         kernel.defines.extend([("CHANNELS", channels), ("SWISH", self.swish as usize)]);
-        let (_, blocks) = tiles(pixels, channels, vector);
-        Ok(Kernel { scratch: MOMENTS * GROUPS * (blocks + 1), ..kernel })
+        Ok(Kernel { scratch: MOMENTS * GROUPS * blocks(pixels, channels, vector)[0], ..kernel })
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -117,30 +129,42 @@ impl Op for GroupNorm {
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
         let ([x, weight, bias], y) = (&args.inputs[..], &args.outputs[0]) else { unreachable!("checked by infer") };
-        let (pixels_of_block, blocks) = tiles(x.rows(), x.cols(), kernel.define("VECTOR"));
+        let (pixels, channels, vector) = (x.rows(), x.cols(), kernel.define("VECTOR"));
+        let blocks = blocks(pixels, channels, vector);
+        let step = blocks[0] * lanes(channels, vector);
         let params = Params {
             x: x.address,
             y: y.address,
             weight: weight.address,
             bias: bias.address,
             partial: args.scratch,
-            combined: args.scratch + (MOMENTS * GROUPS * blocks) as u64,
-            pixels: x.rows() as u32,
-            pixels_of_block: pixels_of_block as u32,
-            blocks: blocks as u32,
+            pixels: pixels as u32,
+            blocks: blocks[0] as u32,
+            rounds: (pixels / step) as u32,
+            rest: (pixels % step) as u32,
             x_stride: x.stride(),
             y_stride: y.stride(),
-            unused: 0,
         };
         let launch = |entry, blocks: usize| Launch::kernel(entry, [blocks as u32, 1, 1], THREADS as u32, 0, &params);
-        vec![launch("group_norm_moments", blocks), launch("group_norm_combine", GROUPS), launch("group_norm", blocks)]
+        vec![launch("group_norm_moments", blocks[0]), launch("group_norm", blocks[1])]
     }
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let case = |h: usize, w: usize, c: usize, swish, dtype| {
-        let inputs = vec![Spec::new(dtype, [h, w, c]), Spec::new(DType::F32, [c]), Spec::new(DType::F32, [c])];
-        Case::new(GroupNorm { swish }, inputs, dtype)
+    let case = |shape: &[usize], swish, x, y| {
+        let c = *shape.last().expect("channels");
+        let inputs =
+            vec![Spec { dtype: x, shape: Shape(shape.to_vec()) }, Spec::new(DType::F32, [c]), Spec::new(DType::F32, [c])];
+        Case::new(GroupNorm { swish }, inputs, y)
     };
-    vec![case(31, 17, 128, true, DType::BF16), case(8, 12, 512, false, DType::F32), case(16, 24, 32, true, DType::BF16)]
+    vec![
+        case(&[31, 17, 128], true, DType::BF16, DType::BF16),
+        case(&[8, 12, 512], false, DType::F32, DType::F32),
+        case(&[16, 24, 32], true, DType::BF16, DType::BF16),
+        // Every block of both passes, with some lanes, or a part of a block's, one pixel longer; several batches of a thread.
+        case(&[97, 101, 128], true, DType::BF16, DType::BF16),
+        case(&[67, 73, 512], true, DType::F32, DType::F16),
+        // A matrix, whose rows may lie apart.
+        case(&[1100, 256], false, DType::BF16, DType::BF16),
+    ]
 }
