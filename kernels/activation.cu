@@ -25,18 +25,18 @@ __device__ __forceinline__ float activate(float x) {
 }
 
 extern "C" __global__ void __launch_bounds__(kThreads) activation(const __grid_constant__ Params p) {
+  const Places<kVector> at(p.rows, p.cols);
+  if (!at.inside[0]) return;
   Vec<X, kVector> x[kItems];
 #pragma unroll
   for (int i = 0; i < kItems; i++) {
-    const Place<kVector> at(i, p.rows, p.cols);
-    if (at.inside) x[i] = Vec<X, kVector>::load(p.x + (size_t)at.row * p.x_stride + at.column);
+    x[i] = Vec<X, kVector>::load(p.x + (size_t)at.row[i] * p.x_stride + at.column[i]);
   }
 #pragma unroll
   for (int i = 0; i < kItems; i++) {
-    const Place<kVector> at(i, p.rows, p.cols);
     Vec<Y, kVector> y;
 #pragma unroll
     for (int j = 0; j < kVector; j++) y.v[j] = from_f32<Y>(activate(to_f32(x[i].v[j])));
-    if (at.inside) y.store(p.y + (size_t)at.row * p.y_stride + at.column);
+    if (at.inside[i]) y.store(p.y + (size_t)at.row[i] * p.y_stride + at.column[i]);
   }
 }

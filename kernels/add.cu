@@ -22,21 +22,19 @@ struct Params {
 static_assert(sizeof(Params) == 48, "as in src/ops/add.rs");
 
 extern "C" __global__ void __launch_bounds__(kThreads) add(const __grid_constant__ Params p) {
+  const Places<kVector> at(p.rows, p.cols);
+  if (!at.inside[0]) return;
   Vec<X, kVector> a[kItems], b[kItems];
 #pragma unroll
   for (int i = 0; i < kItems; i++) {
-    const Place<kVector> at(i, p.rows, p.cols);
-    if (at.inside) {
-      a[i] = Vec<X, kVector>::load(p.a + (size_t)at.row * p.a_stride + at.column);
-      b[i] = Vec<X, kVector>::load(p.b + (size_t)(at.row % p.b_rows) * p.b_stride + at.column);
-    }
+    a[i] = Vec<X, kVector>::load(p.a + (size_t)at.row[i] * p.a_stride + at.column[i]);
+    b[i] = Vec<X, kVector>::load(p.b + (size_t)(at.row[i] % p.b_rows) * p.b_stride + at.column[i]);
   }
 #pragma unroll
   for (int i = 0; i < kItems; i++) {
-    const Place<kVector> at(i, p.rows, p.cols);
     Vec<Y, kVector> y;
 #pragma unroll
     for (int j = 0; j < kVector; j++) y.v[j] = from_f32<Y>(to_f32(a[i].v[j]) + to_f32(b[i].v[j]));
-    if (at.inside) y.store(p.y + (size_t)at.row * p.y_stride + at.column);
+    if (at.inside[i]) y.store(p.y + (size_t)at.row[i] * p.y_stride + at.column[i]);
   }
 }

@@ -8,16 +8,21 @@
 constexpr u32 kThreads = 256;
 constexpr int kItems = 2;
 
-// Where the thread's vector i lies; inside the tensor or not.
+// Where the thread's vectors lie, and which are inside the tensor. If the first is, all may be read: one that is not stands
+// where the first does, so that all reads leave at once, without a branch around each.
 template <int N>
-struct Place {
-  u32 row, column;
-  bool inside;
+struct Places {
+  u32 row[kItems], column[kItems];
+  bool inside[kItems];
 
-  __device__ __forceinline__ Place(int i, u32 rows, u32 cols) {
-    const u32 vectors = cols / N, at = (blockIdx.x * kItems + i) * kThreads + threadIdx.x;
-    row = at / vectors;
-    column = at % vectors * N;
-    inside = row < rows;
+  __device__ __forceinline__ Places(u32 rows, u32 cols) {
+    const u32 vectors = cols / N;
+#pragma unroll
+    for (int i = 0; i < kItems; i++) {
+      const u32 at = (blockIdx.x * kItems + i) * kThreads + threadIdx.x;
+      inside[i] = at / vectors < rows;
+      row[i] = i == 0 || inside[i] ? at / vectors : row[0];
+      column[i] = i == 0 || inside[i] ? at % vectors * N : column[0];
+    }
   }
 };

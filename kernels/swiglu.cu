@@ -20,24 +20,22 @@ struct Params {
 static_assert(sizeof(Params) == 32, "as in src/ops/swiglu.rs");
 
 extern "C" __global__ void __launch_bounds__(kThreads) swiglu(const __grid_constant__ Params p) {
+  const Places<kVector> at(p.rows, p.cols);
+  if (!at.inside[0]) return;
   Vec<X, kVector> gate[kItems], up[kItems];
 #pragma unroll
   for (int i = 0; i < kItems; i++) {
-    const Place<kVector> at(i, p.rows, p.cols);
-    const X* x = p.x + (size_t)at.row * p.x_stride + at.column;
-    if (at.inside) {
-      gate[i] = Vec<X, kVector>::load(x);
-      up[i] = Vec<X, kVector>::load(x + p.cols);
-    }
+    const X* x = p.x + (size_t)at.row[i] * p.x_stride + at.column[i];
+    gate[i] = Vec<X, kVector>::load(x);
+    up[i] = Vec<X, kVector>::load(x + p.cols);
   }
 #pragma unroll
   for (int i = 0; i < kItems; i++) {
-    const Place<kVector> at(i, p.rows, p.cols);
     Vec<Y, kVector> y;
 #pragma unroll
     for (int j = 0; j < kVector; j++) {
       y.v[j] = from_f32<Y>(round_to<Y>(silu(to_f32(gate[i].v[j]))) * to_f32(up[i].v[j]));
     }
-    if (at.inside) y.store(p.y + (size_t)at.row * p.y_stride + at.column);
+    if (at.inside[i]) y.store(p.y + (size_t)at.row[i] * p.y_stride + at.column[i]);
   }
 }
