@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 
-use crate::cli::{self, BenchArgs, CompareArgs};
+use crate::cli::{self, BenchArgs, CompareArgs, MemoryArgs};
 use crate::cuda::{Device, Setup};
 use crate::error::usage;
 use crate::exec::{self, Cuda, Executor};
@@ -32,7 +32,7 @@ pub fn run(args: &BenchArgs, progress: &mut dyn Progress, print: &mut dyn FnMut(
     let Engine::Cuda(device) = &engine else { bail!(usage(anyhow::anyhow!("bench times a GPU: say --device cuda"))) };
     let model = Model::open(&args.model)?;
     for &size in &args.size {
-        let edit = Synthetic::new(&model, &engine, precision, size, &args.prompt, args.steps as usize)?;
+        let edit = Synthetic::new(&model, &engine, precision, size, &args.prompt, args.steps as usize, args.memory)?;
         let bench = Bench { args, setup: &setup, device, edit };
         let report = bench.report(progress)?;
         print(&if args.json { format!("{report}\n") } else { text(&report)? })?;
@@ -49,7 +49,7 @@ pub fn compare(args: &CompareArgs, print: &mut dyn FnMut(&str) -> Result<()>) ->
     let (engine, precision) = Engine::choose(args.device, Some(Precision::Bf16), &setup)?;
     let Engine::Cuda(device) = &engine else { bail!(usage(anyhow::anyhow!("compare needs a GPU: say --device cuda"))) };
     let model = Model::open(&args.model)?;
-    let edit = Synthetic::new(&model, &engine, precision, args.size, &args.prompt, 3)?;
+    let edit = Synthetic::new(&model, &engine, precision, args.size, &args.prompt, 3, args.memory)?;
     let program = edit.program()?;
     let names: Vec<&str> = program.plan.graph.stages.iter().map(|s| s.name).collect();
     if let Some(unknown) = args.stage.iter().find(|stage| !names.contains(&stage.as_str())) {
@@ -86,6 +86,7 @@ struct Synthetic<'a> {
     patches: Patches,
     prompt: &'a str,
     steps: usize,
+    memory: MemoryArgs,
 }
 
 impl<'a> Synthetic<'a> {
@@ -96,6 +97,7 @@ impl<'a> Synthetic<'a> {
         (width, height): (usize, usize),
         prompt: &'a str,
         steps: usize,
+        memory: MemoryArgs,
     ) -> Result<Synthetic<'a>> {
         let fits = |side: usize| side.is_multiple_of(16) && (16..=4096).contains(&side);
         if !(fits(width) && fits(height)) {
@@ -103,7 +105,7 @@ impl<'a> Synthetic<'a> {
         }
         let picture = Rgb { width, height, data: (0..width * height * 3).map(|i| (i / 3 * 7 + i / width) as u8).collect() };
         let patches = prompt::patches(&picture, &model.settings).map_err(usage)?;
-        Ok(Synthetic { model, engine, precision, picture, patches, prompt, steps })
+        Ok(Synthetic { model, engine, precision, picture, patches, prompt, steps, memory })
     }
 
     fn program(&self) -> Result<Program> {
@@ -119,7 +121,10 @@ impl<'a> Synthetic<'a> {
             sample_posterior: false,
             savings: Savings::ALL,
         };
-        Program::new(&self.model.config, &self.model.settings, &request, self.precision, self.engine.target())
+        let (config, settings) = (&self.model.config, &self.model.settings);
+        let mut program = Program::new(config, settings, &request, self.precision, self.engine.target())?;
+        self.engine.fit(&mut program.plan, self.memory.max_vram)?;
+        Ok(program)
     }
 
     fn write_inputs(&self, exec: &mut dyn Executor, program: &Program) -> Result<()> {
@@ -166,7 +171,7 @@ impl Bench<'_> {
 
         let mut report = json!({
             "device": engine.name(), "size": [edit.picture.width, edit.picture.height], "steps": self.args.steps, "rows": program.spec.step_rows().total(),
-            "seconds": seconds,
+            "residency": program.plan.weights.policy.to_string(), "seconds": seconds,
             "device_bytes": {"planned": program.plan.device_bytes(), "before": before, "during": in_use},
         });
         let Warm { stages, ops, copy } = self.stages()?;
@@ -184,6 +189,7 @@ impl Bench<'_> {
         // Stages that repeat keep what they start from, so that they can be run again and again.
         program.plan.graph.stages.iter_mut().for_each(|stage| stage.repeat = stage.repeat.max(2));
         program.plan = Plan::new(program.plan.graph, edit.precision, edit.engine.target())?;
+        edit.engine.fit(&mut program.plan, edit.memory.max_vram)?;
         let mut exec = Cuda::new(&program.plan, edit.model.folder.clone(), self.device, self.setup)?;
         edit.write_inputs(&mut exec, &program)?;
         let names: Vec<&str> = program.plan.graph.stages.iter().map(|s| s.name).collect();

@@ -4,6 +4,7 @@
 
 mod environment;
 mod measure;
+mod memory;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::environment::setup;
 pub use self::measure::{BenchArgs, CompareArgs, VerifyArgs};
+pub use self::memory::MemoryArgs;
 use crate::error::usage;
 use crate::image::Filter;
 use crate::model::Version;
@@ -189,6 +191,8 @@ pub struct EditArgs {
     /// Where to run: cuda[:N], cpu, or auto: on the first GPU if there is one
     #[arg(long, default_value = "auto", value_parser = parse_device)]
     device: DeviceChoice,
+    #[command(flatten)]
+    memory: MemoryArgs,
     /// Element type of activations: bf16 is how the released model runs, f32 is the CPU's [default: bf16 on a GPU, f32 on the CPU]
     #[arg(long, value_enum)]
     precision: Option<PrecisionArg>,
@@ -232,6 +236,9 @@ pub struct InspectArgs {
     /// Element type of activations
     #[arg(long, value_enum, default_value = "bf16")]
     precision: PrecisionArg,
+    /// Memory to take.
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// List every tensor
     #[arg(long)]
     pub tensors: bool,
@@ -340,6 +347,7 @@ impl EditArgs {
             sample_posterior: self.posterior == PosteriorArg::Sample,
             keep_working_size: self.keep_working_size,
             device: self.device,
+            max_vram: self.memory.max_vram,
             setup: setup(),
             precision: self.precision.map(Precision::from),
             savings: self.savings.savings(),

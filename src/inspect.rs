@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::cli::{InspectArgs, PlanJob};
 use crate::error::usage;
@@ -12,7 +12,7 @@ use crate::model::Config;
 use crate::model::edit::NoiseSource;
 use crate::ops::{Arch, H100_GRID_THREADS};
 use crate::pipeline::{Model, Program, Request};
-use crate::plan::{Plan, Precision, Target, format_bytes};
+use crate::plan::{Budget, Plan, Precision, StageMemory, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
 use crate::synth::PresetModel;
 use crate::tensor::{Component, DType, Shape, Spec};
@@ -34,7 +34,14 @@ struct Subject {
 pub fn run(args: &InspectArgs) -> Result<String> {
     let job = args.job();
     let subject = Subject::new(args, &job)?;
-    let program = plan_edit(&subject.config, &subject.settings, &subject.tokenizer, &args.prompt, &job)?;
+    let mut program = plan_edit(&subject.config, &subject.settings, &subject.tokenizer, &args.prompt, &job)?;
+    match (args.memory.max_vram, job.precision) {
+        (Some(_), Precision::F32) => {
+            return Err(usage(anyhow::anyhow!("--max-vram is a GPU's; --precision f32 plans for the CPU")));
+        }
+        (Some(allowed), Precision::Bf16) => program.plan.fit(Budget::Allowed(allowed))?,
+        (None, _) => {}
+    }
     if args.json {
         return Ok(format!("{:#}\n", subject.json(&program.plan)));
     }
@@ -105,9 +112,23 @@ impl Subject {
             "model": self.config.version.to_string(), "files": files.collect::<Vec<_>>(),
             "components": components,
             "plan": {"precision": plan.precision.to_string(), "arena_bytes": plan.arena_bytes, "weight_bytes": plan.weight_bytes(),
-                     "device_bytes": plan.device_bytes(), "stages": stages.collect::<Vec<_>>()},
+                     "device": device(plan), "stages": stages.collect::<Vec<_>>()},
         })
     }
+}
+
+/// What a plan takes of a device's memory; null for the CPU's.
+fn device(plan: &Plan) -> Value {
+    if plan.kernels.is_empty() {
+        return Value::Null;
+    }
+    let peaks: Map<String, Value> = plan.peaks().into_iter().map(|(policy, bytes)| (policy.to_string(), json!(bytes))).collect();
+    let stages = plan.stages.iter().zip(plan.memory()).map(|(stage, memory)| {
+        let StageMemory { resident, arriving, leaving } = memory;
+        json!({"name": stage.name, "resident_bytes": resident, "arriving_bytes": arriving, "leaving_bytes": leaving})
+    });
+    json!({"residency": plan.weights.policy.to_string(), "peak_bytes": plan.peak_bytes(), "region_bytes": plan.weights.bytes,
+           "peak_bytes_by_residency": peaks, "stages": stages.collect::<Vec<_>>()})
 }
 
 /// The program of an edit of a picture of this size, without the picture. In bf16 kernels are chosen for sm_90; f32 is

@@ -42,7 +42,8 @@ pub fn run(args: &VerifyArgs, progress: &mut dyn Progress) -> Result<(String, Re
     let (engine, precision) = Engine::choose(args.device, None, &setup)?;
     let model = Model::open(&args.model)?;
     let recorded = Recorded::new(&golden, &model)?;
-    let program = Program::new(&model.config, &model.settings, &recorded.request(), precision, engine.target())?;
+    let mut program = Program::new(&model.config, &model.settings, &recorded.request(), precision, engine.target())?;
+    engine.fit(&mut program.plan, args.memory.max_vram)?;
     let mut exec = engine.executor(&program.plan, &model, &setup)?;
     let mut table = Table { rows: vec![] };
     let tokens = recorded.whole(&mut *exec, &model, &program, progress, &mut table)?;

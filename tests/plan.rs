@@ -1,16 +1,18 @@
 //! The planner: printed graphs and plans as committed, and no byte that two living tensors share.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
 use step1x_edit::cli::{PlanJob, Preset};
-use step1x_edit::graph::{Kind, TensorId};
+use step1x_edit::error::ResourceError;
+use step1x_edit::graph::{Kind, StorageId, TensorId};
 use step1x_edit::inspect::plan_edit;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
 use step1x_edit::ops::Arch;
 use step1x_edit::pipeline::{Program, Request};
-use step1x_edit::plan::{ALIGNMENT, Plan, Precision, Target};
+use step1x_edit::plan::{ALIGNMENT, Arrival, Budget, Plan, Policy, Precision, Residency, Target};
 use step1x_edit::synth::PresetModel;
 
 const PROMPT: &str = "Replace 'TRAIN' with 'PLANE'";
@@ -62,30 +64,141 @@ fn stages_share_one_arena() {
     assert!(plan.arena_bytes >= largest && (plan.arena_bytes as f64) < 1.02 * largest as f64 && plan.arena_bytes < sum);
 }
 
-/// A weight is on its way while the stage before its first reader runs, and stays until its last reader is done.
+/// Weights have places of their own as long as a policy says: with `Overlapped` one is on its way while the stage before
+/// its first reader runs, with `Phased` not before that stage has ended, with `Resident` all stay.
 #[test]
 fn weights_that_are_there_together_share_no_bytes() {
     for (preset, size) in [(Preset::Tiny, 256), (Preset::Full, 1024)] {
         let plan = planned(preset, (size, size), size, Precision::Bf16).plan;
-        let weights = plan.graph.storages.iter().enumerate().filter_map(|(i, storage)| {
-            let (offset, readers) = (plan.weights.offsets[i]?, plan.weights.readers[i].clone()?);
-            Some((offset..offset + storage.spec.bytes(), readers.start().saturating_sub(1)..=*readers.end(), &storage.name))
-        });
-        let weights: Vec<_> = weights.collect();
-        assert_eq!(weights.len(), plan.graph.weights().count());
-        for (i, (bytes, stages, name)) in weights.iter().enumerate() {
-            assert!(bytes.end <= plan.weights.bytes && bytes.start % ALIGNMENT == 0, "{name}");
-            for (other_bytes, other_stages, other) in &weights[..i] {
-                let together = stages.start() <= other_stages.end() && other_stages.start() <= stages.end();
-                let apart = bytes.end <= other_bytes.start || other_bytes.end <= bytes.start;
-                assert!(!together || apart, "{name} and {other}");
+        let (stages, last) = (&plan.stages, plan.stages.len() - 1);
+        let pairs = stages.windows(2).map(|pair| pair[0].weight_bytes + pair[1].weight_bytes);
+        let expected = [plan.weight_bytes(), pairs.max().unwrap(), stages.iter().map(|s| s.weight_bytes).max().unwrap()];
+        for (policy, expected) in Policy::ALL.into_iter().zip(expected) {
+            let residency = Residency::new(&plan.graph, policy);
+            let held = |readers: RangeInclusive<usize>| match policy {
+                Policy::Resident => 0..=last,
+                Policy::Overlapped => readers.start().saturating_sub(1)..=*readers.end(),
+                Policy::Phased => readers,
+            };
+            let weights = (0..plan.graph.storages.len()).filter_map(|i| {
+                Some((
+                    residency.place(&plan.graph, StorageId(i))?,
+                    held(residency.readers[i].clone()?),
+                    &plan.graph.storages[i].name,
+                ))
+            });
+            let weights: Vec<_> = weights.collect();
+            assert_eq!(weights.len(), plan.graph.weights().count());
+            for (i, (bytes, stages, name)) in weights.iter().enumerate() {
+                assert!(bytes.end <= residency.bytes && bytes.start % ALIGNMENT == 0, "{policy}: {name}");
+                for (other_bytes, other_stages, other) in &weights[..i] {
+                    let together = stages.start() <= other_stages.end() && other_stages.start() <= stages.end();
+                    let apart = bytes.end <= other_bytes.start || other_bytes.end <= bytes.start;
+                    assert!(!together || apart, "{policy}: {name} and {other}");
+                }
+            }
+            // No larger than what is there together, but for alignment.
+            assert!(residency.bytes >= expected && (residency.bytes as f64) < 1.02 * expected as f64, "{policy}: {expected}");
+        }
+    }
+}
+
+/// The budgets of the README, and what is refused below them.
+#[test]
+fn the_fastest_residency_that_fits_is_taken() {
+    let [mut small, mut large] = [512, 1024].map(|size| planned(Preset::Full, (size, size), size, Precision::Bf16).plan);
+    for (size, budget, policy) in [
+        (1024, 45_000_000_000, Policy::Resident),
+        (1024, 40_000_000_000, Policy::Overlapped),
+        (1024, 22_000_000_000, Policy::Phased),
+        (512, 21_000_000_000, Policy::Phased),
+    ] {
+        let plan = if size == 512 { &mut small } else { &mut large };
+        plan.fit(Budget::Allowed(budget)).unwrap();
+        assert!(plan.weights.policy == policy && plan.peak_bytes() <= budget, "{budget}: {}", plan.weights.policy);
+    }
+    let peaks = large.peaks();
+    assert!(peaks.is_sorted_by(|a, b| a.0 < b.0 && a.1 > b.1), "{peaks:?}");
+    for (policy, peak) in peaks {
+        large.fit(Budget::Free(peak)).unwrap();
+        assert_eq!((large.weights.policy, large.peak_bytes()), (policy, peak));
+    }
+    let refused = |plan: &mut Plan, budget| plan.fit(budget).unwrap_err().downcast::<ResourceError>().unwrap().0;
+    let text = refused(&mut large, Budget::Free(peaks[2].1 - 1));
+    assert!(text.contains("at least 20.00 GB") && text.contains("are free") && text.contains("smaller --size-level"), "{text}");
+    let text = refused(&mut small, Budget::Allowed(17_000_000_000));
+    assert!(text.contains("--max-vram allows 17.00 GB") && text.contains("all need 17.82 GB"), "{text}");
+}
+
+/// What the chart shows of a policy: the weights of each stage in place, those that come early, those that leave.
+#[test]
+fn the_memory_over_the_stages_is_that_of_the_policy() {
+    let mut plan = planned(Preset::Full, (1024, 1024), 1024, Precision::Bf16).plan;
+    let own: Vec<usize> = plan.stages.iter().map(|s| s.weight_bytes).collect();
+    let (all, last) = (plan.weight_bytes(), own.len() - 1);
+    let resident = plan.memory();
+    assert_eq!((resident[0].arriving, resident[last].resident), (all - own[0], all));
+    assert!(resident.iter().all(|m| m.resident + m.arriving == all && m.leaving == 0), "{resident:?}");
+    for policy in [Policy::Overlapped, Policy::Phased] {
+        plan.weights = Residency::new(&plan.graph, policy);
+        let memory = plan.memory();
+        assert!(memory.iter().zip(&own).all(|(m, &own)| m.resident == own && m.leaving == own), "{policy}: {memory:?}");
+        assert!(memory.iter().all(|m| m.resident + m.arriving <= plan.weights.bytes), "{policy}: {memory:?}");
+        let come = memory.iter().zip(&own[1..]).all(|(m, &next)| m.arriving >= next);
+        assert_eq!(come, policy == Policy::Overlapped, "{memory:?}");
+    }
+}
+
+/// Runs of stages on ownership of the weights' region: each weight is written as soon as its gate lets it, and every stage
+/// must find the weights it reads.
+fn every_stage_finds_its_weights(plan: &Plan, policy: Policy, runs: &[Vec<usize>]) {
+    let (graph, residency) = (&plan.graph, Residency::new(&plan.graph, policy));
+    let mut owner = vec![usize::MAX; residency.bytes / ALIGNMENT];
+    let blocks = |storage: StorageId| {
+        let place = residency.place(graph, storage).unwrap();
+        place.start / ALIGNMENT..place.end.div_ceil(ALIGNMENT)
+    };
+    let mut resident = vec![false; graph.storages.len()];
+    for stages in runs {
+        let arrivals = residency.arrivals(graph, stages, &mut resident);
+        for (at, &stage) in stages.iter().enumerate() {
+            for arrival in arrivals.iter().filter(|arrival| arrival.gate == at) {
+                owner[blocks(arrival.storage)].fill(arrival.storage.0);
+            }
+            let inputs = graph.nodes[graph.stages[stage].nodes.clone()].iter().flat_map(|node| &node.inputs);
+            for storage in inputs.map(|&id| graph.tensor(id).storage).filter(|s| residency.offsets[s.0].is_some()) {
+                let name = &graph.storages[storage.0].name;
+                assert!(owner[blocks(storage)].iter().all(|&o| o == storage.0), "{policy}, {stages:?}: {name} at {at}");
             }
         }
-        // The region is as large as the two neighbouring stages with the most weights.
-        let pairs = plan.stages.windows(2).map(|pair| pair[0].weight_bytes + pair[1].weight_bytes);
-        assert!((plan.weights.bytes as f64) < 1.01 * pairs.max().unwrap() as f64);
+        for (i, _) in resident.iter().enumerate().filter(|(_, there)| **there) {
+            assert!(owner[blocks(StorageId(i))].iter().all(|&o| o == i), "{policy}, {stages:?}: {i} is not there");
+        }
     }
-    assert!(planned(Preset::Full, (1024, 1024), 1024, Precision::Bf16).plan.device_bytes() < 45_000_000_000);
+}
+
+/// A whole edit waits for as little as its policy promises, and a second one of `Resident` fetches nothing.
+#[test]
+fn gates_are_no_later_than_the_policy_says() {
+    let plan = planned(Preset::Tiny, (256, 256), 256, Precision::Bf16).plan;
+    let all: Vec<usize> = (0..plan.stages.len()).collect();
+    for policy in Policy::ALL {
+        let residency = Residency::new(&plan.graph, policy);
+        let mut resident = vec![false; plan.graph.storages.len()];
+        let arrivals = residency.arrivals(&plan.graph, &all, &mut resident);
+        assert_eq!(arrivals.len(), plan.graph.weights().count());
+        for Arrival { storage, gate } in arrivals {
+            let first = *residency.readers[storage.0].as_ref().unwrap().start();
+            let latest = match policy {
+                Policy::Resident => 0,
+                Policy::Overlapped => first.saturating_sub(1),
+                Policy::Phased => first,
+            };
+            assert!(gate <= latest, "{policy}: {} waits for {gate} stages", plan.graph.storages[storage.0].name);
+        }
+        let again = residency.arrivals(&plan.graph, &all, &mut resident).len();
+        assert_eq!(again == 0, policy == Policy::Resident, "{policy}: {again} come again");
+    }
 }
 
 /// Runs the plan on ownership alone: whoever writes bytes owns them, and every read must find its own bytes, also when a
@@ -152,7 +265,22 @@ proptest! {
             let program = Program::new(&model.config, &model.settings, &request, precision, target).unwrap();
             prop_assert_eq!(program.plan.overlaps(), []);
             every_read_finds_what_was_written(&program.plan);
+            let peaks = program.plan.peaks();
+            prop_assert!(peaks.is_sorted_by(|a, b| a.1 >= b.1), "{:?}", peaks);
         }
+    }
+
+    /// Any runs of any stages, one after another on one executor.
+    #[test]
+    fn no_stage_loses_a_weight(
+        runs in prop::collection::vec(prop::sample::subsequence((0..6).collect::<Vec<usize>>(), 1..=6).prop_shuffle(), 1..5),
+        condition_once in any::<bool>(),
+    ) {
+        let model = PresetModel::new(Preset::Tiny, Version::V1_1).unwrap();
+        let savings = Savings { condition_once, ..Savings::ALL };
+        let job = PlanJob { version: Version::V1_1, size: (64, 64), size_level: 64, steps: 2, precision: Precision::Bf16, savings };
+        let plan = plan_edit(&model.config, &model.settings, &model.tokenizer, PROMPT, &job).unwrap().plan;
+        Policy::ALL.into_iter().for_each(|policy| every_stage_finds_its_weights(&plan, policy, &runs));
     }
 }
 

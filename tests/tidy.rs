@@ -13,7 +13,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
     ("cuda", &["error", "kernels", "tensor"]),
     ("ops", &["cuda", "tensor"]),
     ("graph", &["ops", "tensor"]),
-    ("plan", &["graph", "ops", "tensor"]),
+    ("plan", &["error", "graph", "ops", "tensor"]),
     ("model", &["graph", "ops", "tensor"]),
     ("sampling", &["ops", "tensor"]),
     ("image", &[]),

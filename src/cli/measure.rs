@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::MemoryArgs;
 use crate::pipeline::DeviceChoice;
 
 /// Flags of `verify`.
@@ -21,6 +22,9 @@ pub struct VerifyArgs {
     /// Where to run: cuda[:N], cpu, or auto
     #[arg(long, default_value = "auto", value_parser = super::parse_device)]
     pub device: DeviceChoice,
+    /// Memory to take.
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub json: bool,
@@ -47,6 +51,9 @@ pub struct CompareArgs {
     /// CUDA device
     #[arg(long, default_value = "cuda", value_parser = super::parse_device)]
     pub device: DeviceChoice,
+    /// Memory to take.
+    #[command(flatten)]
+    pub memory: MemoryArgs,
 }
 
 /// Flags of `bench`.
@@ -73,6 +80,9 @@ pub struct BenchArgs {
     /// CUDA device
     #[arg(long, default_value = "cuda", value_parser = super::parse_device)]
     pub device: DeviceChoice,
+    /// Memory to take.
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Print one JSON object a size
     #[arg(long)]
     pub json: bool,

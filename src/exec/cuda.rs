@@ -18,11 +18,9 @@ use crate::cuda::{Product, Setup, Stream};
 use crate::error::ResourceError;
 use crate::graph::{Kind, Node, StorageId, TensorId};
 use crate::ops::{Arg, Args, Buffer, Kernel, Layout, Values};
-use crate::plan::{ALIGNMENT, Plan, format_bytes};
+use crate::plan::{ALIGNMENT, KERNEL_BYTES, Plan, format_bytes};
 use crate::weights::WeightSource;
 
-/// Device memory that driver, kernels and cuBLASLt take beside the plan's.
-const OVERHEAD: usize = 600 << 20;
 /// Replays under way.
 const IN_FLIGHT: usize = 2;
 
@@ -334,17 +332,12 @@ impl Drop for Cuda<'_> {
 /// Refuses a plan that does not fit, before anything is taken.
 fn check_memory(plan: &Plan, device: &Device) -> Result<()> {
     let (free, _) = device.memory()?;
-    let needed = plan.device_bytes() + OVERHEAD;
+    let needed = plan.device_bytes() + KERNEL_BYTES;
     if needed > free {
+        let (needed, free) = (format_bytes(needed), format_bytes(free));
         let text = format!(
-            "the edit needs {} of memory on {} ({} of weights at a time, {} of activations, {} for the driver and kernels), {} are \
-             free; a smaller --size-level needs less, --device cpu none",
-            format_bytes(needed),
-            device.name,
-            format_bytes(plan.weights.bytes),
-            format_bytes(plan.arena_bytes),
-            format_bytes(OVERHEAD),
-            format_bytes(free)
+            "the plan needs {needed} of memory on {}, with weights {}; {free} are free",
+            device.name, plan.weights.policy
         );
         return Err(ResourceError(text).into());
     }

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use crate::cuda::{Device, Event, PIECE, Piece, Stream, Uploads};
 use crate::graph::{Graph, Kind, StorageId};
 use crate::ops::WeightOrder;
-use crate::plan::Plan;
+use crate::plan::{Arrival, Plan};
 use crate::tensor::{Component, DType, Spec};
 use crate::weights::{WeightSource, decode_f32};
 
@@ -58,26 +58,19 @@ impl Pass {
         let graph = &plan.graph;
         let number = |name: &&str| graph.stages.iter().position(|s| s.name == *name).with_context(|| format!("no stage {name}"));
         let stages: Vec<usize> = stages.iter().map(number).collect::<Result<_>>()?;
+        let orders = orders(graph)?;
         let (mut pieces, mut origins, mut of_storage) = (Vec::new(), Vec::new(), HashMap::new());
-        for (at, &stage) in stages.iter().enumerate() {
-            // The plan lets a stage's weights come while the stage before it runs; any other company may be in the way.
-            let follows = at == 0 || stages[at - 1] + 1 == stage;
-            let gate = if follows { at.saturating_sub(1) } else { at };
-            for storage in weights_of(graph, stage) {
-                if std::mem::replace(&mut resident.0[storage.0], true) {
-                    continue;
-                }
-                displace(plan, storage, resident);
-                let first = pieces.len();
-                let start = region + plan.weights.offsets[storage.0].context("a weight without a place")? as u64;
-                for origin in origins_of(graph, storage)? {
-                    let size = origin.spec.dtype.bytes();
-                    let address = start + (origin.elements.start * size) as u64;
-                    pieces.push(Piece { address, bytes: origin.elements.len() * size, gate });
-                    origins.push(origin);
-                }
-                of_storage.insert(storage, first..pieces.len());
+        for Arrival { storage, gate } in plan.weights.arrivals(graph, &stages, &mut resident.0) {
+            let first = pieces.len();
+            let start = region + plan.weights.offsets[storage.0].context("a weight without a place")? as u64;
+            for origin in origins_of(graph, storage, orders[storage.0])? {
+                let size = origin.spec.dtype.bytes();
+                let address = start + (origin.elements.start * size) as u64;
+                pieces.push(Piece { address, bytes: origin.elements.len() * size, gate });
+                origins.push(origin);
             }
+            let known = of_storage.insert(storage, first..pieces.len());
+            ensure!(known.is_none(), "{} would have to come twice", graph.storages[storage.0].name);
         }
         let weights = weights.clone();
         let fill = move |piece: usize, bytes: &mut [u8]| origins[piece].fill(&*weights, bytes);
@@ -113,33 +106,25 @@ impl Pass {
     }
 }
 
-/// The weights a stage reads, in the order of first use.
-fn weights_of(graph: &Graph, stage: usize) -> Vec<StorageId> {
-    let nodes = &graph.nodes[graph.stages[stage].nodes.clone()];
-    let mut seen = vec![false; graph.storages.len()];
-    let storages = nodes.iter().flat_map(|n| &n.inputs).map(|&id| graph.tensor(id).storage);
-    storages.filter(|s| matches!(graph.storages[s.0].kind, Kind::Weight(_)) && !std::mem::replace(&mut seen[s.0], true)).collect()
-}
-
-/// Marks as gone what lies where `storage` will lie.
-fn displace(plan: &Plan, storage: StorageId, resident: &mut Resident) {
-    let range = |s: usize| plan.weights.offsets[s].map(|start| start..start + plan.graph.storages[s].spec.bytes());
-    let Some(own) = range(storage.0) else { return };
-    for (other, here) in resident.0.iter_mut().enumerate().filter(|(other, here)| **here && *other != storage.0) {
-        *here = !range(other).is_some_and(|r| r.start < own.end && own.start < r.end);
-    }
-}
-
-fn origins_of(graph: &Graph, storage: StorageId) -> Result<Vec<Origin>> {
-    let found = &graph.storages[storage.0];
-    let Kind::Weight(component) = found.kind else { anyhow::bail!("{} is no weight", found.name) };
-    let mut order = None;
+/// The order in which each weight's elements lie on the device; none for what no node reads.
+fn orders(graph: &Graph) -> Result<Vec<Option<WeightOrder>>> {
+    let mut orders = vec![None; graph.storages.len()];
     for node in &graph.nodes {
-        for (input, &id) in node.inputs.iter().enumerate().filter(|(_, id)| graph.tensor(**id).storage == storage) {
-            let wanted = node.op.weight_order(input);
-            ensure!(*order.get_or_insert(wanted) == wanted, "{} is used in two orders, {id:?}", found.name);
+        for (input, &id) in node.inputs.iter().enumerate() {
+            let storage = graph.tensor(id).storage;
+            if matches!(graph.storages[storage.0].kind, Kind::Weight(_)) {
+                let wanted = node.op.weight_order(input);
+                let order = *orders[storage.0].get_or_insert(wanted);
+                ensure!(order == wanted, "{} is used in two orders, at {}", graph.storages[storage.0].name, node.name);
+            }
         }
     }
+    Ok(orders)
+}
+
+fn origins_of(graph: &Graph, storage: StorageId, order: Option<WeightOrder>) -> Result<Vec<Origin>> {
+    let found = &graph.storages[storage.0];
+    let Kind::Weight(component) = found.kind else { anyhow::bail!("{} is no weight", found.name) };
     let (elements, step) = (found.spec.shape.elements(), PIECE / found.spec.dtype.bytes());
     let origin = |start: usize| Origin {
         component,

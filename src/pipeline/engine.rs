@@ -9,7 +9,7 @@ use crate::cuda::{self, Device, Setup};
 use crate::error::{ResourceError, usage};
 use crate::exec::{Cuda, Executor, Reference};
 use crate::ops::Arch;
-use crate::plan::{Plan, Precision, Target, format_bytes};
+use crate::plan::{Budget, CONTEXT_BYTES, Plan, Precision, Target, format_bytes};
 
 /// Ten times the least compute capability that has kernels.
 const OLDEST: u32 = 80;
@@ -84,6 +84,16 @@ impl Engine {
             Engine::Cpu(_) => Target::Cpu,
             Engine::Cuda(device) => Target::Cuda(Arch(device.capability)),
         }
+    }
+
+    /// On a device, has the weights of a plan share places as far as needed for it to fit what is free and `allowed` bytes.
+    ///
+    /// # Errors
+    /// A [`ResourceError`] with the least number of bytes needed.
+    pub fn fit(&self, plan: &mut Plan, allowed: Option<usize>) -> Result<()> {
+        let Engine::Cuda(device) = self else { return Ok(()) };
+        device.make_current()?;
+        plan.fit(Budget::of(allowed, device.memory()?.0 + CONTEXT_BYTES))
     }
 
     /// An executor with its memory taken and, on a device, its kernels compiled.

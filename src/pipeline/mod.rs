@@ -74,6 +74,8 @@ pub struct EditJob {
     pub keep_working_size: bool,
     /// Where to run.
     pub device: DeviceChoice,
+    /// Most bytes of the device's memory to take; none: what is free.
+    pub max_vram: Option<usize>,
     /// Where the device's libraries and its cache lie.
     pub setup: Setup,
     /// Element type of activations; none: what suits the device.
@@ -114,7 +116,8 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Value> {
     };
     format.check_size(last.0, last.1).map_err(usage)?;
     progress.device(&engine);
-    let program = Program::new(&model.config, &model.settings, &material.request(job), precision, engine.target())?;
+    let mut program = Program::new(&model.config, &model.settings, &material.request(job), precision, engine.target())?;
+    engine.fit(&mut program.plan, job.max_vram)?;
     let mut seconds = BTreeMap::from([("load", start.elapsed().as_secs_f64())]);
 
     let preparing = Instant::now();

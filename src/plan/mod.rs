@@ -1,9 +1,11 @@
 //! From a recorded graph to everything that is decided before it runs.
 //!
 //! [`Plan::new`] is a pure function: precision pass, verification, kernel choice, arena offsets from lifetimes, bytes by
-//! stage. It touches no memory and no device; what cannot run is refused here, with reasons.
+//! stage; so is [`Plan::fit`], which chooses the weights' residency. They touch no memory and no device; what cannot run is
+//! refused here, with reasons.
 
 mod lifetime;
+mod memory;
 mod precision;
 mod print;
 mod residency;
@@ -14,9 +16,10 @@ use crate::graph::{Graph, Kind, Node, Stage, StorageId};
 use crate::ops::{Arch, Kernel, Layout};
 
 pub use lifetime::{ALIGNMENT, Lifetime, assign, lifetimes};
+pub use memory::{Budget, CONTEXT_BYTES, KERNEL_BYTES, StageMemory};
 pub use precision::Precision;
 pub use print::bytes as format_bytes;
-pub use residency::Residency;
+pub use residency::{Arrival, Policy, Residency};
 
 /// What will run the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +71,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans a graph.
+    /// Plans a graph, with every weight resident; [`Plan::fit`] may have them share places.
     ///
     /// # Errors
     /// A graph that breaks a rule, a precision that the target has not, or nodes that no kernel of it takes: the first ten
@@ -89,18 +92,13 @@ impl Plan {
         // Nodes run one after another, so they share one place.
         let arena_bytes = scratch_offset + kernels.iter().map(|k| k.scratch).max().unwrap_or(0);
         let stages = graph.stages.iter().map(|s| stage_plan(&graph, s, &lifetimes)).collect();
-        let weights = Residency::new(&graph);
+        let weights = Residency::new(&graph, Policy::Resident);
         Ok(Plan { graph, precision, offsets, lifetimes, arena_bytes, scratch_offset, weights, stages, kernels })
     }
 
     /// Bytes of all weights, each counted once.
     pub fn weight_bytes(&self) -> usize {
         self.graph.weights().map(|(_, s)| s.spec.bytes()).sum()
-    }
-
-    /// Bytes that a device needs: the arena, and the weights of a stage with those of the next.
-    pub fn device_bytes(&self) -> usize {
-        self.arena_bytes + self.weights.bytes
     }
 }
 

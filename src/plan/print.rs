@@ -1,4 +1,4 @@
-//! The plan as text: demands by stage, the arena's largest tenants, kernels by number.
+//! The plan as text: device memory, demands by stage, the arena's largest tenants, kernels by number.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,7 +25,9 @@ impl fmt::Display for Plan {
             self.arena_bytes,
             bytes(self.weight_bytes())
         )?;
-        writeln!(f, "on a device {}: the arena, and the weights of a stage with those of the next", bytes(self.device_bytes()))?;
+        if !self.kernels.is_empty() {
+            self.chart(f)?;
+        }
         writeln!(f, "{:<14}{:>7}{:>7}{:>12}{:>12}{:>12}", "stage", "nodes", "runs", "weights", "live", "TFLOP")?;
         for s in &self.stages {
             let tflop = s.flops as f64 / 1e12;

@@ -46,6 +46,36 @@ fn kernels_are_chosen_in_bf16_alone() {
     assert_eq!(json["plan"]["precision"], "f32");
 }
 
+#[test]
+fn the_residency_follows_the_memory_that_is_allowed() {
+    for (flags, residency) in [(&[][..], "resident"), (&["--max-vram", "30GB"], "overlapped"), (&["--max_vram=20GiB"], "phased")]
+    {
+        let all = [&["--preset", "full"], flags].concat();
+        let text = inspected(&all).stdout;
+        assert!(text.contains(&format!("\n* {residency}")) && text.matches("\n* ").count() == 1, "{text}");
+        let device = &inspected(&[&all[..], &["--json"]].concat()).json()["plan"]["device"];
+        assert_eq!(
+            (&device["residency"], &device["peak_bytes"]),
+            (&residency.into(), &device["peak_bytes_by_residency"][residency])
+        );
+        assert_eq!(device["stages"].as_array().unwrap().len(), 6);
+    }
+    let text = inspected(&["--preset", "tiny", "--precision", "f32"]).stdout;
+    assert!(!text.contains("on a device"), "{text}");
+}
+
+#[test]
+fn memory_that_cannot_do_is_refused() {
+    let place = Place::new();
+    let with = |value: &str| place.run(&["inspect", "--preset", "full", "--max-vram", value]);
+    with("18GB").refused(4, &["at least 20.00 GB", "--max-vram allows 18.00 GB", "a smaller --size-level needs less"]);
+    with("16GB").refused(4, &["no picture is small enough: all need 17.82 GB"]);
+    for value in ["22G", "much", "0", "-1"] {
+        with(value).refused(2, &["--max-vram"]);
+    }
+    place.run(&["inspect", "--preset", "tiny", "--precision", "f32", "--max-vram", "1GB"]).refused(2, &["--max-vram", "GPU"]);
+}
+
 /// All blocks of a stack are alike but for their number and their columns of the modulation; the last single block,
 /// which computes fewer rows, stands alone.
 #[test]

@@ -6,7 +6,7 @@ use step1x_edit::exec::{Executor, Reference, compare};
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::Savings;
 use step1x_edit::ops::Buffer;
-use step1x_edit::plan::{Precision, Target};
+use step1x_edit::plan::{Policy, Precision, Residency, Target};
 
 use crate::common::relative_l2;
 use crate::support::{Gpu, STEPS, TinyEdit, gpu};
@@ -85,6 +85,27 @@ fn captured_uncaptured_and_repeated_runs_give_the_same_bytes() {
         drop(captured);
         same("of a new executor", edit.run(&mut gpu.executor(edit.plan(), weights.clone())).unwrap());
         same("without capture", edit.run(&mut gpu.executor(edit.plan(), weights).without_capture()).unwrap());
+    }
+}
+
+#[test]
+fn every_residency_gives_the_same_bytes() {
+    let Some(gpu) = gpu() else { return };
+    for (what, mut edit) in edits(&gpu) {
+        let weights = Arc::new(edit.weights());
+        let mut first = None;
+        for policy in Policy::ALL {
+            edit.program.plan.weights = Residency::new(&edit.plan().graph, policy);
+            let mut exec = gpu.executor(edit.plan(), weights.clone());
+            // In the second run some weights are there already.
+            for run in 0..2 {
+                let results = edit.run(&mut exec).unwrap_or_else(|e| panic!("{what}, {policy}: {e:#}"));
+                let first = first.get_or_insert_with(|| results.clone());
+                for ((name, a), (_, b)) in first.iter().zip(&results) {
+                    assert!(a == b, "{what}: {name} is another when {policy}, run {run}");
+                }
+            }
+        }
     }
 }
 

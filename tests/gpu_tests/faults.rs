@@ -15,7 +15,7 @@ use step1x_edit::model::Version;
 use step1x_edit::model::edit::Savings;
 use step1x_edit::ops::Cast;
 use step1x_edit::pipeline::Model;
-use step1x_edit::plan::{Plan, Precision};
+use step1x_edit::plan::{KERNEL_BYTES, Plan, Precision};
 use step1x_edit::synth;
 use step1x_edit::tensor::{Component, DType, Spec};
 use step1x_edit::weights::{ModelError, Result, WeightSource};
@@ -107,6 +107,18 @@ fn a_file_cut_off_under_way_is_named() {
         format!("{:#}", edit.run(&mut exec).expect_err("half of a file is gone"))
     });
     assert!(text.contains("vae.safetensors"), "{text}");
+}
+
+#[test]
+fn what_the_driver_shows_is_what_was_planned() {
+    let Some(gpu) = gpu() else { return };
+    let edit = TinyEdit::new(gpu.target(), Version::V1_1, Savings::ALL);
+    let taken = |device: &Device| device.memory().map(|(free, total)| total - free).unwrap();
+    let before = taken(&gpu.device);
+    let mut exec = gpu.executor(edit.plan(), Arc::new(edit.weights()));
+    edit.run(&mut exec).unwrap();
+    let more = taken(&gpu.device).saturating_sub(before);
+    assert!(more <= edit.plan().device_bytes() + KERNEL_BYTES, "{more} bytes, planned {}", edit.plan().device_bytes());
 }
 
 #[test]
