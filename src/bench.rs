@@ -172,7 +172,7 @@ impl Bench<'_> {
         let mut report = json!({
             "device": engine.name(), "size": [edit.picture.width, edit.picture.height], "steps": self.args.steps, "rows": program.spec.step_rows().total(),
             "residency": program.plan.weights.policy.to_string(), "seconds": seconds,
-            "device_bytes": {"planned": program.plan.device_bytes(), "before": before, "during": in_use},
+            "device_bytes": {"planned": program.plan.peak_bytes(), "before": before, "during": in_use},
         });
         let Warm { stages, ops, copy } = self.stages()?;
         report["copy_gb_per_s"] = json!(copy);

@@ -8,6 +8,7 @@ mod memory;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -319,6 +320,8 @@ impl EditArgs {
         let usage_unless = |ok: bool, text: String| if ok { Ok(()) } else { Err(usage(anyhow::anyhow!(text))) };
         usage_unless(self.cfg_scale.is_finite(), format!("--cfg-scale {} is not a number", self.cfg_scale))?;
         usage_unless(self.guidance_limit.is_finite(), format!("--guidance-limit {} is not a number", self.guidance_limit))?;
+        let no_gpu = self.device == DeviceChoice::Cpu && self.memory.max_vram.is_some();
+        usage_unless(!no_gpu, "--max-vram is a GPU's, and --device cpu uses none".into())?;
         let size = (self.width.unwrap_or(1024), self.height.unwrap_or(1024));
         for (flag, side) in [("--width", size.0), ("--height", size.1)] {
             usage_unless(
@@ -327,6 +330,7 @@ impl EditArgs {
             )?;
         }
         Ok(EditJob {
+            started: Instant::now(),
             model: self.model.clone(),
             image: self.image.clone(),
             prompt: self.prompt.clone(),
@@ -454,10 +458,13 @@ mod tests {
             &["--rng", "xpu"],
             &["--device", "tpu"],
             &["--width", "512", "-i", "a.png"],
+            &["--max-vram", "little"],
+            &["--max-vram", "1GB", "--device", "cpu"],
             &["--nonsense"],
         ] {
             assert!(edit(flags).is_err(), "{flags:?}");
         }
+        assert_eq!(edit(&["--max_vram=20.5GB"]).unwrap().max_vram, Some(20_500_000_000));
         assert_eq!(edit(&["--device", "cuda:1"]).unwrap().device, DeviceChoice::Cuda(1));
     }
 

@@ -7,7 +7,7 @@ use clap::Args;
 #[derive(Clone, Copy, Debug, Args)]
 pub struct MemoryArgs {
     /// Most memory to take on the GPU, the driver's share included: 22GB, 20.5GB, 20GiB or 22000000000 [default: what is free]
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = parse_bytes)]
     pub max_vram: Option<usize>,
 }
 

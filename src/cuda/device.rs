@@ -73,6 +73,7 @@ impl Device {
     /// # Errors
     /// What the driver reports.
     pub fn memory(&self) -> Result<(usize, usize)> {
+        self.make_current()?;
         result::mem_get_info().map_err(of("read the free memory"))
     }
 
@@ -315,9 +316,9 @@ impl Drop for Event {
 /// Page-locked host memory, from which the device copies by itself.
 #[derive(Debug)]
 pub struct Pinned {
-    _device: Arc<Device>,
+    device: Arc<Device>,
     pointer: *mut c_void,
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 // SAFETY: plain memory, owned.
@@ -333,7 +334,7 @@ impl Pinned {
         let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(of("lock host memory")).context("for uploads")?;
         // SAFETY: just taken, of this length.
         unsafe { std::ptr::write_bytes(pointer.cast::<u8>(), 0, bytes) };
-        Ok(Pinned { _device: device.clone(), pointer, bytes })
+        Ok(Pinned { device: device.clone(), pointer, bytes })
     }
 
     /// The bytes.
@@ -345,6 +346,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
+        let _ = self.device.make_current();
         // SAFETY: taken by `new`; no copy from it is under way, as `Stream::upload` asks.
         let _ = unsafe { result::free_host(self.pointer) };
     }

@@ -14,4 +14,4 @@ pub use gemm::{Gemms, Product};
 pub use kernel::{Captured, Function, Module};
 pub use launch::{Gemm, KernelLaunch, Launch, Matrix, TensorMap};
 pub use library::{Setup, load_cublaslt, load_driver, load_nvrtc};
-pub use upload::{Fill, PIECE, Piece, Uploads};
+pub use upload::{Fill, PIECE, Piece, Staging, Uploads};

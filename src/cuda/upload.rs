@@ -1,7 +1,8 @@
 //! Weights to the device while it computes: threads fill page-locked buffers, a copy stream each empties them.
 //!
 //! Pieces go up in their order. A piece behind a *gate* waits until the gate is opened with an event: what lay at its
-//! destination before is then done. Whoever needs a piece lets its own stream wait for it.
+//! destination before is then done. Whoever needs a piece lets its own stream wait for it. Locking memory takes longer than
+//! filling it, so a thread starts with one buffer, and buffers are kept for the next upload.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -30,6 +31,33 @@ pub struct Piece {
 /// Fills the bytes of the piece of a number.
 pub type Fill<'a> = dyn Fn(usize, &mut [u8]) -> Result<()> + Send + Sync + 'a;
 
+/// Page-locked buffers that one upload leaves to the next.
+#[derive(Debug)]
+pub struct Staging {
+    device: Arc<Device>,
+    free: Mutex<Vec<Pinned>>,
+}
+
+impl Staging {
+    /// No buffers yet.
+    pub fn new(device: &Arc<Device>) -> Arc<Staging> {
+        Arc::new(Staging { device: device.clone(), free: Mutex::default() })
+    }
+
+    /// A buffer of at least so many bytes.
+    fn take(&self, bytes: usize) -> Result<Pinned> {
+        let kept = self.free().pop();
+        kept.filter(|buffer| buffer.bytes >= bytes).map_or_else(|| Pinned::new(&self.device, bytes), Ok)
+    }
+
+    fn free(&self) -> MutexGuard<'_, Vec<Pinned>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A buffer and what still reads it.
+type Slot = Option<(Pinned, Option<Arc<Event>>)>;
+
 /// An upload under way; dropping it stops it.
 pub struct Uploads {
     shared: Arc<Shared>,
@@ -37,7 +65,7 @@ pub struct Uploads {
 }
 
 struct Shared {
-    device: Arc<Device>,
+    staging: Arc<Staging>,
     pieces: Vec<Piece>,
     state: Mutex<State>,
     changed: Condvar,
@@ -70,12 +98,12 @@ impl Uploads {
     ///
     /// # Errors
     /// No memory or threads for it.
-    pub fn start(device: &Arc<Device>, pieces: Vec<Piece>, gates: usize, fill: Arc<Fill<'static>>) -> Result<Uploads> {
+    pub fn start(staging: &Arc<Staging>, pieces: Vec<Piece>, gates: usize, fill: Arc<Fill<'static>>) -> Result<Uploads> {
         ensure!(pieces.iter().all(|p| p.bytes <= PIECE && p.gate < gates), "a piece is too large or has no gate");
         let largest = pieces.iter().map(|p| p.bytes).max().unwrap_or(0);
         let count = THREADS.min(pieces.len());
         let state = State { sent: vec![None; pieces.len()], gates: vec![None; gates], ..State::default() };
-        let shared = Arc::new(Shared { device: device.clone(), pieces, state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(Shared { staging: staging.clone(), pieces, state: Mutex::new(state), changed: Condvar::new() });
         let mut uploads = Uploads { shared, threads: vec![] };
         for number in 0..count {
             let (shared, fill) = (uploads.shared.clone(), fill.clone());
@@ -126,23 +154,25 @@ impl Drop for Uploads {
 
 /// A thread's work: takes piece after piece.
 fn send(shared: &Shared, fill: &Fill, largest: usize) -> Result<()> {
-    shared.device.make_current()?;
-    let stream = Stream::new(&shared.device)?;
-    let mut buffers: Vec<(Pinned, Option<Arc<Event>>)> = Vec::new();
-    for _ in 0..2 {
-        buffers.push((Pinned::new(&shared.device, largest)?, None));
-    }
-    let sent_all = pieces(shared, fill, &stream, &mut buffers);
+    shared.staging.device.make_current()?;
+    let stream = Stream::new(&shared.staging.device)?;
+    let mut slots: [Slot; 2] = [None, None];
+    let sent_all = pieces(shared, fill, &stream, &mut slots, largest);
     // The buffers may go only when nothing reads them any more.
     let done = stream.synchronize();
+    shared.staging.free().extend(slots.into_iter().flatten().map(|(buffer, _)| buffer));
     sent_all.and(done)
 }
 
-fn pieces(shared: &Shared, fill: &Fill, stream: &Stream, buffers: &mut [(Pinned, Option<Arc<Event>>)]) -> Result<()> {
+fn pieces(shared: &Shared, fill: &Fill, stream: &Stream, slots: &mut [Slot; 2], largest: usize) -> Result<()> {
     for turn in 0.. {
-        let (buffer, busy) = &mut buffers[turn % 2];
         let Some((number, after)) = take(shared) else { return Ok(()) };
         let piece = shared.pieces[number];
+        let slot = &mut slots[turn % 2];
+        let (buffer, busy) = match slot {
+            Some(used) => used,
+            None => slot.insert((shared.staging.take(largest)?, None)),
+        };
         if let Some(event) = busy.take() {
             event.synchronize()?;
         }
@@ -151,7 +181,7 @@ fn pieces(shared: &Shared, fill: &Fill, stream: &Stream, buffers: &mut [(Pinned,
         if let Some(event) = after {
             stream.wait(&event)?;
         }
-        let event = Arc::new(Event::new(&shared.device, false)?);
+        let event = Arc::new(Event::new(&shared.staging.device, false)?);
         // SAFETY: the buffer is filled again only after the event; the destination is free since its gate is open.
         unsafe { stream.upload(piece.address, bytes) }?;
         event.record(stream)?;

@@ -14,7 +14,7 @@ use super::fetch::{Pass, Resident};
 use super::values::{check_count, load, store};
 use super::{Executor, Watch};
 use crate::cuda::{Captured, Compiler, Cubin, Device, Event, Function, Gemms, KernelLaunch, Launch, Memory, Module};
-use crate::cuda::{Product, Setup, Stream};
+use crate::cuda::{Product, Setup, Staging, Stream};
 use crate::error::ResourceError;
 use crate::graph::{Kind, Node, StorageId, TensorId};
 use crate::ops::{Arg, Args, Buffer, Kernel, Layout, Values};
@@ -37,6 +37,7 @@ pub struct Cuda<'a> {
     in_flight: VecDeque<Event>,
     resident: Resident,
     pass: Option<Pass>,
+    staging: Arc<Staging>,
     gemms: Gemms,
     arena: Memory,
     region: Memory,
@@ -92,6 +93,7 @@ impl<'a> Cuda<'a> {
             in_flight: VecDeque::new(),
             resident: Resident::none(plan),
             pass: None,
+            staging: Staging::new(device),
             gemms,
             arena,
             region,
@@ -297,7 +299,7 @@ impl Executor for Cuda<'_> {
             self.resident = Resident::none(self.plan); // an upload was cut off
         }
         let region = self.region.address;
-        self.pass = Some(Pass::start(self.plan, stages, &mut self.resident, &self.device, region, &self.weights)?);
+        self.pass = Some(Pass::start(self.plan, stages, &mut self.resident, &self.staging, region, &self.weights)?);
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use half::{bf16, f16};
 
-use crate::cuda::{Device, Event, PIECE, Piece, Stream, Uploads};
+use crate::cuda::{Device, Event, PIECE, Piece, Staging, Stream, Uploads};
 use crate::graph::{Graph, Kind, StorageId};
 use crate::ops::WeightOrder;
 use crate::plan::{Arrival, Plan};
@@ -51,7 +51,7 @@ impl Pass {
         plan: &Plan,
         stages: &[&str],
         resident: &mut Resident,
-        device: &Arc<Device>,
+        staging: &Arc<Staging>,
         region: u64,
         weights: &Arc<dyn WeightSource + Send + Sync>,
     ) -> Result<Pass> {
@@ -74,7 +74,7 @@ impl Pass {
         }
         let weights = weights.clone();
         let fill = move |piece: usize, bytes: &mut [u8]| origins[piece].fill(&*weights, bytes);
-        let uploads = Uploads::start(device, pieces, stages.len().max(1), Arc::new(fill))?;
+        let uploads = Uploads::start(staging, pieces, stages.len().max(1), Arc::new(fill))?;
         Ok(Pass { stages, at: None, uploads, pieces: of_storage })
     }
 

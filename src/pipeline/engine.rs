@@ -92,7 +92,6 @@ impl Engine {
     /// A [`ResourceError`] with the least number of bytes needed.
     pub fn fit(&self, plan: &mut Plan, allowed: Option<usize>) -> Result<()> {
         let Engine::Cuda(device) = self else { return Ok(()) };
-        device.make_current()?;
         plan.fit(Budget::of(allowed, device.memory()?.0 + CONTEXT_BYTES))
     }
 

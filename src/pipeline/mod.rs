@@ -40,6 +40,8 @@ pub enum Rng {
 /// One edit, every choice made.
 #[derive(Clone, Debug)]
 pub struct EditJob {
+    /// When the command line had been read; the report counts from here.
+    pub started: Instant,
     /// The model's folder or transformer file.
     pub model: PathBuf,
     /// The picture to edit; none: text-to-image.
@@ -103,12 +105,16 @@ pub trait Progress {
 /// # Errors
 /// One of [`crate::error`], a [`ModelError`], or a fault of picture, arithmetic or disk. Nothing is written then.
 pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Value> {
-    let start = Instant::now();
+    let since_start = || job.started.elapsed().as_secs_f64();
     let output = Output::reserve(&job.output, job.force).map_err(usage)?;
     let format = Format::of(&job.output).map_err(usage)?;
-    let (engine, precision) = Engine::choose(job.device, job.precision, &job.setup)?;
-    let original = job.image.as_deref().map(image::decode).transpose()?;
-    let model = Model::open(&job.model)?;
+    // A device takes as long to wake as the files to be read.
+    let (engine, files) = std::thread::scope(|scope| {
+        let engine = scope.spawn(|| Engine::choose(job.device, job.precision, &job.setup));
+        let files = open(job);
+        (engine.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), files)
+    });
+    let ((engine, precision), (original, model)) = (engine?, files?);
     let material = Material::new(job, &model, original.as_ref(), progress)?;
     let last = match &original {
         Some(picture) if !job.keep_working_size => (picture.width, picture.height),
@@ -118,16 +124,15 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Value> {
     progress.device(&engine);
     let mut program = Program::new(&model.config, &model.settings, &material.request(job), precision, engine.target())?;
     engine.fit(&mut program.plan, job.max_vram)?;
-    let mut seconds = BTreeMap::from([("load", start.elapsed().as_secs_f64())]);
-
-    let preparing = Instant::now();
+    let planned = since_start();
     let mut exec = engine.executor(&program.plan, &model, &job.setup)?;
     let (working, patches) = (material.working.as_ref(), &material.patches);
     let host = HostInputs { working, patches, seed: job.seed, guidance_limit: job.guidance_limit };
     for (id, values) in program.inputs(&model.config, &host) {
         exec.write(id, values.values())?;
     }
-    seconds.insert("prepare", preparing.elapsed().as_secs_f64());
+    let ready = since_start();
+    let mut seconds = BTreeMap::from([("load", planned), ("prepare", ready - planned)]);
     let pixels = run_stages(&mut *exec, &model, &program, progress, &mut seconds, &[])?;
     let in_use = engine.device_bytes_in_use();
     drop(exec);
@@ -136,11 +141,24 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Value> {
     let edited = image::resize(&edited, last.0, last.1, Filter::Bicubic);
     let parameters = parameters(job, &model, &program.plan, material.size, last);
     output.commit(&image::encode(&edited, format, &parameters.to_string())?)?;
-    seconds.insert("total", start.elapsed().as_secs_f64());
+    seconds.insert("total", since_start());
+    let first_step = seconds.remove(UNTIL_STEP).map(|waited| ready + waited);
     let mut report = report(job, parameters, &program.plan, &seconds, original.as_ref());
     report["device"] = json!(engine.name());
+    report["seconds_since_start"] = json!({"planned": planned, "ready": ready, "first_step": first_step});
     report["peak_bytes"]["device"] = json!(in_use);
+    if let Engine::Cuda(_) = engine {
+        report["residency"] = json!(program.plan.weights.policy.to_string());
+        report["peak_bytes"]["weights"] = json!(program.plan.weights.bytes);
+        report["peak_bytes"]["planned"] = json!(program.plan.peak_bytes());
+    }
     Ok(report)
+}
+
+/// The picture, if there is one, and the model.
+fn open(job: &EditJob) -> Result<(Option<Rgb>, Model)> {
+    let original = job.image.as_deref().map(image::decode).transpose()?;
+    Ok((original, Model::open(&job.model)?))
 }
 
 /// A job's picture and prompts as the model takes them.
@@ -214,7 +232,10 @@ fn tokenize(model: &Model, job: &EditJob, image_tokens: usize, progress: &mut dy
     Ok(both)
 }
 
-/// Runs all stages and gives the pixels at the working size; adds each stage's seconds. Each `watched` tensor is handed to
+/// What [`run_stages`] calls the seconds until the first step began.
+pub const UNTIL_STEP: &str = "until_step";
+
+/// Runs all stages and gives the pixels at the working size; adds each stage's seconds, and [`UNTIL_STEP`]. Each `watched` tensor is handed to
 /// `progress` after its stage.
 ///
 /// # Errors
@@ -229,9 +250,13 @@ pub fn run_stages(
 ) -> Result<Vec<u8>> {
     let t = &program.tensors;
     let stages = &program.plan.graph.stages;
+    let begun = Instant::now();
     exec.begin(&stages.iter().map(|s| s.name).collect::<Vec<_>>())?;
     for stage in stages {
         let start = Instant::now();
+        if stage.name == "step" {
+            seconds.insert(UNTIL_STEP, begun.elapsed().as_secs_f64());
+        }
         for run in 0..stage.repeat {
             progress.stage(stage.name, run, stage.repeat)?;
             model.folder.check_lengths()?;
@@ -299,7 +324,7 @@ fn report(job: &EditJob, mut json: Value, plan: &Plan, seconds: &BTreeMap<&str, 
     json["output"] = json!(job.output);
     json["input_size"] = json!(original.map(|picture| [picture.width, picture.height]));
     json["seconds"] = json!(seconds);
-    json["peak_bytes"] = json!({"arena": plan.arena_bytes, "weights": plan.weights.bytes, "resident": peak_resident_bytes()});
+    json["peak_bytes"] = json!({"arena": plan.arena_bytes, "resident": peak_resident_bytes()});
     json
 }
 

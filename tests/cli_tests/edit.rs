@@ -84,6 +84,8 @@ fn json_tells_sizes_seed_seconds_and_peak() {
     assert!(parts > 0.0 && parts <= total, "{seconds:?}");
     assert_eq!(seconds.len(), stages.len() + 1, "{seconds:?}");
     assert!(json["peak_bytes"]["arena"].as_u64().unwrap() > 100_000, "{json}");
+    let reached = ["planned", "ready", "first_step"].map(|moment| json["seconds_since_start"][moment].as_f64().unwrap());
+    assert!(reached.is_sorted() && reached[0] > 0.0 && reached[2] < json["seconds"]["total"].as_f64().unwrap(), "{json}");
     let resident = &json["peak_bytes"]["resident"];
     assert!(resident.is_null() || resident.as_u64().unwrap() > json["peak_bytes"]["arena"].as_u64().unwrap(), "{json}");
 }
