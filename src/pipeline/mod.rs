@@ -111,11 +111,10 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Value> {
     // A device takes as long to wake as the files to be read.
     let (engine, files) = std::thread::scope(|scope| {
         let engine = scope.spawn(|| Engine::choose(job.device, job.precision, &job.setup));
-        let files = open(job);
+        let files = open(job, progress);
         (engine.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), files)
     });
-    let ((engine, precision), (original, model)) = (engine?, files?);
-    let material = Material::new(job, &model, original.as_ref(), progress)?;
+    let ((engine, precision), (original, model, material)) = (engine?, files?);
     let last = match &original {
         Some(picture) if !job.keep_working_size => (picture.width, picture.height),
         _ => material.size,
@@ -155,10 +154,12 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Value> {
     Ok(report)
 }
 
-/// The picture, if there is one, and the model.
-fn open(job: &EditJob) -> Result<(Option<Rgb>, Model)> {
+/// The picture, if there is one, the model, and what the model takes of picture and prompts.
+fn open(job: &EditJob, progress: &mut dyn Progress) -> Result<(Option<Rgb>, Model, Material)> {
     let original = job.image.as_deref().map(image::decode).transpose()?;
-    Ok((original, Model::open(&job.model)?))
+    let model = Model::open(&job.model)?;
+    let material = Material::new(job, &model, original.as_ref(), progress)?;
+    Ok((original, model, material))
 }
 
 /// A job's picture and prompts as the model takes them.
