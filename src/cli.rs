@@ -14,7 +14,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::environment::setup;
-pub use self::measure::{BenchArgs, CompareArgs, VerifyArgs};
+pub use self::measure::{BenchArgs, CompareArgs, DoctorArgs, VerifyArgs};
 pub use self::memory::MemoryArgs;
 use crate::error::usage;
 use crate::image::Filter;
@@ -27,6 +27,8 @@ use crate::sampling::random_seed;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 the picture could not be read, made or written, 2 usage, 3 model files, \
                           4 no device or not enough memory, 130 interrupted.";
+const DOCTORS_CODES: &str = "Exit codes: 0 edits can run on the GPU; otherwise 16 plus 1 without a driver or a device with \
+                             kernels, 2 without NVRTC, 4 without cuBLASLt.";
 
 /// Edit pictures with Step1X-Edit.
 #[derive(Debug, Parser)]
@@ -52,6 +54,9 @@ pub enum Command {
     Compare(CompareArgs),
     /// Time an edit, and each stage by itself, on a GPU
     Bench(BenchArgs),
+    /// Say which driver, devices and libraries there are, what is missing and how to get it
+    #[command(after_help = DOCTORS_CODES)]
+    Doctor(DoctorArgs),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -15,28 +15,41 @@ use step1x_edit::error::{Interrupted, ResourceError, UsageError};
 use step1x_edit::pipeline::run_edit;
 use step1x_edit::progress::{Display, byte_bar, say};
 use step1x_edit::weights::ModelError;
-use step1x_edit::{bench, inspect, synth, verify};
+use step1x_edit::{bench, doctor, inspect, synth, verify};
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(normalise(std::env::args_os().collect::<Vec<OsString>>().into_iter()));
-    let result = watch_signals().context("cannot watch for Ctrl-C").and_then(|stop| match &cli.command {
-        Command::Edit(args) => edit(args, &stop),
-        Command::Verify(args) => verify::run(args, &mut Display::new(true, &stop)).and_then(|(text, held)| {
-            print(&text)?;
-            held
-        }),
-        Command::Compare(args) => bench::compare(args, &mut |text| print(text)),
-        Command::Bench(args) => bench::run(args, &mut Display::new(true, &stop), &mut |text| print(text)),
-        Command::Inspect(args) => inspect::run(args).and_then(|text| print(&text)),
-        Command::Synth(args) => synth::write(&args.output, args.preset, args.version(), args.seed, &stop, &byte_bar(args.quiet)),
-    });
+    let result = watch_signals().context("cannot watch for Ctrl-C").and_then(|stop| run(&cli.command, &stop));
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             say(&format!("error: {error:#}"));
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// Runs a command and gives its exit code.
+fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
+    let mut show = |text: &str| print(text);
+    match command {
+        Command::Edit(args) => edit(args, stop)?,
+        Command::Verify(args) => {
+            let (text, held) = verify::run(args, &mut Display::new(true, stop))?;
+            print(&text)?;
+            held?;
+        }
+        Command::Compare(args) => bench::compare(args, &mut show)?,
+        Command::Bench(args) => bench::run(args, &mut Display::new(true, stop), &mut show)?,
+        Command::Doctor(args) => {
+            let (text, code) = doctor::run(args);
+            print(&text)?;
+            return Ok(code);
+        }
+        Command::Inspect(args) => print(&inspect::run(args)?)?,
+        Command::Synth(args) => synth::write(&args.output, args.preset, args.version(), args.seed, stop, &byte_bar(args.quiet))?,
+    }
+    Ok(0)
 }
 
 /// A flag that Ctrl-C, SIGTERM and a lost terminal set, so that work in hand is taken back; a second signal ends at once.

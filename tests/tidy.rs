@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Each module and what it may name, from the bottom up.
-const LAYERS: [(&str, &[&str]); 21] = [
+const LAYERS: [(&str, &[&str]); 22] = [
     ("tensor", &[]),
     ("kernels", &[]),
     ("error", &[]),
@@ -35,6 +35,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
         ],
     ),
     ("bench", &["cli", "cuda", "error", "exec", "image", "model", "ops", "pipeline", "plan", "prompt"]),
+    ("doctor", &["cli", "cuda", "pipeline", "plan", "tensor"]),
     ("synth", &["cli", "error", "model", "prompt", "tensor", "weights"]),
     ("inspect", &["cli", "error", "image", "model", "ops", "pipeline", "plan", "prompt", "synth", "tensor"]),
 ];

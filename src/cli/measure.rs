@@ -87,3 +87,11 @@ pub struct BenchArgs {
     #[arg(long)]
     pub json: bool,
 }
+
+/// Flags of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}

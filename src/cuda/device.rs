@@ -1,6 +1,6 @@
 //! A GPU: its context, memory, streams and events.
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
@@ -36,14 +36,10 @@ impl Device {
     /// # Errors
     /// A [`ResourceError`]: no driver, or no such device.
     pub fn open(ordinal: usize) -> Result<Arc<Device>> {
-        load_driver()?;
-        let refuse = |text: String| Err(ResourceError(text).into());
-        if let Err(e) = result::init() {
-            return refuse(format!("the NVIDIA driver does not start ({}); --device cpu runs without one", describe(e)));
-        }
-        let count = result::device::get_count().map_err(of("count the devices"))? as usize;
+        let count = Device::count()?;
         if ordinal >= count {
-            return refuse(format!("there is no CUDA device {ordinal}: the driver shows {count}; --device cpu runs without one"));
+            let text = format!("there is no CUDA device {ordinal}: the driver shows {count}; --device cpu runs without one");
+            return Err(ResourceError(text).into());
         }
         let handle = result::device::get(ordinal as i32).map_err(of("find the device"))?;
         let name = result::device::get_name(handle).map_err(of("name the device"))?;
@@ -57,6 +53,30 @@ impl Device {
         let device = Device { handle, context, ordinal, name, capability: (10 * major + minor) as u32, multiprocessors };
         device.make_current()?;
         Ok(Arc::new(device))
+    }
+
+    /// How many devices the driver shows.
+    ///
+    /// # Errors
+    /// A [`ResourceError`]: no driver, or one that does not start.
+    pub fn count() -> Result<usize> {
+        load_driver()?;
+        let not_started =
+            |e| ResourceError(format!("the NVIDIA driver does not start ({}); --device cpu runs without one", describe(e)));
+        result::init().map_err(not_started)?;
+        Ok(result::device::get_count().map_err(of("count the devices"))? as usize)
+    }
+
+    /// Its place on the bus, as NVML takes it: domain:bus:device.function.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn bus(&self) -> Result<String> {
+        let mut text = [0u8; 32];
+        // SAFETY: it writes at most as many bytes as it is told, with a NUL.
+        let code = unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), text.len() as i32, self.handle) };
+        code.result().map_err(of("tell its place on the bus"))?;
+        Ok(CStr::from_bytes_until_nul(&text)?.to_string_lossy().into_owned())
     }
 
     /// Makes the context current on the calling thread.
@@ -99,8 +119,7 @@ pub(super) fn of(doing: &'static str) -> impl Fn(result::DriverError) -> anyhow:
 }
 
 fn describe(e: result::DriverError) -> String {
-    let text =
-        |t: Result<&std::ffi::CStr, _>| t.map_or_else(|_| String::new(), |t: &std::ffi::CStr| t.to_string_lossy().into_owned());
+    let text = |t: Result<&CStr, _>| t.map_or_else(|_| String::new(), |t: &CStr| t.to_string_lossy().into_owned());
     match (text(e.error_name()), text(e.error_string())) {
         (name, _) if name.is_empty() => format!("{:?}", e.0),
         (name, words) => format!("{name}, {words}"),

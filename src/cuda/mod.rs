@@ -2,16 +2,20 @@
 
 mod compile;
 mod device;
+mod found;
 mod gemm;
 mod kernel;
 mod launch;
 mod library;
+mod nvml;
 mod upload;
 
 pub use compile::{Compiler, Cubin};
 pub use device::{Device, Event, Memory, Pinned, Stream};
+pub use found::Found;
 pub use gemm::{Gemms, Product};
 pub use kernel::{Captured, Function, Module};
 pub use launch::{Gemm, KernelLaunch, Launch, Matrix, TensorMap};
 pub use library::{Setup, load_cublaslt, load_driver, load_nvrtc};
+pub use nvml::{EnergyMeter, Nvml};
 pub use upload::{Fill, PIECE, Piece, Staging, Uploads};

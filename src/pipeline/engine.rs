@@ -12,7 +12,7 @@ use crate::ops::Arch;
 use crate::plan::{Budget, CONTEXT_BYTES, Plan, Precision, Target, format_bytes};
 
 /// Ten times the least compute capability that has kernels.
-const OLDEST: u32 = 80;
+pub const OLDEST: u32 = 80;
 
 /// Where the caller wants an edit to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-pub use self::engine::{DeviceChoice, Engine};
+pub use self::engine::{DeviceChoice, Engine, OLDEST};
 pub use self::model::Model;
 pub use self::program::{HostInputs, Program, Request};
 use crate::cuda::Setup;
