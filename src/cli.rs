@@ -14,7 +14,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::environment::setup;
-pub use self::measure::{BenchArgs, CompareArgs, DoctorArgs, VerifyArgs};
+pub use self::measure::{BenchArgs, CompareArgs, DoctorArgs, ProfileArgs, VerifyArgs};
 pub use self::memory::MemoryArgs;
 use crate::error::usage;
 use crate::image::Filter;
@@ -52,8 +52,10 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Run an edit's stages on a GPU and on the CPU, node by node, and name the first that differs
     Compare(CompareArgs),
-    /// Time an edit, and each stage by itself, on a GPU
+    /// Seconds, memory and energy of an edit, cold and warm, and milliseconds of each stage, on a GPU
     Bench(BenchArgs),
+    /// What each node of an edit's stages takes on a GPU, against what the device could do
+    Profile(ProfileArgs),
     /// Say which driver, devices and libraries there are, what is missing and how to get it
     #[command(after_help = DOCTORS_CODES)]
     Doctor(DoctorArgs),

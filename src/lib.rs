@@ -2,7 +2,7 @@
 //!
 //! Record once, plan once, run many. Dependencies point down this list; each module's invariant in a sentence:
 //!
-//! - [`inspect`], [`synth`], [`verify`], [`bench`], [`doctor`]: the commands besides `edit`.
+//! - [`inspect`], [`synth`], [`verify`], [`measure`], [`doctor`]: the commands besides `edit`.
 //! - [`cli`]: flags to validated jobs; nothing below reads a flag or an environment variable.
 //! - [`progress`]: what a person sees while something runs.
 //! - [`pipeline`]: one edit, from files to file.
@@ -19,7 +19,6 @@
 //! - [`kernels`]: the embedded CUDA sources.
 //! - [`tensor`]: element types and shapes; depends on nothing.
 
-pub mod bench;
 pub mod cli;
 pub mod cuda;
 pub mod doctor;
@@ -30,6 +29,7 @@ pub mod image;
 pub mod inputs;
 pub mod inspect;
 pub mod kernels;
+pub mod measure;
 pub mod model;
 pub mod ops;
 pub mod pipeline;

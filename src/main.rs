@@ -15,7 +15,7 @@ use step1x_edit::error::{Interrupted, ResourceError, UsageError};
 use step1x_edit::pipeline::run_edit;
 use step1x_edit::progress::{Display, byte_bar, say};
 use step1x_edit::weights::ModelError;
-use step1x_edit::{bench, doctor, inspect, synth, verify};
+use step1x_edit::{doctor, inspect, measure, synth, verify};
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(normalise(std::env::args_os().collect::<Vec<OsString>>().into_iter()));
@@ -39,8 +39,9 @@ fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
             print(&text)?;
             held?;
         }
-        Command::Compare(args) => bench::compare(args, &mut show)?,
-        Command::Bench(args) => bench::run(args, &mut Display::new(true, stop), &mut show)?,
+        Command::Compare(args) => measure::compare(args, &mut show)?,
+        Command::Bench(args) => measure::bench(args, &mut Display::new(true, stop), &mut show)?,
+        Command::Profile(args) => measure::profile(args, &mut Display::new(true, stop), &mut show)?,
         Command::Doctor(args) => {
             let (text, code) = doctor::run(args);
             print(&text)?;

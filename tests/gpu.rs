@@ -9,6 +9,8 @@ mod common;
 mod edits;
 #[path = "gpu_tests/faults.rs"]
 mod faults;
+#[path = "gpu_tests/instruments.rs"]
+mod instruments;
 #[path = "gpu_tests/ops.rs"]
 mod ops;
 #[path = "gpu_tests/support.rs"]

@@ -34,7 +34,7 @@ const LAYERS: [(&str, &[&str]); 22] = [
             "weights",
         ],
     ),
-    ("bench", &["cli", "cuda", "error", "exec", "image", "model", "ops", "pipeline", "plan", "prompt"]),
+    ("measure", &["cli", "cuda", "error", "exec", "image", "model", "ops", "pipeline", "plan", "prompt", "tensor"]),
     ("doctor", &["cli", "cuda", "pipeline", "plan", "tensor"]),
     ("synth", &["cli", "error", "model", "prompt", "tensor", "weights"]),
     ("inspect", &["cli", "error", "image", "model", "ops", "pipeline", "plan", "prompt", "synth", "tensor"]),

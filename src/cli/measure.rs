@@ -1,4 +1,4 @@
-//! Flags of the commands that measure: `verify`, `compare` and `bench`.
+//! Flags of the commands that measure and look: `verify`, `compare`, `bench`, `profile` and `doctor`.
 
 use std::path::PathBuf;
 
@@ -74,9 +74,6 @@ pub struct BenchArgs {
     /// Timed runs of each stage while its weights are on the device
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=1000))]
     pub runs: u32,
-    /// Show what each kind of op takes in each stage
-    #[arg(long)]
-    pub ops: bool,
     /// CUDA device
     #[arg(long, default_value = "cuda", value_parser = super::parse_device)]
     pub device: DeviceChoice,
@@ -84,6 +81,38 @@ pub struct BenchArgs {
     #[command(flatten)]
     pub memory: MemoryArgs,
     /// Print one JSON object a size
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Flags of `profile`.
+#[derive(Debug, Args)]
+pub struct ProfileArgs {
+    /// Model folder
+    #[arg(short, long, alias = "model-path", value_name = "PATH")]
+    pub model: PathBuf,
+    /// Working size, WIDTHxHEIGHT in multiples of 16
+    #[arg(long, value_parser = super::parse_size, default_value = "1024x1024")]
+    pub size: (usize, usize),
+    /// What to do
+    #[arg(short, long, default_value = "Add a red scarf to the woman and write 'NOVA' on it")]
+    pub prompt: String,
+    /// Stages to profile: vae_encode, vision, text, conditioning, step, vae_decode
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", default_value = "step")]
+    pub stage: Vec<String>,
+    /// Denoising steps of the edit
+    #[arg(long, default_value_t = 28, value_parser = clap::value_parser!(u32).range(3..=1000))]
+    pub steps: u32,
+    /// Write a trace of the nodes that Perfetto and chrome://tracing open
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Replace the trace if it exists
+    #[arg(short, long)]
+    pub force: bool,
+    /// CUDA device
+    #[arg(long, default_value = "cuda", value_parser = super::parse_device)]
+    pub device: DeviceChoice,
+    /// Print one JSON object instead of tables
     #[arg(long)]
     pub json: bool,
 }

@@ -1,5 +1,6 @@
 //! The device: libraries, memory, kernels, matrix products, captured launches. Knows nothing of ops or graphs.
 
+mod ceilings;
 mod compile;
 mod device;
 mod found;
@@ -10,6 +11,7 @@ mod library;
 mod nvml;
 mod upload;
 
+pub use ceilings::Ceilings;
 pub use compile::{Compiler, Cubin};
 pub use device::{Device, Event, Memory, Pinned, Stream};
 pub use found::Found;

@@ -4,6 +4,8 @@
 //! is captured into a graph at its second run (the first loads what libraries load late) and replayed from then on. At
 //! most two replays are under way at a time: enough to leave no gap, few enough to stop between steps.
 
+mod timing;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -116,69 +118,6 @@ impl<'a> Cuda<'a> {
     pub fn run_node(&mut self, at: usize) -> Result<()> {
         self.fetch(at)?;
         self.enqueue(at)
-    }
-
-    /// Runs a stage twice to warm up, then replays it `runs` times, and gives each run's milliseconds.
-    ///
-    /// # Errors
-    /// As for [`Executor::run`].
-    pub fn time_runs(&mut self, stage: &str, runs: usize) -> Result<Vec<f32>> {
-        let number = self.enter(stage)?;
-        self.run_nodes(number, &mut |_| Ok(()))?;
-        self.replay(number)?;
-        let mut marks = vec![Event::new(&self.device, true)?];
-        marks[0].record(&self.stream)?;
-        for _ in 0..runs {
-            self.replay(number)?;
-            let mark = Event::new(&self.device, true)?;
-            mark.record(&self.stream)?;
-            marks.push(mark);
-        }
-        self.finish()?;
-        marks.windows(2).map(|pair| pair[1].milliseconds_since(&pair[0])).collect()
-    }
-
-    /// Gigabytes a second, read and written, of the device's own copy: what a kernel bound by memory can hope for. Half of
-    /// the weights' region is copied to the other half, so no weight is there afterwards.
-    ///
-    /// # Errors
-    /// What the driver reports.
-    pub fn copy_bandwidth(&mut self) -> Result<f64> {
-        const RUNS: usize = 8;
-        self.finish()?;
-        (self.pass, self.resident) = (None, Resident::none(self.plan));
-        let bytes = (self.region.bytes / 2).min(1 << 30);
-        let (from, to) = (self.region.address, self.region.address + bytes as u64);
-        let (start, end) = (Event::new(&self.device, true)?, Event::new(&self.device, true)?);
-        for run in 0..=RUNS {
-            // SAFETY: both halves lie in the region, which no pass uses.
-            unsafe { self.stream.copy(to, from, bytes) }?;
-            if run == 0 {
-                start.record(&self.stream)?;
-            }
-        }
-        end.record(&self.stream)?;
-        end.synchronize()?;
-        Ok((2 * RUNS * bytes) as f64 / end.milliseconds_since(&start)? as f64 / 1e6)
-    }
-
-    /// Runs a stage node by node with an event between each two, and gives each node's milliseconds.
-    ///
-    /// # Errors
-    /// As for [`Executor::run`].
-    pub fn time_nodes(&mut self, stage: &str) -> Result<Vec<f32>> {
-        let nodes = self.plan.graph.stages[self.enter(stage)?].nodes.clone();
-        let mut marks = vec![Event::new(&self.device, true)?];
-        nodes.clone().try_for_each(|at| self.fetch(at))?;
-        marks[0].record(&self.stream)?;
-        for at in nodes {
-            self.enqueue(at)?;
-            let mark = Event::new(&self.device, true)?;
-            mark.record(&self.stream)?;
-            marks.push(mark);
-        }
-        self.stream.synchronize()?;
-        marks.windows(2).map(|pair| pair[1].milliseconds_since(&pair[0])).collect()
     }
 
     /// What it runs.

@@ -48,6 +48,12 @@ fn measuring_commands_say_what_they_lack() {
     place.run(&["bench", "-m", "nowhere", "--device", "cpu"]).refused(2, &["bench times a GPU"]);
     place.run(&["compare", "-m", "nowhere", "--device", "cpu"]).refused(2, &["compare needs a GPU"]);
     place.run(&["bench", "-m", "nowhere", "--device", "cuda:999"]).refused(4, &["--device cpu"]);
+    place.run(&["profile", "-m", "nowhere", "--device", "cpu"]).refused(2, &["profile needs a GPU"]);
+    place.write("trace.json", "mine");
+    let trace = ["profile", "-m", "nowhere", "--device", "cpu", "--trace", "trace.json"];
+    place.run(&trace).refused(2, &["trace.json exists", "--force"]);
+    place.run(&[&trace[..], &["--force"]].concat()).refused(2, &["profile needs a GPU"]);
+    assert_eq!(place.read("trace.json"), b"mine");
 }
 
 #[test]

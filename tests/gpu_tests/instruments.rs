@@ -1,0 +1,89 @@
+//! What `doctor`, `profile` and `bench` say of a real device. The tiny model is all launches: numbers are held against each
+//! other, not against speed.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use step1x_edit::cuda::{Ceilings, Nvml};
+use step1x_edit::tensor::DType;
+
+use crate::support::gpu;
+
+/// Runs the binary, which must succeed, in a folder; gives what it prints.
+fn run(folder: &std::path::Path, args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_step1x-edit")).args(args).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json_of(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"))
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+#[test]
+fn ceilings_are_rates_of_a_gpu() {
+    let Some(gpu) = gpu() else { return };
+    let mut ceilings = Ceilings::new(&gpu.device, &gpu.setup).unwrap();
+    let copy = ceilings.copy_gb_per_s().unwrap();
+    assert!((100.0..20_000.0).contains(&copy), "{copy} GB/s");
+    let (bf16, tf32) = (ceilings.tflops(DType::BF16).unwrap(), ceilings.tflops(DType::F32).unwrap());
+    assert!(tf32 > 10.0 && bf16 > tf32 && bf16 < 5_000.0, "{bf16} and {tf32} TFLOP/s");
+    let (small, large) = (ceilings.copy_milliseconds(64).unwrap(), ceilings.copy_milliseconds(1 << 30).unwrap());
+    assert!(small > 0.0 && small < 0.1 && small < large, "{small} and {large} ms");
+    assert!(ceilings.tflops(DType::U8).is_err());
+}
+
+#[test]
+fn the_energy_meter_counts_upwards() {
+    let Some(gpu) = gpu() else { return };
+    let Some(meter) = Nvml::open().and_then(|nvml| nvml.energy_meter(&gpu.device)) else {
+        eprintln!("skipped: no energy meter on {}", gpu.device.name);
+        return;
+    };
+    let before = meter.millijoules().unwrap();
+    let mut ceilings = Ceilings::new(&gpu.device, &gpu.setup).unwrap();
+    (0..3).for_each(|_| drop(ceilings.tflops(DType::BF16).unwrap()));
+    assert!(meter.millijoules().unwrap() > before);
+}
+
+#[test]
+fn the_instruments_agree_with_each_other() {
+    let Some(_gpu) = gpu() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    let doctor = json_of(&run(folder, &["doctor", "--json"]));
+    assert_eq!((&doctor["missing"], &doctor["exit_code"]), (&json!([]), &json!(0)));
+
+    run(folder, &["synth", "--preset", "tiny", "-o", "model", "-q"]);
+    let common = ["-m", "model", "--size", "64x64", "--steps", "5", "--json"];
+    let args = [&["profile"][..], &common, &["--stage", "step,vae_decode", "--trace", "trace.json"]].concat();
+    let profile = json_of(&run(folder, &args));
+    let trace = json_of(&fs::read_to_string(folder.join("trace.json")).unwrap());
+    let slices = trace["traceEvents"].as_array().unwrap().iter().filter(|event| event["ph"] == "X").count();
+    let mut nodes = 0;
+    for name in ["step", "vae_decode"] {
+        let stage = &profile["stages"][name];
+        let each = stage["nodes"].as_array().unwrap();
+        nodes += each.len();
+        let sum: f64 = each.iter().map(|node| number(&node["ms"])).sum();
+        assert!((sum - number(&stage["nodes_ms"])).abs() < 1e-6 * sum && sum > 0.0);
+        let kinds: f64 = stage["kinds"].as_array().unwrap().iter().map(|kind| number(&kind["ms"])).sum();
+        assert!((sum - kinds).abs() < 1e-6 * sum);
+        assert!(number(&stage["uncaptured_ms"]) > 0.0 && number(&stage["captured_ms"]) > 0.0);
+    }
+    assert_eq!(slices, nodes);
+    assert_eq!(profile["stages"].as_object().unwrap().len(), 2);
+
+    let bench = json_of(&run(folder, &[&["bench"][..], &common, &["--runs", "2"]].concat()));
+    let seconds = &bench["seconds"];
+    assert!(number(&seconds["cold"]["edit"]) > number(&seconds["warm"]["edit"]), "{seconds}");
+    let bytes = &bench["device_bytes"];
+    assert!(number(&bytes["peak"]) >= number(&bytes["before"]) + number(&bytes["planned"]), "{bytes}");
+    assert!(bench["joules"].get("warm").is_some());
+    assert!(number(&bench["stages"]["step"]["median_ms"]) > 0.0);
+}
