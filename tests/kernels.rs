@@ -147,7 +147,7 @@ fn a_missing_compiler_is_a_resource_fault() {
 #[ignore = "run by a_missing_compiler_is_a_resource_fault, in a process of its own"]
 fn without_libraries() {
     let empty = tempfile::tempdir().unwrap();
-    let setup = Setup { libraries: vec![empty.path().to_path_buf()], cache: None };
+    let setup = Setup { libraries: vec![empty.path().to_path_buf()], ..Setup::default() };
     match Compiler::new(90, &setup) {
         Ok(_) => println!("NVRTC is on the loader's own path"),
         Err(error) => {

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use crate::cuda::Setup;
 
 /// Folders of libraries: those of STEP1X_CUDA_LIB, then those of Python environments (VIRTUAL_ENV, CONDA_PREFIX, that of
-/// `python3`), then those of installed toolkits. The cache: STEP1X_CACHE, or `step1x-edit` in the user's cache folder.
+/// `python3`), then those of installed toolkits. The cache: STEP1X_CACHE, or `step1x-edit` in the user's cache folder. The profiler:
+/// NVTX_INJECTION64_PATH, which profilers set themselves.
 pub fn setup() -> Setup {
     let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
-    Setup { libraries: libraries(&variable, Path::new("/usr/local")), cache: cache(&variable) }
+    let profiler = variable("NVTX_INJECTION64_PATH").map(PathBuf::from);
+    Setup { libraries: libraries(&variable, Path::new("/usr/local")), cache: cache(&variable), profiler }
 }
 
 type Variable<'a> = &'a dyn Fn(&str) -> Option<OsString>;

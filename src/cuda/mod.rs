@@ -9,6 +9,7 @@ mod kernel;
 mod launch;
 mod library;
 mod nvml;
+mod nvtx;
 mod upload;
 
 pub use ceilings::Ceilings;
@@ -20,4 +21,5 @@ pub use kernel::{Captured, Function, Module};
 pub use launch::{Gemm, KernelLaunch, Launch, Matrix, TensorMap};
 pub use library::{Setup, load_cublaslt, load_driver, load_nvrtc};
 pub use nvml::{EnergyMeter, Nvml};
+pub use nvtx::{Nvtx, Range};
 pub use upload::{Fill, PIECE, Piece, Staging, Uploads};

@@ -16,7 +16,7 @@ use super::fetch::{Pass, Resident};
 use super::values::{check_count, load, store};
 use super::{Executor, Watch};
 use crate::cuda::{Captured, Compiler, Cubin, Device, Event, Function, Gemms, KernelLaunch, Launch, Memory, Module};
-use crate::cuda::{Product, Setup, Staging, Stream};
+use crate::cuda::{Nvtx, Product, Setup, Staging, Stream};
 use crate::error::ResourceError;
 use crate::graph::{Kind, Node, StorageId, TensorId};
 use crate::ops::{Arg, Args, Buffer, Kernel, Layout, Values};
@@ -44,6 +44,7 @@ pub struct Cuda<'a> {
     arena: Memory,
     region: Memory,
     _tables: Memory,
+    nvtx: Nvtx,
     stream: Stream,
     device: Arc<Device>,
 }
@@ -100,6 +101,7 @@ impl<'a> Cuda<'a> {
             arena,
             region,
             _tables: tables,
+            nvtx: Nvtx::attach(setup.profiler.as_deref()),
             stream,
             device: device.clone(),
         })
@@ -243,6 +245,7 @@ impl Executor for Cuda<'_> {
     }
 
     fn run(&mut self, stage: &str, watch: &mut Watch) -> Result<()> {
+        let _range = self.nvtx.range(stage);
         let number = self.enter(stage)?;
         let stage = &self.plan.graph.stages[number];
         if !(self.capture && stage.repeat > 1 && self.warm[number]) {

@@ -27,7 +27,7 @@ impl Cuda<'_> {
         between(&marks)
     }
 
-    /// Runs a stage node by node with an event between each two, and gives each node's milliseconds.
+    /// Runs a stage node by node with an event between each two, and gives each node's milliseconds. Each is a range of NVTX.
     ///
     /// # Errors
     /// As for [`Executor::run`].
@@ -37,7 +37,9 @@ impl Cuda<'_> {
         // Made before, so that the host stays ahead of the device.
         let marks: Vec<Event> = (0..=nodes.len()).map(|_| Event::new(&self.device, true)).collect::<Result<_>>()?;
         marks[0].record(&self.stream)?;
+        let _stage = self.nvtx.range(stage);
         for (at, mark) in nodes.zip(&marks[1..]) {
+            let _node = self.nvtx.range(&self.plan.graph.nodes[at].name);
             self.enqueue(at)?;
             mark.record(&self.stream)?;
         }
