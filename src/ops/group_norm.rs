@@ -50,7 +50,7 @@ const _: () = assert!(size_of::<Params>() == 64);
 /// four times as many where their work makes the moments' share in it small.
 fn blocks(pixels: usize, channels: usize, vector: usize) -> [usize; 2] {
     let most = pixels.div_ceil(lanes(channels, vector));
-    [MOST_BLOCKS, 2 * MOST_BLOCKS * (pixels * channels >> 24).clamp(1, 4)].map(|blocks| blocks.min(most))
+    [MOST_BLOCKS, 2 * MOST_BLOCKS * ((pixels * channels) >> 24).clamp(1, 4)].map(|blocks| blocks.min(most))
 }
 
 /// Pixels that a block takes at a time.
