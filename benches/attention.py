@@ -1,14 +1,16 @@
 """The attention op against float64 and PyTorch's kernels, on one GPU, in one run.
 
     cargo bench --no-run            # prints the path of the `attention` binary
-    python benches/attention.py PATH_OF_BINARY
+    python benches/attention.py PATH_OF_BINARY [OTHER_BINARY ...]
 
-Needs PyTorch. First the accuracy table: relative L2 to softmax in float64 of ours and of cuDNN's on the same inputs (keys that
+Needs PyTorch. Other binaries, with other kernels, are timed beside the first; so is FlashAttention-3 if FA3_LIBRARY names a
+`_vllm_fa3_C.abi3.so` built for this PyTorch (a vLLM wheel holds one). First the accuracy table: relative L2 to softmax in float64 of ours and of cuDNN's on the same inputs (keys that
 stand for n equal ones are repeated n times for cuDNN); then TFLOP/s, the kernels taking turns and the median of their turns.
 Ends with exit code 1 if ours is farther off than 1.1 times cuDNN's anywhere or below 0.95 of its speed.
 """
 
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -155,9 +157,35 @@ def timed(call, calls):
     return sorted(times[1:])[12]
 
 
-def speed(binary, folder):
+def flash_attention_3(q, k, v, starts):
+    """Operands [rows of all sequences, heads, width], starts of the sequences; the arguments of the forward of vLLM's build."""
+    longest = int(starts[1])
+    return torch.ops._vllm_fa3_C.fwd(
+        q, k, v, *[None] * 4, starts, starts, *[None] * 3, longest, longest, *[None] * 9, 1 / math.sqrt(WIDTH),
+        False, -1, -1, 0.0, True, None, 1, None, 0, None, 1, 0, None,
+    )[0]  # fmt: skip
+
+
+def for_flash_attention_3(operands):
+    """Operands [batch, heads, rows, width] as it takes them; it must give what cuDNN gives."""
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        other = scaled_dot_product_attention(*operands).transpose(1, 2).flatten(0, 1).float()
+    batch, _, count, _ = operands[0].shape
+    starts = torch.arange(batch + 1, device="cuda", dtype=torch.int32) * count
+    packed = [x.transpose(1, 2).flatten(0, 1).contiguous() for x in operands] + [starts]
+    distance = (flash_attention_3(*packed).float() - other).norm() / other.norm()
+    assert distance < 1e-2, f"FlashAttention-3 is {distance} from cuDNN"
+    return packed
+
+
+def speed(binaries, folder):
     good = True
-    print(f"\nTFLOP/s, 24 heads, two branches\n{'rows of the branches':<28}{'ours':>8}{'cuDNN':>8}{'FA2':>8}{'ours/cuDNN':>12}")
+    others = [Path(binary).name for binary in binaries[1:]]
+    if library := os.environ.get("FA3_LIBRARY"):
+        torch.ops.load_library(library)
+    names = ["ours", "cuDNN", "FA2"] + ["FA3"] * bool(library) + others
+    head = "".join(f"{name:>9.8}" for name in names)
+    print(f"\nTFLOP/s, 24 heads, two branches\n{'rows of the branches':<28}{head}{'ours/cuDNN':>12}")
     for lengths in [
         ((640, 2048), (640, 2048)),
         ((640, 4608), (640, 4608)),
@@ -172,30 +200,34 @@ def speed(binary, folder):
         equal = lengths[0] == lengths[1]
         texts = sum(text for text, _ in lengths)
         bias = torch.zeros(texts, device="cuda")
-        ours(binary, folder, q, k, v, segments, None if equal else bias, calls)
-        times = {"ours": [], "cuDNN": [], "FA2": []}
+        ours(binaries[0], folder, q, k, v, segments, None if equal else bias, calls)
+        times = {name: [] for name in names}
         if equal:
             operands = [torch.cat([by_head(x, rows(ranges)) for ranges in segments]) for x in (q, k, v)]
+            packed_operands = for_flash_attention_3(operands) if library else None
         for _ in range(TURNS):
-            times["ours"].append(again(binary, folder, q, k, segments, calls)[1])
+            for name, binary in zip(["ours", *others], binaries):
+                times[name].append(again(binary, folder, q, k, segments, calls)[1])
             for name, backend in (("cuDNN", SDPBackend.CUDNN_ATTENTION), ("FA2", SDPBackend.FLASH_ATTENTION)):
                 if equal:
                     with sdpa_kernel(backend):
                         times[name].append(timed(lambda: scaled_dot_product_attention(*operands), calls))
+            if equal and library:
+                times["FA3"].append(timed(lambda: flash_attention_3(*packed_operands), calls))
         rate = {name: flops / sorted(ms)[TURNS // 2] / 1e9 if ms else math.nan for name, ms in times.items()}
         ratio = rate["ours"] / rate["cuDNN"]
         good &= not ratio < 0.95
         name = "  ".join(f"{text}+{picture}" for text, picture in lengths)
-        print(f"{name:<28}{rate['ours']:>8.0f}{rate['cuDNN']:>8.0f}{rate['FA2']:>8.0f}{ratio:>12.3f}", flush=True)
+        print(f"{name:<28}{''.join(f'{r:>9.0f}' for r in rate.values())}{ratio:>12.3f}", flush=True)
     return good
 
 
 def main():
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        binary, folder = str(Path(sys.argv[1]).resolve()), Path(folder)
-        good = accuracy(binary, folder)
-        good &= speed(binary, folder)
+        binaries, folder = [str(Path(path).resolve()) for path in sys.argv[1:]], Path(folder)
+        good = accuracy(binaries[0], folder)
+        good &= speed(binaries, folder)
     sys.exit(not good)
 
 

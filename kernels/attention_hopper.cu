@@ -1,14 +1,14 @@
 // softmax(q·kᵀ·scale + bias)·v for heads of 128 columns in bf16, on sm_90a: what attention.cu computes, by the instructions that
 // Hopper brought.
 //
-// A block has three warpgroups. One produces: a thread has TMA bring tiles of keys and values into rings of buffers, a warp
-// brings the tiles' biases. Two consume: each holds 64 query rows in registers, and starts the scores of a tile and the
-// weighted sum of the tile before together, so that the sum runs while it turns scores into weights. One's exponentials also
-// run beside the other's products. Blocks stay and take tile after tile of queries.
+// A block has three warpgroups. One produces: a thread has TMA bring tiles of keys and values into rings of buffers. Two
+// consume: each holds 64 query rows in registers, and starts the scores of a tile and the weighted sum of the tile before
+// together, so that the sum runs while it looks for maxima. One's exponentials run beside the other's products. Blocks stay and
+// take tile after tile of queries.
 //
 // Scores stay unscaled, so that a weight is 2^(c·score - c·maximum) with c = scale·log2 e; the bias is divided by the scale
 // before it joins them. Keys past the end of a range have a bias of -∞, and zeros for values, since 0 · NaN would not be 0.
-// Only tiles of rows that have biases and tiles with an end look for them.
+// Tiles that may have biases come first, in a loop of their own; the loop over all others knows nothing of biases.
 
 #include "exp2.cuh"
 #include "hopper.cuh"
@@ -27,7 +27,7 @@ struct Range {
   u32 q_first, q_count, k_first, k_count;
 };
 
-// Of two segments, of two ranges each; what is not there has no rows.
+// Of two segments, of two ranges each; what is not there has no rows. A segment's second range has rows if the segment has.
 struct Params {
   Maps maps[2][2];
   Range ranges[2][2];
@@ -50,16 +50,18 @@ struct Shared {
   u8 q[2 * kQueryPanel];
   u8 k[kStages][2 * kKeyPanel];
   u8 v[kStages][2 * kKeyPanel];
-  float biases[kKeys];
-  u64 q_full, q_empty, biases_full, biases_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  u64 q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
 };
-static_assert(sizeof(Shared) == 164448, "as in src/ops/attention_kernels.rs");
+static_assert(sizeof(Shared) == 163920, "as in src/ops/attention_kernels.rs");
 
 // The bias of a key that nobody sees; and a first maximum, above it but below all scores, so that weights of rows without a
 // visible key so far are 0 and not NaN.
 constexpr float kHidden = -3e38f, kLowest = -1e30f;
 
 extern __shared__ __align__(1024) u8 shared_bytes[];
+
+// The biases, divided by the scale, of all rows that have any, and the 0 of the others.
+__device__ __forceinline__ float* shared_biases() { return reinterpret_cast<float*>(shared_bytes + sizeof(Shared)); }
 
 __device__ __forceinline__ u32 tiles_of(u32 count, u32 size) { return (count + size - 1) / size; }
 
@@ -83,19 +85,23 @@ struct Work {
   }
 };
 
-// A tile of keys by number: those of the first range, then of the second.
+// A tile of keys by number: the last of the second range, which may end within; those of the first range; the others of the
+// second. So all that may have biases other than 0 come first.
 struct Keys {
   u32 range, first;
-  bool biased;  // it may have biases other than 0
 
-  __device__ __forceinline__ Keys(const Params& p, const Range (&ranges)[2], u32 number) {
-    const u32 in_text = tiles_of(ranges[0].k_count, kKeys);
-    range = number >= in_text;
-    first = (range ? number - in_text : number) * kKeys;
-    biased = ranges[range].k_first + first < p.biases || first + kKeys > ranges[range].k_count;
+  __device__ __forceinline__ Keys(const Range (&ranges)[2], u32 number) {
+    const u32 of_first = tiles_of(ranges[0].k_count, kKeys), of_second = tiles_of(ranges[1].k_count, kKeys);
+    range = number == 0 || number > of_first;
+    first = (number == 0 ? of_second - 1 : range ? number - 1 - of_first : number - 1) * kKeys;
   }
   __device__ __forceinline__ static u32 tiles(const Range (&ranges)[2]) {
     return tiles_of(ranges[0].k_count, kKeys) + tiles_of(ranges[1].k_count, kKeys);
+  }
+  // From this number on no tile has biases.
+  __device__ __forceinline__ static u32 biased(const Params& p, const Range (&ranges)[2]) {
+    const u32 rows = p.biases > ranges[1].k_first ? p.biases - ranges[1].k_first : 0;
+    return min(1 + tiles_of(ranges[0].k_count, kKeys) + tiles_of(rows, kKeys), tiles(ranges));
   }
 };
 
@@ -120,13 +126,13 @@ __device__ __forceinline__ void produce_tiles(const Params& p, Shared& s, u32 to
 #pragma unroll 1
     for (u32 i = 0; i <= tiles; i++) {
       if (i < tiles) {
-        const Keys keys(p, ranges, i);
+        const Keys keys(ranges, i);
         barrier_wait(s.k_empty[k.at], k.parity ^ 1);
         load_tile(shared_address(s.k[k.at]), kKeyPanel, maps[keys.range].k, key_head, keys.first, s.k_full[k.at]);
         k.next();
       }
       if (i > 0) {
-        const Keys keys(p, ranges, i - 1);
+        const Keys keys(ranges, i - 1);
         barrier_wait(s.v_empty[v.at], v.parity ^ 1);
         load_tile(shared_address(s.v[v.at]), kKeyPanel, maps[keys.range].v, key_head, keys.first, s.v_full[v.at]);
         v.next();
@@ -135,37 +141,12 @@ __device__ __forceinline__ void produce_tiles(const Params& p, Shared& s, u32 to
   }
 }
 
-// Brings the biases of the tiles that may have any, by one warp.
-__device__ __forceinline__ void produce_biases(const Params& p, Shared& s, u32 total) {
-  u32 parity = 1;
-  for (u32 number = blockIdx.x; number < total; number += gridDim.x) {
-    const Range(&ranges)[2] = p.ranges[Work(p, number).segment];
-    const u32 tiles = Keys::tiles(ranges);
-#pragma unroll 1
-    for (u32 i = 0; i < tiles; i++) {
-      const Keys keys(p, ranges, i);
-      if (!keys.biased) continue;
-      const Range& range = ranges[keys.range];
-      barrier_wait(s.biases_empty, parity);
-      parity ^= 1;
-#pragma unroll 1
-      for (u32 at = threadIdx.x % 32; at < kKeys; at += 32) {
-        const u32 key = keys.first + at, row = range.k_first + key;
-        s.biases[at] = key >= range.k_count ? kHidden : row < p.biases ? p.bias[row] * p.inverse_scale : 0.0f;
-      }
-      barrier_arrive(s.biases_full);
-    }
-  }
-}
-
-
 // 64 query rows: a thread holds values of two of them, 8 apart, as do the three other lanes of its quad.
 struct Consumer {
   const Params& p;
   Shared& s;
   u32 number;  // of the consumer
   Ring<kStages> k, v;
-  u32 biases_parity = 0;
   u32 q[kWidth / 16][4];
   float o[64], top[2], sum[2], factor[2];
 
@@ -208,23 +189,24 @@ struct Consumer {
     wgmma_commit();
   }
 
-  // Waits for the scores but not for a sum that was started after them, frees the keys, and adds biases.
+  // Waits for the scores but not for a sum that was started after them, and frees the keys.
   template <int PENDING>
-  __device__ __forceinline__ void finish_qk(float (&scores)[64], bool biased) {
+  __device__ __forceinline__ void finish_qk(float (&scores)[64]) {
     wgmma_wait<PENDING>();
     pin(scores);
     release(s.k_empty[k.at]);
     k.next();
-    if (!biased) return;
-    barrier_wait(s.biases_full, biases_parity);
-    biases_parity ^= 1;
+  }
+
+  __device__ __forceinline__ void add_biases(float (&scores)[64], const Range (&ranges)[2], u32 number) const {
+    const Keys keys(ranges, number);
+    const Range& range = ranges[keys.range];
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; n++) {
-      const float2 bias = *reinterpret_cast<const float2*>(&s.biases[n * 8 + threadIdx.x % 4 * 2]);
-      scores[n * 4] += bias.x, scores[n * 4 + 1] += bias.y;
-      scores[n * 4 + 2] += bias.x, scores[n * 4 + 3] += bias.y;
+    for (int i = 0; i < 64; i++) {
+      const u32 key = keys.first + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
+      const float bias = shared_biases()[min(range.k_first + key, p.biases)];
+      scores[i] += key < range.k_count ? bias : kHidden;
     }
-    barrier_arrive(s.biases_empty);
   }
 
   // Waits for the sum and frees the values.
@@ -265,34 +247,46 @@ struct Consumer {
     for (int i = 0; i < kKeys / 4; i++) weights[i / 4][i % 4] = pack2<bf16>(scores[2 * i], scores[2 * i + 1]);
   }
 
+  // The products of a tile of keys and of the values before it.
+  template <bool BIASED>
+  __device__ __forceinline__ void step(u32 (&weights)[kKeys / 16][4], const Range (&ranges)[2], u32 number) {
+    float scores[64];
+    barrier_wait(s.k_full[k.at], k.parity);
+    multiply_qk(scores);
+    barrier_wait(s.v_full[v.at], v.parity);
+    multiply_pv(weights);
+    finish_qk<1>(scores);
+    if (BIASED) add_biases(scores, ranges, number);
+    // The compiler puts the exponentials behind the end of the sum; forced before it, they made the kernel 3 to 5 % slower.
+    soften(scores);
+    finish_pv();
+    pack(weights, scores);
+#pragma unroll
+    for (int i = 0; i < 64; i++) o[i] *= factor[i / 2 % 2];
+  }
+
   // o = sum of weights·v over all keys, not yet divided by `sum`.
   __device__ __forceinline__ void consume(const Range (&ranges)[2], u32 q_parity) {
-    const u32 tiles = Keys::tiles(ranges);
-    float scores[64];
+    const u32 tiles = Keys::tiles(ranges), biased = Keys::biased(p, ranges);
     u32 weights[kKeys / 16][4];
     top[0] = top[1] = kLowest;
     sum[0] = sum[1] = 0.0f;
 #pragma unroll
     for (int i = 0; i < 64; i++) o[i] = 0.0f;
     load_queries(q_parity);
-
-    barrier_wait(s.k_full[k.at], k.parity);
-    multiply_qk(scores);
-    finish_qk<0>(scores, Keys(p, ranges, 0).biased);
-    soften(scores);
-    pack(weights, scores);
-    for (u32 i = 1; i < tiles; i++) {
+    {
+      float scores[64];
       barrier_wait(s.k_full[k.at], k.parity);
       multiply_qk(scores);
-      barrier_wait(s.v_full[v.at], v.parity);
-      multiply_pv(weights);
-      finish_qk<1>(scores, Keys(p, ranges, i).biased);
+      finish_qk<0>(scores);
+      add_biases(scores, ranges, 0);
       soften(scores);
-      finish_pv();
       pack(weights, scores);
-#pragma unroll
-      for (int j = 0; j < 64; j++) o[j] *= factor[j / 2 % 2];
     }
+#pragma unroll 1
+    for (u32 i = 1; i < biased; i++) step<true>(weights, ranges, i);
+#pragma unroll 1
+    for (u32 i = biased; i < tiles; i++) step<false>(weights, ranges, i);
     barrier_wait(s.v_full[v.at], v.parity);
     multiply_pv(weights);
     finish_pv();
@@ -343,8 +337,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention(const __grid
   if (threadIdx.x == 0) {
     barrier_init(s.q_full, 1);
     barrier_init(s.q_empty, kConsumerWarps);
-    barrier_init(s.biases_full, 32);
-    barrier_init(s.biases_empty, 128 * kConsumers);
     for (int i = 0; i < kStages; i++) {
       barrier_init(s.k_full[i], 1);
       barrier_init(s.v_full[i], 1);
@@ -353,12 +345,14 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) attention(const __grid
     }
     barrier_init_fence();
   }
+  for (u32 i = threadIdx.x; i <= p.biases; i += kThreads) {
+    shared_biases()[i] = i < p.biases ? p.bias[i] * p.inverse_scale : 0.0f;
+  }
   __syncthreads();
   const u32 total = p.heads * (Work::tiles(p, 0) + Work::tiles(p, 1));
   if (threadIdx.x < 128) {
     give_registers<24>();
     if (threadIdx.x == 0) produce_tiles(p, s, total);
-    if (threadIdx.x / 32 == 1) produce_biases(p, s, total);
   } else {
     take_registers<240>();
     Consumer consumer(p, s, threadIdx.x / 128 - 1);

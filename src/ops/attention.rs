@@ -103,7 +103,8 @@ impl Op for Attention {
         Cost::streaming(4 * pairs * inputs[0].shape.cols(), inputs, outputs)
     }
 
-    /// On sm_90, heads of 128 bf16 columns in up to two segments, without a causal mask, go to a kernel of their own.
+    /// On sm_90, heads of 128 bf16 columns in up to two segments, without a causal mask, go to a kernel of their own, which
+    /// keeps all biases in shared memory.
     ///
     /// The portable kernel: head widths of 80, 128 and 512 (the autoencoder's, neither causal nor biased), a 16-bit type, rows
     /// at multiples of 16 bytes. The tiles of keys for width 512 are as large as a block's shared memory allows.
@@ -143,7 +144,8 @@ impl Op for Attention {
         if let Some(bias) = inputs.get(3).filter(|b| b.spec.dtype != DType::F32) {
             return Unsupported::new(format!("a key bias of {}; the kernel takes f32", bias.spec));
         }
-        if arch == Arch(90) && width == 128 && dtype == DType::BF16 && !self.causal && self.segments.len() <= 2 {
+        let few_biases = inputs.get(3).is_none_or(|bias| bias.spec.shape.cols() <= attention_kernels::HOPPER_BIASES);
+        if arch == Arch(90) && width == 128 && dtype == DType::BF16 && !self.causal && self.segments.len() <= 2 && few_biases {
             return Ok(Kernel::new("attention_hopper", vec![]));
         }
         let defines = vec![

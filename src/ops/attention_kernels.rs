@@ -149,8 +149,10 @@ const HOPPER_TILE: u32 = 128;
 const HOPPER_PANEL: u32 = 64;
 /// A producer and two consumers.
 const HOPPER_THREADS: u32 = 3 * 128;
-/// Queries, two tiles of keys and of values, biases and barriers.
-const HOPPER_SHARED: u32 = 164_448;
+/// Queries, two tiles of keys and of values, and barriers; behind them lie the biases.
+const HOPPER_SHARED: u32 = 163_920;
+/// Biases for which a block's 227 KB have room beside them; behind those lies the zero of all other rows.
+pub(super) const HOPPER_BIASES: usize = ((227 << 10) - HOPPER_SHARED as usize) / 4 - 1;
 
 /// Rows of a range as queries and as keys; nothing of what is not there.
 #[repr(C)]
@@ -182,14 +184,13 @@ const _: () = assert!(size_of::<Hopper>() + 12 * TensorMap::BYTES == 1664);
 fn hopper(op: &Attention, args: &Args) -> Launch {
     let (mut ranges, mut maps) = ([[RangeRows::default(); 2]; 2], Vec::new());
     for (s, of_segment) in ranges.iter_mut().enumerate() {
+        let of = |rows: fn(&Segment) -> &Vec<Range<usize>>| op.segments.get(s).map_or_else(Default::default, |s| two(rows(s)));
+        let (q, k) = (of(|segment| &segment.q), of(|segment| &segment.k));
         for (r, rows) in of_segment.iter_mut().enumerate() {
-            let range = |of: fn(&Segment) -> &Vec<Range<usize>>| {
-                op.segments.get(s).and_then(|segment| of(segment).get(r).cloned()).unwrap_or_default()
-            };
-            let (q, k) = (range(|segment| &segment.q), range(|segment| &segment.k));
+            let (q, k) = (&q[r], &k[r]);
             *rows =
                 RangeRows { q_first: q.start as u32, q_count: q.len() as u32, k_first: k.start as u32, k_count: k.len() as u32 };
-            maps.extend([map(&args.inputs[0], &q), map(&args.inputs[1], &k), map(&args.inputs[2], &k)]);
+            maps.extend([map(&args.inputs[0], q), map(&args.inputs[1], k), map(&args.inputs[2], k)]);
         }
     }
     let y = &args.outputs[0];
@@ -207,7 +208,19 @@ fn hopper(op: &Attention, args: &Args) -> Launch {
         biases: biases(args),
         padding: [0; 6],
     };
-    Launch::persistent("attention", blocks, HOPPER_THREADS, HOPPER_SHARED, maps, &params)
+    Launch::persistent("attention", blocks, HOPPER_THREADS, hopper_shared(biases(args)), maps, &params)
+}
+
+/// Shared memory of a block, in bytes.
+fn hopper_shared(biases: u32) -> u32 {
+    HOPPER_SHARED + 4 * (biases + 1)
+}
+
+/// A segment's ranges as the kernel wants them: the second has rows.
+fn two(ranges: &[Range<usize>]) -> [Range<usize>; 2] {
+    let mut of_rows = ranges.iter().filter(|range| !range.is_empty()).rev().cloned();
+    let second = of_rows.next().unwrap_or_default();
+    [of_rows.next().unwrap_or_default(), second]
 }
 
 /// The rows of a range, which end where it ends: TMA brings zeros from there on.
@@ -259,7 +272,7 @@ mod tests {
                 let layouts: Vec<Layout> = case.inputs.iter().map(Layout::dense).collect();
                 let kernel = case.op.select(Arch(arch), &layouts, &layouts[..1]).unwrap();
                 let bytes = if kernel.source == "attention_hopper" {
-                    HOPPER_SHARED
+                    hopper_shared(HOPPER_BIASES as u32)
                 } else {
                     let [width, queries, keys] = ["HEAD_WIDTH", "QUERIES", "KEYS"].map(|name| kernel.define(name));
                     shared_bytes(width, queries, keys)
