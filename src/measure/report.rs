@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::roofline::{Rates, Sum, Timed, grouped};
+use super::roofline::{Bound, Rates, Sum, Timed, grouped};
 
 /// Groups of nodes that are shown as gaps.
 const GAPS: usize = 10;
@@ -79,11 +79,18 @@ impl Stage {
     fn print(&self, rates: &Rates, text: &mut String) {
         let all = self.nodes_ms();
         let head = |what: &str| {
-            format!("\n{:>10}{:>8}{:>9}{:>9}{:>10}  {:<9}{what}\n", "ms", "share", "TFLOP/s", "GB/s", "roofline", "bound")
+            format!(
+                "\n{:>10}{:>8}{:>9}{:>9}{:>10}{:>8}  {:<9}{what}\n",
+                "ms", "share", "TFLOP/s", "GB/s", "roofline", "copy", "bound"
+            )
         };
         let row = |sum: &Sum, what: &str| {
+            let copy = match sum.bound() {
+                Bound::Compute => "-".to_string(),
+                Bound::Memory | Bound::Launch => format!("{:.0}%", 100.0 * sum.of_copy()),
+            };
             format!(
-                "{:>10.4}{:>7.2}%{:>9.1}{:>9.0}{:>9.1}%  {:<9}{what}\n",
+                "{:>10.4}{:>7.2}%{:>9.1}{:>9.0}{:>9.1}%{copy:>8}  {:<9}{what}\n",
                 sum.ms,
                 percent(sum.ms, all),
                 sum.tflops(),
@@ -130,7 +137,7 @@ impl Stage {
         let with = |mut row: Value, sum: &Sum| {
             let numbers = json!({
                 "ms": sum.ms, "share": percent(sum.ms, all) / 100.0, "tflops": sum.tflops(), "gb_per_s": sum.gb_per_s(),
-                "roofline": sum.of_roofline(), "bound": sum.bound().name(),
+                "roofline": sum.of_roofline(), "copy": sum.of_copy(), "bound": sum.bound().name(),
             });
             if let (Some(row), Value::Object(numbers)) = (row.as_object_mut(), numbers) {
                 row.extend(numbers);
@@ -187,8 +194,9 @@ pub(super) mod tests {
         for words in [
             "copy 1000 GB/s",
             "100 TFLOP/s in bf16, 50 in TF32",
-            "8.0000  44.44%     50.0      125     50.0%  compute  blocks.0.attention: attention VECTOR=8 bf16[4, 4]",
+            "8.0000  44.44%     50.0      125     50.0%       -  compute  blocks.0.attention: attention VECTOR=8 bf16[4, 4]",
             "16.0000  88.89%",
+            "2.0000  11.11%      0.0     1000    100.0%    100%  memory   odd",
             "2 x attention\n",
             "8.0000  44.44%  2 x attention VECTOR=8 bf16[4, 4]\n",
             "a faster kernel: 50 of 100 TFLOP/s",

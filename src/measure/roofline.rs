@@ -141,6 +141,11 @@ impl Sum {
         ratio(self.roofline_ms, self.ms)
     }
 
+    /// The time of copies of as many bytes, timed as the nodes are, as a share of the time it took.
+    pub(super) fn of_copy(&self) -> f64 {
+        ratio(self.copy_ms, self.ms)
+    }
+
     /// Milliseconds above the roofline.
     pub(super) fn lost_ms(&self) -> f64 {
         self.ms - self.roofline_ms
