@@ -240,7 +240,8 @@ fn map(operand: &Arg, rows: &Range<usize>) -> TensorMap {
 mod tests {
     use super::*;
     use crate::ops::attention::{Segment, cases};
-    use crate::ops::{Arch, Layout};
+    use crate::ops::{Arch, Layout, Op};
+    use crate::tensor::{DType, Spec};
 
     #[test]
     fn tiles_cover_every_query_and_find_its_rows() {
@@ -263,6 +264,26 @@ mod tests {
         assert!((0..keys.count).map(|i| at(&keys, i)).eq((200..300).chain(0..150)));
         let words = table(&op).len() / Tile::WORDS;
         assert_eq!(words, tiles(&op, 64).len() + tiles(&op, 128).len());
+    }
+
+    #[test]
+    fn the_second_range_has_rows_and_the_order_stays() {
+        assert_eq!(two(&[3..5, 8..9]), [3..5, 8..9]);
+        assert_eq!(two(&[3..5]), [0..0, 3..5]);
+        assert_eq!(two(&[3..5, 9..9]), [0..0, 3..5]);
+        assert_eq!(two(&[4..4, 8..9]), [0..0, 8..9]);
+        assert_eq!(two(&[]), [0..0, 0..0]);
+    }
+
+    #[test]
+    fn biases_that_shared_memory_cannot_hold_go_to_the_portable_kernel() {
+        let kernel = |biases: usize| {
+            let op = Attention { heads: 1, kv_heads: 1, causal: false, segments: vec![Segment::all(0..20_000)] };
+            let rows = Layout::dense(&Spec::new(DType::BF16, [20_000, 128]));
+            let bias = Layout::dense(&Spec::new(DType::F32, [biases]));
+            op.select(Arch(90), &[rows.clone(), rows.clone(), rows.clone(), bias], &[rows]).unwrap().source
+        };
+        assert_eq!((kernel(HOPPER_BIASES), kernel(HOPPER_BIASES + 1)), ("attention_hopper", "attention"));
     }
 
     #[test]
