@@ -3,6 +3,7 @@
 //! Nothing below this module reads a flag or an environment variable.
 
 mod environment;
+mod judge;
 mod measure;
 mod memory;
 
@@ -14,6 +15,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::environment::setup;
+pub use self::judge::JudgeArgs;
 pub use self::measure::{BenchArgs, CompareArgs, DoctorArgs, ProfileArgs, VerifyArgs};
 pub use self::memory::MemoryArgs;
 use crate::error::usage;
@@ -21,7 +23,7 @@ use crate::image::Filter;
 use crate::model::Version;
 use crate::model::edit::Savings;
 use crate::ops::H100_GRID_THREADS;
-use crate::pipeline::{DeviceChoice, EditJob, Rng};
+use crate::pipeline::{DeviceChoice, EditJob, EditParameters, Rng};
 use crate::plan::Precision;
 use crate::sampling::random_seed;
 
@@ -50,6 +52,8 @@ pub enum Command {
     Synth(SynthArgs),
     /// Run a recorded edit of the official code and show how far from it, and from float32, each result is
     Verify(VerifyArgs),
+    /// Edit a folder of cases with known results and count the right ones
+    Judge(Box<JudgeArgs>),
     /// Run an edit's stages on a GPU and on the CPU, node by node, and name the first that differs
     Compare(CompareArgs),
     /// Seconds, memory and energy of an edit, cold and warm, and milliseconds of each stage, on a GPU
@@ -336,14 +340,9 @@ impl EditArgs {
                 format!("{flag} {side} is not a multiple of 16 up to 4096"),
             )?;
         }
-        Ok(EditJob {
-            started: Instant::now(),
-            model: self.model.clone(),
-            image: self.image.clone(),
+        let edit = EditParameters {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
-            output: self.output.clone(),
-            force: self.force,
             steps: self.steps as usize,
             cfg_scale: self.cfg_scale,
             guidance_limit: self.guidance_limit,
@@ -356,12 +355,20 @@ impl EditArgs {
             },
             rng: self.rng,
             sample_posterior: self.posterior == PosteriorArg::Sample,
+            savings: self.savings.savings(),
+        };
+        Ok(EditJob {
+            started: Instant::now(),
+            model: self.model.clone(),
+            image: self.image.clone(),
+            edit,
+            output: self.output.clone(),
+            force: self.force,
             keep_working_size: self.keep_working_size,
             device: self.device,
             max_vram: self.memory.max_vram,
             setup: setup(),
             precision: self.precision.map(Precision::from),
-            savings: self.savings.savings(),
         })
     }
 
@@ -393,6 +400,11 @@ fn parse_rng(text: &str) -> Result<Rng> {
         Some(grid_threads) => Ok(Rng::Cuda { grid_threads }),
         None => anyhow::bail!("THREADS of cuda:THREADS is a multiple of 256, the threads of a block"),
     }
+}
+
+fn parse_count(text: &str) -> Result<usize> {
+    let count = text.parse().ok().filter(|&n| n > 0);
+    count.ok_or_else(|| anyhow::anyhow!("a number from 1 on"))
 }
 
 fn parse_size(text: &str) -> Result<(usize, usize)> {
@@ -451,8 +463,8 @@ mod tests {
             "x_y.jpg",
         ])
         .unwrap();
-        assert_eq!((job.cfg_scale, job.size_level, job.steps), (4.5, 1024, 8));
-        assert_eq!((job.negative_prompt.as_str(), job.image), ("a_b", Some("x_y.jpg".into())));
+        assert_eq!((job.edit.cfg_scale, job.edit.size_level, job.edit.steps), (4.5, 1024, 8));
+        assert_eq!((job.edit.negative_prompt.as_str(), job.image), ("a_b", Some("x_y.jpg".into())));
     }
 
     #[test]
@@ -477,7 +489,7 @@ mod tests {
 
     #[test]
     fn negative_seeds_are_random() {
-        assert_ne!(edit(&["-s", "-1"]).unwrap().seed, edit(&["--seed", "-1"]).unwrap().seed);
-        assert_eq!(edit(&["-s", "7", "--rng", "cuda:1024"]).unwrap().rng, Rng::Cuda { grid_threads: 1024 });
+        assert_ne!(edit(&["-s", "-1"]).unwrap().edit.seed, edit(&["--seed", "-1"]).unwrap().edit.seed);
+        assert_eq!(edit(&["-s", "7", "--rng", "cuda:1024"]).unwrap().edit.rng, Rng::Cuda { grid_threads: 1024 });
     }
 }

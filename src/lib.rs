@@ -2,7 +2,7 @@
 //!
 //! Record once, plan once, run many. Dependencies point down this list; each module's invariant in a sentence:
 //!
-//! - [`inspect`], [`synth`], [`verify`], [`measure`], [`doctor`]: the commands besides `edit`.
+//! - [`inspect`], [`synth`], [`verify`], [`judge`], [`measure`], [`doctor`]: the commands besides `edit`.
 //! - [`cli`]: flags to validated jobs; nothing below reads a flag or an environment variable.
 //! - [`progress`]: what a person sees while something runs.
 //! - [`pipeline`]: one edit, from files to file.
@@ -28,6 +28,7 @@ pub mod graph;
 pub mod image;
 pub mod inputs;
 pub mod inspect;
+pub mod judge;
 pub mod kernels;
 pub mod measure;
 pub mod model;

@@ -13,9 +13,9 @@ use signal_hook::flag::{register, register_conditional_shutdown};
 use step1x_edit::cli::{Cli, Command, EditArgs, normalise};
 use step1x_edit::error::{Interrupted, ResourceError, UsageError};
 use step1x_edit::pipeline::run_edit;
-use step1x_edit::progress::{Display, byte_bar, say};
+use step1x_edit::progress::{Display, byte_bar, case_bar, say};
 use step1x_edit::weights::ModelError;
-use step1x_edit::{doctor, inspect, measure, synth, verify};
+use step1x_edit::{doctor, inspect, judge, measure, synth, verify};
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(normalise(std::env::args_os().collect::<Vec<OsString>>().into_iter()));
@@ -38,6 +38,10 @@ fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
             let (text, held) = verify::run(args, &mut Display::new(true, stop))?;
             print(&text)?;
             held?;
+        }
+        Command::Judge(args) => {
+            use_threads(args.threads)?;
+            print(&judge::run(args, &mut Display::new(true, stop), &case_bar(args.quiet))?)?
         }
         Command::Compare(args) => measure::compare(args, &mut show)?,
         Command::Bench(args) => measure::bench(args, &mut Display::new(true, stop), &mut show)?,
@@ -79,11 +83,9 @@ fn hangup_is_ignored() -> bool {
 fn edit(args: &EditArgs, stop: &AtomicBool) -> Result<()> {
     let job = args.job()?;
     if args.random_seed() {
-        say(&format!("seed {}", job.seed));
+        say(&format!("seed {}", job.edit.seed));
     }
-    if let Some(threads) = args.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global().context("cannot start threads")?;
-    }
+    use_threads(args.threads)?;
     let mut progress = Display::new(args.quiet, stop);
     let result = run_edit(&job, &mut progress);
     progress.finish();
@@ -94,6 +96,12 @@ fn edit(args: &EditArgs, stop: &AtomicBool) -> Result<()> {
         say(&format!("wrote {}", job.output.display()));
     }
     Ok(())
+}
+
+/// Bounds the CPU threads, if a number is given.
+fn use_threads(threads: Option<u32>) -> Result<()> {
+    let Some(threads) = threads else { return Ok(()) };
+    rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global().context("cannot start threads")
 }
 
 /// Prints a result. A reader that has gone away, such as `head`, has had what it wanted.

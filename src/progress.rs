@@ -105,8 +105,17 @@ pub fn say(line: &str) {
 
 /// A bar of bytes for `synth`; nothing if `quiet` or where there is no terminal.
 pub fn byte_bar(quiet: bool) -> ProgressBar {
+    bar(quiet, "{bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
+}
+
+/// A bar of cases for `judge`; nothing if `quiet` or where there is no terminal.
+pub fn case_bar(quiet: bool) -> ProgressBar {
+    bar(quiet, "{bar:40} {pos}/{len} {elapsed}, {eta} left")
+}
+
+fn bar(quiet: bool, template: &str) -> ProgressBar {
     let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
-    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec}");
+    let style = ProgressStyle::with_template(template);
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
 }

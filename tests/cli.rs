@@ -12,6 +12,8 @@ mod flags;
 mod inspect;
 #[path = "cli_tests/interrupt.rs"]
 mod interrupt;
+#[path = "cli_tests/judge.rs"]
+mod judge;
 #[path = "cli_tests/layouts.rs"]
 mod layouts;
 #[path = "cli_tests/models.rs"]

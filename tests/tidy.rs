@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Each module and what it may name, from the bottom up.
-const LAYERS: [(&str, &[&str]); 22] = [
+const LAYERS: [(&str, &[&str]); 23] = [
     ("tensor", &[]),
     ("kernels", &[]),
     ("error", &[]),
@@ -34,6 +34,7 @@ const LAYERS: [(&str, &[&str]); 22] = [
             "weights",
         ],
     ),
+    ("judge", &["cli", "error", "image", "pipeline"]),
     ("measure", &["cli", "cuda", "error", "exec", "image", "model", "ops", "pipeline", "plan", "prompt", "tensor"]),
     ("doctor", &["cli", "cuda", "pipeline", "plan", "tensor"]),
     ("synth", &["cli", "error", "model", "prompt", "tensor", "weights"]),

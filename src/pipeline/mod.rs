@@ -37,23 +37,13 @@ pub enum Rng {
     Cpu,
 }
 
-/// One edit, every choice made.
+/// What is asked of the model beside a picture.
 #[derive(Clone, Debug)]
-pub struct EditJob {
-    /// When the command line had been read; the report counts from here.
-    pub started: Instant,
-    /// The model's folder or transformer file.
-    pub model: PathBuf,
-    /// The picture to edit; none: text-to-image.
-    pub image: Option<PathBuf>,
+pub struct EditParameters {
     /// What to do.
     pub prompt: String,
     /// What guidance leads away from.
     pub negative_prompt: String,
-    /// Where the result goes; the extension says the format.
-    pub output: PathBuf,
-    /// Replace a file that is there.
-    pub force: bool,
     /// Denoising steps.
     pub steps: usize,
     /// Guidance scale.
@@ -72,6 +62,25 @@ pub struct EditJob {
     pub rng: Rng,
     /// Sample the reference's posterior instead of taking its mean.
     pub sample_posterior: bool,
+    /// Savings in use.
+    pub savings: Savings,
+}
+
+/// One edit from files to file, every choice made.
+#[derive(Clone, Debug)]
+pub struct EditJob {
+    /// When the command line had been read; the report counts from here.
+    pub started: Instant,
+    /// The model's folder or transformer file.
+    pub model: PathBuf,
+    /// The picture to edit; none: text-to-image.
+    pub image: Option<PathBuf>,
+    /// What to make of it.
+    pub edit: EditParameters,
+    /// Where the result goes; the extension says the format.
+    pub output: PathBuf,
+    /// Replace a file that is there.
+    pub force: bool,
     /// Leave the result at the working size.
     pub keep_working_size: bool,
     /// Where to run.
@@ -82,8 +91,6 @@ pub struct EditJob {
     pub setup: Setup,
     /// Element type of activations; none: what suits the device.
     pub precision: Option<Precision>,
-    /// Savings in use.
-    pub savings: Savings,
 }
 
 /// What the caller hears while an edit runs; an error stops it.
@@ -121,15 +128,12 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Value> {
     };
     format.check_size(last.0, last.1).map_err(usage)?;
     progress.device(&engine);
-    let mut program = Program::new(&model.config, &model.settings, &material.request(job), precision, engine.target())?;
+    let request = material.request(&job.edit);
+    let mut program = Program::new(&model.config, &model.settings, &request, precision, engine.target())?;
     engine.fit(&mut program.plan, job.max_vram)?;
     let planned = since_start();
     let mut exec = engine.executor(&program.plan, &model, &job.setup)?;
-    let (working, patches) = (material.working.as_ref(), &material.patches);
-    let host = HostInputs { working, patches, seed: job.seed, guidance_limit: job.guidance_limit };
-    for (id, values) in program.inputs(&model.config, &host) {
-        exec.write(id, values.values())?;
-    }
+    material.write_inputs(&job.edit, &model, &program, &mut *exec)?;
     let ready = since_start();
     let mut seconds = BTreeMap::from([("load", planned), ("prepare", ready - planned)]);
     let pixels = run_stages(&mut *exec, &model, &program, progress, &mut seconds, &[])?;
@@ -154,15 +158,38 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Value> {
     Ok(report)
 }
 
+/// Edits a picture in memory, as [`run_edit`] does between files; gives it at its own size.
+///
+/// # Errors
+/// As for [`run_edit`].
+pub fn edit_picture(
+    edit: &EditParameters,
+    picture: &Rgb,
+    model: &Model,
+    (engine, precision, max_vram): (&Engine, Precision, Option<usize>),
+    setup: &Setup,
+    progress: &mut dyn Progress,
+) -> Result<Rgb> {
+    let material = Material::new(edit, model, Some(picture), progress)?;
+    let request = material.request(edit);
+    let mut program = Program::new(&model.config, &model.settings, &request, precision, engine.target())?;
+    engine.fit(&mut program.plan, max_vram)?;
+    let mut exec = engine.executor(&program.plan, model, setup)?;
+    material.write_inputs(edit, model, &program, &mut *exec)?;
+    let data = run_stages(&mut *exec, model, &program, progress, &mut BTreeMap::new(), &[])?;
+    let edited = Rgb { width: material.size.0, height: material.size.1, data };
+    Ok(image::resize(&edited, picture.width, picture.height, Filter::Bicubic))
+}
+
 /// The picture, if there is one, the model, and what the model takes of picture and prompts.
 fn open(job: &EditJob, progress: &mut dyn Progress) -> Result<(Option<Rgb>, Model, Material)> {
     let original = job.image.as_deref().map(image::decode).transpose()?;
     let model = Model::open(&job.model)?;
-    let material = Material::new(job, &model, original.as_ref(), progress)?;
+    let material = Material::new(&job.edit, &model, original.as_ref(), progress)?;
     Ok((original, model, material))
 }
 
-/// A job's picture and prompts as the model takes them.
+/// An edit's picture and prompts as the model takes them.
 struct Material {
     /// Working width and height.
     size: (usize, usize),
@@ -175,13 +202,13 @@ struct Material {
 }
 
 impl Material {
-    fn new(job: &EditJob, model: &Model, original: Option<&Rgb>, progress: &mut dyn Progress) -> Result<Material> {
+    fn new(edit: &EditParameters, model: &Model, original: Option<&Rgb>, progress: &mut dyn Progress) -> Result<Material> {
         let (size, working, patches) = match original {
             Some(picture) => {
-                let size = image::working_size(picture.width, picture.height, job.size_level)?;
-                let working = image::resize(picture, size.0, size.1, job.filter);
+                let size = image::working_size(picture.width, picture.height, edit.size_level)?;
+                let working = image::resize(picture, size.0, size.1, edit.filter);
                 let patches = prompt::patches(&working, &model.settings).with_context(|| {
-                    format!("a {}x{} picture cannot be edited at size level {}", picture.width, picture.height, job.size_level)
+                    format!("a {}x{} picture cannot be edited at size level {}", picture.width, picture.height, edit.size_level)
                 })?;
                 (size, Some(working), patches)
             }
@@ -191,35 +218,41 @@ impl Material {
                 }
                 // Text-to-image shows the encoder a black square.
                 let black = Rgb { width: 1024, height: 1024, data: vec![0; 3 << 20] };
-                (job.size, None, prompt::patches(&black, &model.settings)?)
+                (edit.size, None, prompt::patches(&black, &model.settings)?)
             }
         };
-        let tokens = tokenize(model, job, patches.image_tokens(), progress)?;
+        let tokens = tokenize(model, edit, patches.image_tokens(), progress)?;
         Ok(Material { size, working, patches, tokens })
     }
 
-    fn request(&self, job: &EditJob) -> Request<'_> {
+    fn write_inputs(&self, edit: &EditParameters, model: &Model, program: &Program, exec: &mut dyn Executor) -> Result<()> {
+        let (working, patches) = (self.working.as_ref(), &self.patches);
+        let host = HostInputs { working, patches, seed: edit.seed, guidance_limit: edit.guidance_limit };
+        program.inputs(&model.config, &host).into_iter().try_for_each(|(id, values)| exec.write(id, values.values()))
+    }
+
+    fn request(&self, edit: &EditParameters) -> Request<'_> {
         Request {
             size: self.size,
             reference: self.working.is_some(),
             grid: self.patches.grid,
             tokens: &self.tokens,
-            steps: job.steps,
-            cfg_scale: job.cfg_scale,
-            noise: match job.rng {
-                Rng::Cuda { grid_threads } => NoiseSource::Philox { seed: job.seed, grid_threads },
+            steps: edit.steps,
+            cfg_scale: edit.cfg_scale,
+            noise: match edit.rng {
+                Rng::Cuda { grid_threads } => NoiseSource::Philox { seed: edit.seed, grid_threads },
                 Rng::Cpu => NoiseSource::Host,
             },
-            sample_posterior: job.sample_posterior,
-            savings: job.savings,
+            sample_posterior: edit.sample_posterior,
+            savings: edit.savings,
         }
     }
 }
 
 /// Ids of prompt and negative prompt; a tail that does not fit is reported.
-fn tokenize(model: &Model, job: &EditJob, image_tokens: usize, progress: &mut dyn Progress) -> Result<Vec<PromptTokens>> {
+fn tokenize(model: &Model, edit: &EditParameters, image_tokens: usize, progress: &mut dyn Progress) -> Result<Vec<PromptTokens>> {
     let mut both = Vec::new();
-    for (name, text) in [("prompt", &job.prompt), ("negative prompt", &job.negative_prompt)] {
+    for (name, text) in [("prompt", &edit.prompt), ("negative prompt", &edit.negative_prompt)] {
         let tokens = model.tokenizer.encode_prompt(text, image_tokens).map_err(usage)?;
         let lost = tokens.lost(&model.settings);
         if lost > 0 {
@@ -307,16 +340,17 @@ fn index(exec: &mut dyn Executor, id: TensorId) -> Result<i32> {
 
 /// What it takes to make the picture again.
 fn parameters(job: &EditJob, model: &Model, plan: &Plan, working: (usize, usize), output: (usize, usize)) -> Value {
-    let rng = match job.rng {
+    let edit = &job.edit;
+    let rng = match edit.rng {
         Rng::Cuda { grid_threads } => json!({"generator": "cuda", "grid_threads": grid_threads}),
         Rng::Cpu => json!({"generator": "cpu"}),
     };
     json!({
         "program": concat!("step1x-edit ", env!("CARGO_PKG_VERSION")), "model": model.config.version.to_string(),
         "task": if job.image.is_some() { "edit" } else { "text-to-image" },
-        "prompt": job.prompt, "negative_prompt": job.negative_prompt, "seed": job.seed, "rng": rng,
-        "posterior": if job.sample_posterior { "sample" } else { "mean" },
-        "steps": job.steps, "cfg_scale": job.cfg_scale, "guidance_limit": job.guidance_limit,
+        "prompt": edit.prompt, "negative_prompt": edit.negative_prompt, "seed": edit.seed, "rng": rng,
+        "posterior": if edit.sample_posterior { "sample" } else { "mean" },
+        "steps": edit.steps, "cfg_scale": edit.cfg_scale, "guidance_limit": edit.guidance_limit,
         "precision": plan.precision.to_string(), "working_size": [working.0, working.1], "output_size": [output.0, output.1],
     })
 }

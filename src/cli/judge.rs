@@ -1,0 +1,93 @@
+//! Flags of `judge`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::{MemoryArgs, PrecisionArg};
+use crate::image::Filter;
+use crate::model::edit::Savings;
+use crate::ops::H100_GRID_THREADS;
+use crate::pipeline::{DeviceChoice, EditParameters, Rng};
+use crate::plan::Precision;
+
+/// Flags of `judge`.
+#[derive(Debug, Args)]
+pub struct JudgeArgs {
+    /// Model folder
+    #[arg(short, long, alias = "model-path", value_name = "PATH")]
+    pub model: PathBuf,
+    /// Folder of the cases: cases.json, and ID.source.png and ID.target.png of each
+    #[arg(long, value_name = "DIR")]
+    pub cases: PathBuf,
+    /// Folder for the edited pictures; must be new or empty
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Only so many, from the first on
+    #[arg(long, value_name = "CASES", value_parser = super::parse_count)]
+    pub limit: Option<usize>,
+    /// Denoising steps
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub steps: u32,
+    /// Guidance scale
+    #[arg(long, alias = "cfg-guidance", default_value = "6.0", allow_negative_numbers = true, value_parser = finite)]
+    pub cfg_scale: f64,
+    /// Times above this use the norm-limited guidance rule
+    #[arg(long, default_value = "0.93", value_name = "T", allow_negative_numbers = true, value_parser = finite)]
+    guidance_limit: f64,
+    /// Seed of every case's noise
+    #[arg(short, long, default_value_t = 42)]
+    seed: u64,
+    /// Side of the square whose area the pictures are brought to [default: their own area's]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(64..=4096), value_name = "PIXELS")]
+    size_level: Option<u32>,
+    /// Where to run: cuda[:N], cpu, or auto
+    #[arg(long, default_value = "auto", value_parser = super::parse_device)]
+    pub device: DeviceChoice,
+    /// Memory to take.
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+    /// Element type of activations [default: bf16 on a GPU, f32 on the CPU]
+    #[arg(long, value_enum)]
+    precision: Option<PrecisionArg>,
+    /// CPU threads [default: all]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+    /// Print one JSON object, with every case's measures
+    #[arg(long)]
+    pub json: bool,
+    /// No progress
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+impl JudgeArgs {
+    /// Element type of activations; none: what suits the device.
+    pub fn precision(&self) -> Option<Precision> {
+        self.precision.map(Precision::from)
+    }
+
+    /// The edit of a case whose picture has this width and height: with `edit`'s defaults.
+    pub fn edit(&self, instruction: &str, (width, height): (usize, usize)) -> EditParameters {
+        let own = ((width * height) as f64).sqrt().round() as usize;
+        EditParameters {
+            prompt: instruction.to_string(),
+            negative_prompt: String::new(),
+            steps: self.steps as usize,
+            cfg_scale: self.cfg_scale as f32,
+            guidance_limit: self.guidance_limit,
+            seed: self.seed,
+            size_level: self.size_level.map_or(own, |side| side as usize),
+            size: (width, height),
+            filter: Filter::Lanczos,
+            rng: Rng::Cuda { grid_threads: H100_GRID_THREADS },
+            sample_posterior: false,
+            savings: Savings::ALL,
+        }
+    }
+}
+
+fn finite(text: &str) -> Result<f64> {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).context("a finite number")
+}

@@ -1,0 +1,164 @@
+//! The `judge` command: edits of a folder of cases with known results, and the share of right ones.
+//!
+//! `cases.json` lists the cases; `ID.source.png` is what is edited and `ID.target.png` what should come out.
+
+mod rule;
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use indicatif::ProgressBar;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use self::rule::Measures;
+use crate::cli::{self, JudgeArgs};
+use crate::error::usage;
+use crate::image::{self, Format, Output, Rgb};
+use crate::pipeline::{Engine, Model, Progress, edit_picture};
+
+/// An edit with a known result.
+#[derive(Clone, Debug, Deserialize)]
+struct Case {
+    id: String,
+    kind: String,
+    language: String,
+    /// Its wording was kept from training.
+    held_out: bool,
+    instruction: String,
+}
+
+/// What a case's edit came to.
+struct Judged {
+    case: Case,
+    measures: Measures,
+}
+
+/// Edits every case and gives the report.
+///
+/// # Errors
+/// A [`crate::error::UsageError`]: cases that cannot be read, or an output folder that is not empty; or whatever stops an edit.
+pub fn run(args: &JudgeArgs, progress: &mut dyn Progress, bar: &ProgressBar) -> Result<String> {
+    let mut cases = read_cases(&args.cases).map_err(usage)?;
+    cases.truncate(args.limit.unwrap_or(usize::MAX));
+    // All are read before the first is edited: a fault shows at once.
+    let pictures: Vec<_> = cases.iter().map(|case| pictures(&args.cases, case).map_err(usage)).collect::<Result<_>>()?;
+    if let Some(folder) = &args.output {
+        check_new_or_empty(folder).map_err(usage)?;
+    }
+    let setup = cli::setup();
+    let (engine, precision) = Engine::choose(args.device, args.precision(), &setup)?;
+    let model = Model::open(&args.model)?;
+    if let Some(folder) = &args.output {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    bar.set_length(cases.len() as u64);
+    let mut judged = Vec::new();
+    for (case, (source, target)) in cases.into_iter().zip(pictures) {
+        let edit = args.edit(&case.instruction, (source.width, source.height));
+        let place = (&engine, precision, args.memory.max_vram);
+        let edited =
+            edit_picture(&edit, &source, &model, place, &setup, progress).with_context(|| format!("case {}", case.id))?;
+        if let Some(folder) = &args.output {
+            let output = Output::reserve(&folder.join(format!("{}.png", case.id)), false)?;
+            output.commit(&image::encode(&edited, Format::Png, &json!({"prompt": case.instruction}).to_string())?)?;
+        }
+        judged.push(Judged { measures: Measures::of(&source, &target, &edited), case });
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let title = format!("{}, {precision}, {} steps, guidance {}", engine.name(), args.steps, args.cfg_scale);
+    Ok(if args.json { format!("{}\n", report(&title, &judged)) } else { table(&title, &judged) })
+}
+
+/// Nothing that is there may be mistaken for a result.
+fn check_new_or_empty(folder: &Path) -> Result<()> {
+    let shown = folder.display();
+    match std::fs::read_dir(folder) {
+        Ok(mut entries) => ensure!(entries.next().is_none(), "{shown} is not empty; name a new folder"),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("{shown} cannot be the output folder")),
+    }
+    Ok(())
+}
+
+fn read_cases(folder: &Path) -> Result<Vec<Case>> {
+    let file = folder.join("cases.json");
+    let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let cases: Vec<Case> = serde_json::from_slice(&text).with_context(|| format!("{} is no list of cases", file.display()))?;
+    ensure!(!cases.is_empty(), "{} lists no case", file.display());
+    let plain = |id: &str| !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    if let Some(case) = cases.iter().find(|case| !plain(&case.id)) {
+        anyhow::bail!("{}: the id {:?} is not made of letters, digits, - and _", file.display(), case.id);
+    }
+    Ok(cases)
+}
+
+/// Source and target of a case.
+fn pictures(folder: &Path, case: &Case) -> Result<(Rgb, Rgb)> {
+    let read = |what: &str| image::decode(&folder.join(format!("{}.{what}.png", case.id)));
+    let (source, target) = (read("source")?, read("target")?);
+    let size = |picture: &Rgb| format!("{}x{}", picture.width, picture.height);
+    ensure!(size(&source) == size(&target), "case {}: the source is {}, the target {}", case.id, size(&source), size(&target));
+    ensure!(source != target, "case {}: source and target are equal, so nothing shows that an edit was made", case.id);
+    Ok((source, target))
+}
+
+/// The group that a case belongs to.
+type Group = fn(&Case) -> &str;
+
+/// What cases are counted by.
+const GROUPS: [(&str, Group); 3] = [
+    ("kind", |case| &case.kind),
+    ("language", |case| &case.language),
+    ("wording", |case| if case.held_out { "unseen" } else { "seen" }),
+];
+
+/// The right ones and all of each group, in the order in which groups appear.
+fn counts(judged: &[Judged], group: Group) -> Vec<(&str, usize, usize)> {
+    let mut counts: Vec<(&str, usize, usize)> = Vec::new();
+    for Judged { case, measures } in judged {
+        let name = group(case);
+        let at = counts.iter().position(|(known, ..)| *known == name).unwrap_or_else(|| {
+            counts.push((name, 0, 0));
+            counts.len() - 1
+        });
+        counts[at].1 += measures.right() as usize;
+        counts[at].2 += 1;
+    }
+    counts
+}
+
+fn table(title: &str, judged: &[Judged]) -> String {
+    let line = |name: &str, right: usize, all: usize| {
+        format!("{name:<22}{right:>5} of {all:<5}{:>6.1} %\n", 100.0 * right as f64 / all as f64)
+    };
+    let right = judged.iter().filter(|j| j.measures.right()).count();
+    let mut text = format!("{title}\n{}", line("all", right, judged.len()));
+    for (group, of) in GROUPS {
+        for (name, right, all) in counts(judged, of) {
+            text += &line(&format!("{group} {name}"), right, all);
+        }
+    }
+    text
+}
+
+fn report(title: &str, judged: &[Judged]) -> Value {
+    let each = judged.iter().map(|Judged { case, measures: m }| {
+        json!({
+            "id": case.id, "kind": case.kind, "language": case.language, "held_out": case.held_out, "right": m.right(),
+            "changed": m.changed, "picture": m.picture, "outside": m.outside, "mean": m.mean,
+        })
+    });
+    let mut report = json!({
+        "run": title, "cases": judged.len(), "right": judged.iter().filter(|j| j.measures.right()).count(),
+        "each": each.collect::<Vec<_>>(),
+    });
+    for (group, of) in GROUPS {
+        let shares =
+            counts(judged, of).into_iter().map(|(name, right, all)| (name.to_string(), json!({"right": right, "cases": all})));
+        report[group] = Value::Object(shares.collect());
+    }
+    report
+}
