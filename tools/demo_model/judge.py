@@ -1,0 +1,117 @@
+"""Which edits are right: the changed region matches the target, and the rest is as it was.
+
+    python judge.py cases edited [--json report.json] [--sheet sheet.png]
+
+`cases` is the folder that cases.py writes; `edited` holds <id>.png. A pixel matches if one within a pixel of it in the other
+picture differs by at most 45 of 255 in every channel (colours of the palette differ by 95 or more in one), looked for both ways.
+An edit is right if the pixels that fail to match, anywhere, are at most a tenth as many as the changed region's and at most 1 %
+of the picture; if at most 1 % of the pixels fail that lie 3 or more off the changed region; and if the mean difference there is
+at most 6 of 255. (Any shape or letter taken for another fails 11 % or more.)
+"""
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+COLOUR_TOLERANCE = 45  # of 255, in any channel
+CHANGED_MOST, PICTURE_MOST, OUTSIDE_MOST = 0.10, 0.01, 0.01  # failing pixels, as shares of these
+OUTSIDE_MEAN_MOST = 6.0  # of 255
+MARGIN = 3  # pixels around the changed region that are not outside it
+
+
+def changed_region(source, target):
+    """Pixels [B, H, W] that the edit changes; a faint difference (a noisy background uncovered) counts too."""
+    return (source.int() - target.int()).abs().amax(1) > 8
+
+
+def near_match(a, b):
+    """For each pixel of a, whether a pixel of b within one pixel matches: [B, H, W]."""
+    padded = F.pad(b.float(), (1, 1, 1, 1), mode="replicate")
+    h, w = a.shape[2:]
+    best = torch.stack([(a - padded[:, :, y : y + h, x : x + w]).abs().amax(1) for y in range(3) for x in range(3)]).amin(0)
+    return best <= COLOUR_TOLERANCE
+
+
+def judge(source, target, edited) -> dict:
+    """Pictures uint8 [B, 3, H, W] to measures [B] and the verdict `right` [B]."""
+    changed = changed_region(source, target)
+    a, b = target.float(), edited.float()
+    wrong = ~(near_match(a, b) & near_match(b, a))
+    around = F.max_pool2d(changed[:, None].float(), 2 * MARGIN + 1, stride=1, padding=MARGIN)[:, 0] > 0
+
+    def share(region, values):
+        return (values * region).sum((1, 2)) / region.sum((1, 2)).clamp(min=1)
+
+    failing = wrong.sum((1, 2))
+    measures = {
+        "changed": failing / changed.sum((1, 2)),
+        "picture": failing / wrong[0].numel(),
+        "outside": share(~around, wrong),
+        "mean": share(~around, (a - b).abs().mean(1)),
+    }
+    right = (measures["changed"] <= CHANGED_MOST) & (measures["picture"] <= PICTURE_MOST)
+    right &= (measures["outside"] <= OUTSIDE_MOST) & (measures["mean"] <= OUTSIDE_MEAN_MOST)
+    return measures | {"right": right}
+
+
+def report(cases: list[dict], right: list[bool]) -> dict:
+    """Shares of right edits over all, by kind, by language, by whether the wording occurred in training."""
+    def shares(key):
+        values = list(dict.fromkeys(key(case) for case in cases))
+        return {v: float(np.mean([r for case, r in zip(cases, right) if key(case) == v])) for v in values}
+
+    wording = {False: "seen", True: "unseen"}
+    return {
+        "cases": len(cases), "right": float(np.mean(right)), "kind": shares(lambda c: c["kind"]),
+        "language": shares(lambda c: c["language"]), "wording": shares(lambda c: wording[c["held_out"]]),
+    }
+
+
+def printed(result: dict) -> str:
+    lines = [f"{'all':12}{100 * result['right']:6.1f} % of {result['cases']}"]
+    for group in ("kind", "language", "wording"):
+        lines += [f"{name:12}{100 * share:6.1f} %" for name, share in result[group].items()]
+    return "\n".join(lines)
+
+
+def sheet(source, target, edited, count: int = 66) -> Image.Image:
+    """Source, edited and target above each other, 11 cases a row (one of each kind)."""
+    columns = [torch.cat([s, e, t], dim=1) for s, e, t in list(zip(source, edited, target))[:count]]
+    rows = [torch.cat(columns[i : i + 11], dim=2) for i in range(0, len(columns) - 10, 11)]
+    return Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy())
+
+
+def load(paths) -> torch.Tensor:
+    pictures = [np.array(Image.open(path).convert("RGB")) for path in paths]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Judge edited pictures against the held-out cases.")
+    parser.add_argument("cases", type=Path)
+    parser.add_argument("edited", type=Path)
+    parser.add_argument("--json", type=Path, help="write the report, with every case's measures, here")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet here")
+    options = parser.parse_args()
+    cases = json.loads((options.cases / "cases.json").read_text())
+    cases = [case for case in cases if (options.edited / f"{case['id']}.png").exists()]
+    if not cases:
+        parser.error(f"{options.edited} holds no <id>.png of a case")
+    source, target = (load(options.cases / f"{case['id']}.{name}.png" for case in cases) for name in ("source", "target"))
+    edited = load(options.edited / f"{case['id']}.png" for case in cases)
+    measures = judge(source, target, edited)
+    result = report(cases, measures["right"].tolist())
+    print(printed(result))
+    if options.json:
+        each = [case | {name: values[i].item() for name, values in measures.items()} for i, case in enumerate(cases)]
+        options.json.write_text(json.dumps(result | {"each": each}, ensure_ascii=False, indent=1) + "\n")
+    if options.sheet:
+        sheet(source, target, edited).save(options.sheet)
+
+
+if __name__ == "__main__":
+    main()
