@@ -1,5 +1,6 @@
 """The diffusion transformer with its connector: text rows, noisy and reference tokens to velocities (v1.0 and v1.1)."""
 import math
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -109,6 +110,11 @@ def positions(text: int, height: int, width: int, shift: int | None):
     grid = torch.stack([torch.zeros_like(y), y, x], dim=2).reshape(-1, 3)
     parts = [torch.zeros(text, 3, dtype=grid.dtype), grid]
     return torch.cat(parts + ([] if shift is None else [grid + shift]))
+
+
+@lru_cache
+def rope_of(text: int, height: int, width: int, shift: int | None, device):
+    return rope_table(positions(text, height, width, shift).to(device))
 
 
 def rotate(x, rope):
@@ -233,7 +239,7 @@ class Dit(nn.Module):
         observe("connector.text", text), observe("connector.pooled", pooled), observe("vec", vec)
         n = grid[0] * grid[1]
         shift = self.shift if img.shape[1] > n else None
-        rope = rope_table(positions(text.shape[1], *grid, shift).to(img.device))
+        rope = rope_of(text.shape[1], *grid, shift, img.device)
         txt, img = self.txt_in(text), self.img_in(img)
         for i, block in enumerate(self.double_blocks):
             txt, img = block(txt, img, vec, rope)

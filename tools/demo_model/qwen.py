@@ -1,4 +1,6 @@
 """Qwen2.5-VL's vision tower and text model, as far as an edit's prompt needs them."""
+from functools import lru_cache
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -88,21 +90,25 @@ class Vision(nn.Module):
         angles = (blocks[rows].float()[:, :, None] * freqs).flatten(1)
         return angles.cos(), angles.sin()
 
-    def forward(self, pixel_values, grid, observe=lambda name, value: None):
-        """Patches in block order [B, P, 1176] to merged tokens in reading order [B, P/4, out]."""
-        device = pixel_values.device
+    @lru_cache
+    def layout(self, grid, device):
+        """Order of merged tokens and of patches, which patches share a window, rotary table: all in window order."""
         order, number = window_order(grid, self.window)
         rows = (4 * order[:, None] + torch.arange(4)).flatten()
-        rope = [part.to(device) for part in self.rope(grid, rows)]
         number = number.repeat_interleave(4).to(device)
-        same_window = number[:, None] == number
+        rope = [part.to(device) for part in self.rope(grid, rows)]
+        return order.to(device), rows.to(device), number[:, None] == number, rope
+
+    def forward(self, pixel_values, grid, observe=lambda name, value: None):
+        """Patches in block order [B, P, 1176] to merged tokens in reading order [B, P/4, out]."""
+        order, rows, same_window, rope = self.layout(tuple(grid), pixel_values.device)
         x = pixel_values @ self.patch_embed["proj"].weight.flatten(1).T.to(pixel_values.dtype)
         observe("patch_embed", x)
-        x = x[:, rows.to(device)]
+        x = x[:, rows]
         for i, block in enumerate(self.blocks):
             x = block(x, rope, None if i in self.full else same_window)
             observe(f"block{i}", x)
-        return self.merger(x)[:, torch.argsort(order).to(device)]
+        return self.merger(x)[:, torch.argsort(order)]
 
 
 class TextLayer(nn.Module):
@@ -149,9 +155,9 @@ class TextModel(nn.Module):
 
 def mrope(positions, config: dict):
     """(cos, sin) [L, 64] of positions (time, row, column) [3, L]."""
-    sections = torch.tensor(config["rope_scaling"]["mrope_section"])
-    axis = torch.repeat_interleave(torch.arange(3), sections)
-    freqs = 1 / config["rope_theta"] ** (torch.arange(0, 128, 2, dtype=torch.float32) / 128)
+    device, sections = positions.device, config["rope_scaling"]["mrope_section"]
+    axis = torch.cat([torch.full([pairs], i, device=device) for i, pairs in enumerate(sections)])
+    freqs = 1 / config["rope_theta"] ** (torch.arange(0, 128, 2, dtype=torch.float32, device=device) / 128)
     angles = positions[axis].float().T * freqs
     return angles.cos(), angles.sin()
 

@@ -1,0 +1,311 @@
+"""Trains the demo model, in calls of a few minutes that go on where the last one stopped.
+
+    python train.py --out run --minutes 8.5 --total 24       # the same command again until it says that it is done
+
+The schedule follows the clock: of `total` minutes over all calls, the first sixth goes to the autoencoder, the rest to text
+model, vision tower, connector and transformer by flow matching. A call ends by itself after `minutes`; one that is killed
+loses what came after its last checkpoint.
+"""
+import argparse
+import copy
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+
+import judge
+import sampler
+from cases import held_out_cases, training_cases
+from checkpoint import Log, State, load_weights, save_weights
+from config import VAE_BLOCKS, VAE_CHANNELS
+from edit_model import TOKENS, EditModel, initialise
+from prompt import Prompter, enlarge, train_tokenizer
+from render import Renderer
+from train_vae import loss_of
+from vae import AutoEncoder
+
+VAE_SHARE = 1 / 6
+EMPTY_SHARE = 0.1  # of prompts replaced by the empty one
+CHANGED_WEIGHT = 4.0  # of tokens that the edit changes, above that of others
+LABEL_WEIGHT = 0.05
+EMA = 0.999
+PREFETCHED = 4  # times that a rendered and encoded case is used, with other noise
+
+
+def parse():
+    parser = argparse.ArgumentParser(description="Train the demo model; call again to go on.")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint, log and sample sheets; resumed if it exists")
+    parser.add_argument("--minutes", type=float, default=8.5, help="of this call")
+    parser.add_argument("--total", type=float, default=24, help="minutes of all calls together")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--vae-batch", type=int, default=64)
+    parser.add_argument("--cases", type=int, default=400_000, help="instructions made at the start of each call")
+    parser.add_argument("--pool", type=int, default=32_768, help="encoded cases kept on the device")
+    parser.add_argument("--workers", type=int, default=min(16, os.cpu_count()))
+    parser.add_argument("--held-out", type=int, default=500, help="cases that the judge sees")
+    parser.add_argument("--eval-seconds", type=float, default=75, help="between two visits of the judge")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-compile", action="store_true")
+    return parser.parse_args()
+
+
+class Run:
+    """What all stages share: options, clock, state, log, renderer."""
+
+    def __init__(self, options):
+        self.options, self.device, self.began = options, options.device, time.time()
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.state, self.log = State(options.out), Log(options.out / "log.jsonl")
+        self.state.values["calls"] += 1
+        self.before = self.state.values["seconds"]
+        torch.manual_seed(options.seed + 1000 * self.state.values["calls"])
+        torch.set_float32_matmul_precision("high")
+        self.render = Renderer(self.device)
+        self.amp = torch.autocast(self.device.split(":")[0], torch.bfloat16)
+        seed = options.seed * 100 + self.state.values["calls"]
+        self.cases = training_cases(seed, options.cases, options.workers)
+        self.log(event="start", call=self.state.values["calls"], cases=options.cases, seconds=self.seconds(), device=self.card())
+
+    def card(self):
+        return torch.cuda.get_device_name() if self.device.startswith("cuda") else self.device
+
+    def seconds(self) -> float:
+        """Of all calls so far."""
+        return self.before + time.time() - self.began
+
+    def progress(self, first: float, last: float) -> float:
+        """How much of a stage's share of the total time is over."""
+        return min(1.0, (self.seconds() / (60 * self.options.total) - first) / (last - first))
+
+    def must_stop(self) -> bool:
+        return time.time() - self.began > 60 * self.options.minutes
+
+    def save(self, name: str, averaged: torch.nn.Module, steps: int):
+        save_weights(self.options.out, name, averaged.state_dict())
+        self.state.values[f"{name}_steps"] = steps
+        self.state.values["seconds"] = self.seconds()
+        self.state.save()
+
+    def restore(self, name: str, module: torch.nn.Module) -> int:
+        """Steps done before; the weights are the averaged ones, and the optimiser begins anew with a short warmup."""
+        weights = load_weights(self.options.out, name)
+        if weights:
+            module.load_state_dict(weights)
+        return self.state.values.get(f"{name}_steps", 0)
+
+
+class Stepper:
+    """AdamW with warmup after each start, a late linear decay by the clock, clipped gradients and averaged weights."""
+
+    def __init__(self, run: Run, module, peak: float, span: tuple[float, float]):
+        self.run, self.module, self.peak, self.span, self.steps = run, module, peak, span, 0
+        decayed = [p for p in module.parameters() if p.ndim > 1]
+        others = [p for p in module.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=run.device.startswith("cuda"))
+        self.averaged = copy.deepcopy(module).requires_grad_(False)
+        self.pairs = list(module.parameters()), list(self.averaged.parameters())
+
+    def rate(self) -> float:
+        late = min(1.0, (1 - self.run.progress(*self.span)) / 0.5)
+        return self.peak * min(1.0, (self.steps + 1) / 200) * max(late, 0.01)
+
+    def step(self, loss) -> float:
+        rate = self.rate()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimiser.step()
+        self.steps += 1
+        decay = min(EMA, self.steps / (self.steps + 10))
+        torch._foreach_lerp_(self.pairs[1], self.pairs[0], 1 - decay)
+        return rate
+
+
+def scenes_of(run: Run, index, names=("source", "target")):
+    return [run.render(run.cases[name][index]) for name in names]
+
+
+def unit(pictures):
+    return (pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+def train_autoencoder(run: Run, vae):
+    """Until its share of the time, or this call, is over."""
+    span = (0.0, VAE_SHARE)
+    done, stepper, shown = run.restore("vae", vae), Stepper(run, vae, 1e-3, span), time.time()
+    since = 0
+    while run.progress(*span) < 1 and not run.must_stop():
+        index = torch.randint(run.options.cases, (run.options.vae_batch // 2,))
+        with run.amp:
+            loss, parts = loss_of(vae, unit(torch.cat(scenes_of(run, index))))
+        rate = stepper.step(loss)
+        if time.time() - shown > 10:
+            per_second = (stepper.steps - since) / (time.time() - shown)
+            run.log(stage="vae", step=done + stepper.steps, seconds=run.seconds(), loss=loss.item(), rate=rate, per_second=per_second,
+                    **{k: v.item() for k, v in parts.items()})
+            shown, since = time.time(), stepper.steps
+    run.save("vae", stepper.averaged, done + stepper.steps)
+    vae.load_state_dict(stepper.averaged.state_dict())
+
+
+class Latents:
+    """A pool of encoded cases on the device, of which a part is made anew for every batch."""
+
+    def __init__(self, run: Run, vae):
+        self.run, self.vae, self.size, self.at = run, vae, run.options.pool, 0
+        self.index = torch.zeros(self.size, dtype=torch.long)
+        self.store = {}
+        for start in range(0, self.size, 256):
+            self.renew(min(256, self.size - start))
+
+    @torch.no_grad()
+    def encode(self, source, target):
+        with self.run.amp:
+            latents = self.vae.encode(unit(torch.cat([source, target]))).float()
+        reference, wanted = sampler.pack(latents).chunk(2)
+        return {"reference": reference.bfloat16(), "target": wanted.bfloat16(), "picture": enlarge(source)}
+
+    def renew(self, count: int):
+        places = (self.at + torch.arange(count)) % self.size
+        self.at = (self.at + count) % self.size
+        index = torch.randint(self.run.options.cases, (count,))
+        self.index[places] = index
+        for name, values in self.encode(*scenes_of(self.run, index)).items():
+            if name not in self.store:
+                self.store[name] = torch.empty(self.size, *values.shape[1:], dtype=values.dtype, device=values.device)
+            self.store[name][places.to(values.device)] = values
+
+    def batch(self, count: int) -> dict:
+        self.renew(max(1, count // PREFETCHED))
+        places = torch.randint(self.size, (count,))
+        index, device = self.index[places], self.run.device
+        there = places.to(device, non_blocking=True)
+        batch = {name: values[there] for name, values in self.store.items()}
+        for name in ("ids", "length", "labels"):
+            batch[name] = self.run.cases[name][index].to(device, non_blocking=True).long()
+        return batch
+
+
+def flow_loss(model: EditModel, batch: dict):
+    """Flow matching: x = (1 − t)·target + t·noise has the velocity noise − target. Gives the loss and its parts."""
+    target, reference, count = batch["target"].float(), batch["reference"].float(), len(batch["ids"])
+    device = target.device
+    empty = torch.rand(count, device=device) < EMPTY_SHARE
+    ids = torch.where(empty[:, None], model.empty, batch["ids"])
+    length = torch.where(empty, model.empty_length, batch["length"].squeeze())
+    rows, valid = model.embed(ids, length, batch["picture"])
+    named = (model.label_losses(rows, valid, batch["labels"]) * ~empty).mean()
+
+    t = sampler.bend(torch.rand(count, device=device).clamp(min=1e-4), TOKENS)
+    noise, change = torch.randn_like(target), target - reference
+    # Strong guidance overshoots in the direction of the edit by up to about min(5·(1 − t), t) times its size. Half of the
+    # samples begin beyond their target in that way, so that the model has learnt the way back.
+    wide = t[:, None, None]
+    beyond = torch.rand(count, 1, 1, device=device) * (torch.rand(count, 1, 1, device=device) < 0.5)
+    beyond = beyond * torch.minimum(5 * (1 - wide), wide) * change
+    x = (1 - wide) * target + wide * noise + beyond
+    velocity = noise - target + beyond / wide
+    weight = 1 + CHANGED_WEIGHT * (change.abs().mean(2) > 0.15)
+    predicted = model.dit(torch.cat([x, reference], dim=1), rows, valid, t, (8, 8)).float()
+    errors = (predicted - velocity).square().mean(2)
+    flow = (errors * weight / weight.mean(1, keepdim=True))[~empty].mean() * (1 - EMPTY_SHARE) + errors[empty].sum() / count
+    return flow + LABEL_WEIGHT * named, {"flow": flow, "named": named}
+
+
+class HeldOut:
+    """The held-out cases, edited by the batched sampler and judged."""
+
+    def __init__(self, run: Run, vae, prompter):
+        self.run, self.vae = run, vae
+        self.described, arrays = held_out_cases(run.options.held_out, prompter)
+        self.source, self.target = run.render(arrays["source"]), run.render(arrays["target"])
+        self.ids, self.length = (arrays[name].long().to(run.device) for name in ("ids", "length"))
+        generator = torch.Generator().manual_seed(42)
+        self.noise = sampler.pack(torch.randn(len(self.ids), 16, 16, 16, generator=generator)).to(run.device)
+
+    def edited(self, model, steps: int):
+        with torch.no_grad(), self.run.amp:
+            pieces = []
+            for part in torch.arange(len(self.ids)).split(250):
+                reference = sampler.pack(self.vae.encode(unit(self.source[part])).float())
+                latents = model.edit(self.ids[part], self.length[part], enlarge(self.source[part]), reference, self.noise[part], steps)
+                pictures = self.vae.decode(sampler.unpack(latents, 16, 16)).float()
+                pieces.append(((pictures.clamp(-1, 1) * 0.5 + 0.5) * 255).byte())
+        return torch.cat(pieces)
+
+    def visit(self, averaged: EditModel, steps: int, name: str):
+        """Judges the averaged weights as they would be shipped, rounded to bf16; logs the shares and writes a sheet."""
+        began, rounded = time.time(), copy.deepcopy(averaged)
+        for p in rounded.parameters():
+            p.data = p.data.bfloat16().float()
+        edited = self.edited(rounded, steps)
+        measures = judge.judge(self.source, self.target, edited)
+        result = judge.report(self.described, measures["right"].tolist())
+        self.run.log(stage="judge", name=name, sampler_steps=steps, seconds=self.run.seconds(), took=time.time() - began, **result)
+        sheet = judge.sheet(self.source.cpu(), self.target.cpu(), edited.cpu(), 44)
+        sheet.save(self.run.options.out / f"sheet_{steps}.png")
+
+
+def compile_blocks(model: EditModel):
+    """Each kind of block once; its copies share the code."""
+    for block in [*model.qwen.model.layers, *model.qwen.visual.blocks, *model.dit.double_blocks, *model.dit.single_blocks]:
+        block.compile()
+
+
+def train_edits(run: Run, vae, prompter):
+    """Until the total time, or this call, is over. True if all is done."""
+    span, options = (VAE_SHARE, 1.0), run.options
+    model = EditModel(prompter).to(run.device)
+    initialise(model)
+    done = run.restore("edit", model)
+    stepper = Stepper(run, model, options.learning_rate, span)
+    latents, held_out = Latents(run, vae), HeldOut(run, vae, prompter)
+    if not options.no_compile and run.device.startswith("cuda"):
+        compile_blocks(model)
+    run.log(event="edits", step=done, seconds=run.seconds(), parameters=sum(p.numel() for p in model.parameters()))
+    shown, judged, since = time.time(), time.time(), 0
+    while run.progress(*span) < 1 and not run.must_stop():
+        with run.amp:
+            loss, parts = flow_loss(model, latents.batch(options.batch))
+        rate = stepper.step(loss)
+        if time.time() - shown > 10:
+            per_second = (stepper.steps - since) / (time.time() - shown)
+            run.log(stage="edit", step=done + stepper.steps, seconds=run.seconds(), rate=rate, per_second=per_second,
+                    **{k: v.item() for k, v in parts.items()})
+            if not math.isfinite(parts["flow"].item()):
+                raise SystemExit("the loss is not finite; call again to go on from the last checkpoint")
+            shown, since = time.time(), stepper.steps
+        if time.time() - judged > options.eval_seconds:
+            run.save("edit", stepper.averaged, done + stepper.steps)
+            held_out.visit(stepper.averaged, 28, "running")
+            shown, judged, since = time.time(), time.time(), stepper.steps
+    run.save("edit", stepper.averaged, done + stepper.steps)
+    for steps in (28, 8):
+        held_out.visit(stepper.averaged, steps, "end of call")
+    return run.progress(*span) >= 1
+
+
+def main():
+    run = Run(parse())
+    prompter = Prompter(train_tokenizer())
+    vae = AutoEncoder(VAE_CHANNELS, VAE_BLOCKS).to(run.device, memory_format=torch.channels_last)
+    train_autoencoder(run, vae)
+    finished = False
+    if not run.must_stop():
+        for p in vae.parameters():
+            p.data = p.data.bfloat16().float()  # as it is shipped
+        finished = train_edits(run, vae.requires_grad_(False), prompter)
+    run.state.values["seconds"] = run.seconds()
+    run.state.save()
+    run.log(event="done" if finished else "stopped", seconds=run.seconds())
+
+
+if __name__ == "__main__":
+    main()
