@@ -6,6 +6,7 @@ import argparse
 import json
 import multiprocessing
 import random
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +84,9 @@ def start_worker():
 def training_cases(seed: int, count: int, workers: int) -> dict:
     """`count` cases as tensors; the same for a seed, however many workers there are."""
     jobs = [(seed << 20 | i, min(CHUNK, count - i)) for i in range(0, count, CHUNK)]
-    with multiprocessing.get_context("spawn").Pool(workers, start_worker) as pool:
-        chunks = pool.map(chunk, jobs, chunksize=1)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=start_worker) as pool:
+        chunks = list(pool.map(chunk, jobs))
     return {name: torch.from_numpy(np.concatenate([c[name] for c in chunks])) for name in chunks[0]}
 
 
