@@ -136,6 +136,11 @@ def unit(pictures):
     return (pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
+def bytes_of(pictures):
+    """[-1, 1] to 8 bits, truncated as the official code does."""
+    return ((pictures.clamp(-1, 1) * 0.5 + 0.5) * 255).byte()
+
+
 def train_autoencoder(run: Run, vae):
     """Until its share of the time, or this call, is over."""
     span = (0.0, VAE_SHARE)
@@ -228,7 +233,20 @@ class HeldOut:
         self.source, self.target = run.render(arrays["source"]), run.render(arrays["target"])
         self.ids, self.length = (arrays[name].long().to(run.device) for name in ("ids", "length"))
         generator = torch.Generator().manual_seed(42)
-        self.noise = sampler.pack(torch.randn(len(self.ids), 16, 16, 16, generator=generator)).to(run.device)
+        noise = torch.randn(len(self.ids), 16, 16, 16, generator=generator)
+        self.noise = sampler.pack(noise.bfloat16().float()).to(run.device)  # as the official code draws it
+
+    @torch.no_grad()
+    def ceiling(self):
+        """Logs how many targets the judge takes for right after the autoencoder alone."""
+        pictures = []
+        for part in self.target.split(250):
+            with self.run.amp:
+                pictures.append(self.vae.decode(self.vae.encode(unit(part)).float()).float())
+        decoded = torch.cat(pictures)
+        error = (decoded.clamp(-1, 1) - unit(self.target)).abs().mean() * 127.5
+        right = judge.judge(self.source, self.target, bytes_of(decoded))["right"].float().mean()
+        self.run.log(stage="ceiling", seconds=self.run.seconds(), right=right.item(), mean_error=error.item())
 
     def edited(self, model, steps: int):
         with torch.no_grad(), self.run.amp:
@@ -237,7 +255,7 @@ class HeldOut:
                 reference = sampler.pack(self.vae.encode(unit(self.source[part])).float())
                 latents = model.edit(self.ids[part], self.length[part], enlarge(self.source[part]), reference, self.noise[part], steps)
                 pictures = self.vae.decode(sampler.unpack(latents, 16, 16)).float()
-                pieces.append(((pictures.clamp(-1, 1) * 0.5 + 0.5) * 255).byte())
+                pieces.append(bytes_of(pictures))
         return torch.cat(pieces)
 
     def visit(self, averaged: EditModel, steps: int, name: str):
@@ -267,6 +285,7 @@ def train_edits(run: Run, vae, prompter):
     done = run.restore("edit", model)
     stepper = Stepper(run, model, options.learning_rate, span)
     latents, held_out = Latents(run, vae), HeldOut(run, vae, prompter)
+    held_out.ceiling()
     if not options.no_compile and run.device.startswith("cuda"):
         compile_blocks(model)
     run.log(event="edits", step=done, seconds=run.seconds(), parameters=sum(p.numel() for p in model.parameters()))

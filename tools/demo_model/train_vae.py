@@ -1,10 +1,12 @@
 """The autoencoder's training: sharp pictures from latents of about unit variance that bear some noise."""
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from vae import SCALE, SHIFT
+from vae import GROUPS, SCALE, SHIFT
 
 NOISE_MOST = 0.3  # deviation of the noise that the decoder learns to bear, in latents of unit variance
+REFERENCE = 3.0  # value of the constant channels that norms begin with
 POSTERIOR_LOGVAR = -3.2  # of the encoder's own latents (deviation 2.8): a small, fixed spread
 
 
@@ -28,3 +30,19 @@ def loss_of(vae, pictures):
     outliers = F.relu(clean.abs() - 3).mean()
     loss = l1 + 0.5 * edge + 0.05 * moments + 0.001 * spread + 0.1 * outliers
     return loss, {"l1": l1, "edge": edge, "moments": moments}
+
+
+def initialise(vae):
+    """One channel of every normalised group begins as a large constant.
+
+    A group has but 2 to 4 channels here, so its norm would wipe out what they have in common over the picture: colours of
+    large areas. With the constant, which the statistics then mostly follow, a norm begins as nearly a fixed scale.
+    """
+    begins = ("conv_in", "conv1", "downsample.conv", "upsample.conv", "nin_shortcut")
+    adds = ("conv2", "proj_out")
+    for name, module in vae.named_modules():
+        if name.endswith(begins + adds) and isinstance(module, nn.Conv2d):
+            every = module.out_channels // GROUPS
+            with torch.no_grad():
+                module.weight[::every] = 0
+                module.bias[::every] = REFERENCE if name.endswith(begins) else 0
