@@ -2,7 +2,7 @@
 
     python train.py --out run --minutes 8.5 --total 24       # the same command again until it says that it is done
 
-The schedule follows the clock: of `total` minutes over all calls, the first sixth goes to the autoencoder, the rest to text
+The schedule follows the clock: of `total` minutes over all calls, the first 18 % go to the autoencoder, the rest to text
 model, vision tower, connector and transformer by flow matching. A call ends by itself after `minutes`; one that is killed
 loses what came after its last checkpoint.
 """
@@ -17,16 +17,16 @@ import torch
 
 import judge
 import sampler
+import train_vae
 from cases import held_out_cases, training_cases
 from checkpoint import Log, State, load_weights, save_weights
 from config import VAE_BLOCKS, VAE_CHANNELS
 from edit_model import TOKENS, EditModel, initialise
 from prompt import Prompter, enlarge, train_tokenizer
 from render import Renderer
-from train_vae import loss_of
 from vae import AutoEncoder
 
-VAE_SHARE = 1 / 6
+VAE_SHARE = 0.18
 EMPTY_SHARE = 0.1  # of prompts replaced by the empty one
 CHANGED_WEIGHT = 4.0  # of tokens that the edit changes, above that of others
 LABEL_WEIGHT = 0.05
@@ -144,12 +144,13 @@ def bytes_of(pictures):
 def train_autoencoder(run: Run, vae):
     """Until its share of the time, or this call, is over."""
     span = (0.0, VAE_SHARE)
+    train_vae.initialise(vae)
     done, stepper, shown = run.restore("vae", vae), Stepper(run, vae, 1e-3, span), time.time()
     since = 0
     while run.progress(*span) < 1 and not run.must_stop():
         index = torch.randint(run.options.cases, (run.options.vae_batch // 2,))
         with run.amp:
-            loss, parts = loss_of(vae, unit(torch.cat(scenes_of(run, index))))
+            loss, parts = train_vae.loss_of(vae, unit(torch.cat(scenes_of(run, index))))
         rate = stepper.step(loss)
         if time.time() - shown > 10:
             per_second = (stepper.steps - since) / (time.time() - shown)
