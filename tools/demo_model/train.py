@@ -156,6 +156,7 @@ def train_autoencoder(run: Run, vae):
             per_second = (stepper.steps - since) / (time.time() - shown)
             run.log(stage="vae", step=done + stepper.steps, seconds=run.seconds(), loss=loss.item(), rate=rate, per_second=per_second,
                     **{k: v.item() for k, v in parts.items()})
+            run.save("vae", stepper.averaged, done + stepper.steps)
             shown, since = time.time(), stepper.steps
     run.save("vae", stepper.averaged, done + stepper.steps)
     vae.load_state_dict(stepper.averaged.state_dict())
