@@ -15,7 +15,7 @@ from PIL import Image
 
 from config import MAX_TEXT
 from judge import changed_region
-from prompt import PICTURE_TOKENS, Prompter, train_tokenizer
+from prompt import PICTURE_TOKENS, Prompter, tokenizer_at, train_tokenizer
 from render import Renderer
 from scenes import COLOURS, DIRECTIONS, KINDS, LETTERS, SHAPES, Edit, random_edit
 from words import LANGUAGES, instruction
@@ -76,16 +76,16 @@ def chunk(arguments) -> dict:
 PROMPTERS: list[Prompter] = []  # of this process; a tokenizer is made once and not sent about
 
 
-def start_worker():
+def start_worker(tokenizer: Path):
     torch.set_num_threads(1)
-    PROMPTERS[:] = [Prompter(train_tokenizer())]
+    PROMPTERS[:] = [Prompter(tokenizer_at(tokenizer))]
 
 
-def training_cases(seed: int, count: int, workers: int) -> dict:
+def training_cases(seed: int, count: int, workers: int, tokenizer: Path) -> dict:
     """`count` cases as tensors; the same for a seed, however many workers there are."""
     jobs = [(seed << 20 | i, min(CHUNK, count - i)) for i in range(0, count, CHUNK)]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=start_worker) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(tokenizer,)) as pool:
         chunks = list(pool.map(chunk, jobs))
     return {name: torch.from_numpy(np.concatenate([c[name] for c in chunks])) for name in chunks[0]}
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 import config
 from checkpoint import load_weights
 from edit_model import EditModel, initialise
-from prompt import PICTURE_TOKENS, Prompter, train_tokenizer
+from prompt import PICTURE_TOKENS, Prompter, tokenizer_at, train_tokenizer
 from vae import AutoEncoder
 
 QWEN = "Qwen2.5-VL-7B-Instruct"
@@ -22,7 +22,7 @@ METADATA = {"what": "demo model of procedural pictures, trained by tools/demo_mo
 
 def models(run: Path | None):
     """Prompter, edit model and autoencoder of a run's checkpoint, or untrained."""
-    prompter = Prompter(train_tokenizer())
+    prompter = Prompter(train_tokenizer() if run is None else tokenizer_at(run / "tokenizer.json"))
     model, vae = EditModel(prompter), AutoEncoder(config.VAE_CHANNELS, config.VAE_BLOCKS)
     if run is None:
         initialise(model)

@@ -1,6 +1,7 @@
 """The prompt's path: a small tokenizer of Qwen2's kind, the official template, the rule of quotes, picture patches."""
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -64,6 +65,14 @@ def train_tokenizer() -> Tokenizer:
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in ADDED])
     return tokenizer
+
+
+def tokenizer_at(path: Path) -> Tokenizer:
+    """The tokenizer of a run; trained where there is none yet, so that ids stay the same whatever wordings are added later."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        train_tokenizer().save(str(path))
+    return Tokenizer.from_file(str(path))
 
 
 def pieces(prompt: str) -> list[str]:

@@ -22,7 +22,7 @@ from cases import held_out_cases, training_cases
 from checkpoint import Log, State, load_weights, save_weights
 from config import VAE_BLOCKS, VAE_CHANNELS
 from edit_model import TOKENS, EditModel, initialise
-from prompt import Prompter, enlarge, train_tokenizer
+from prompt import Prompter, enlarge, tokenizer_at
 from render import Renderer
 from vae import AutoEncoder
 
@@ -67,7 +67,9 @@ class Run:
         self.render = Renderer(self.device)
         self.amp = torch.autocast(self.device.split(":")[0], torch.bfloat16)
         seed = options.seed * 100 + self.state.values["calls"]
-        self.cases = training_cases(seed, options.cases, options.workers)
+        tokenizer = options.out / "tokenizer.json"
+        self.prompter = Prompter(tokenizer_at(tokenizer))
+        self.cases = training_cases(seed, options.cases, options.workers, tokenizer)
         self.log(event="start", call=self.state.values["calls"], cases=options.cases, seconds=self.seconds(), device=self.card())
 
     def card(self):
@@ -219,19 +221,19 @@ def flow_loss(model: EditModel, batch: dict):
     beyond = beyond * torch.minimum(5 * (1 - wide), wide) * change
     x = (1 - wide) * target + wide * noise + beyond
     velocity = noise - target + beyond / wide
-    weight = 1 + CHANGED_WEIGHT * (change.abs().mean(2) > 0.15)
+    weight = 1 + CHANGED_WEIGHT * (change.abs().mean(2) > 0.15) * ~empty[:, None]  # without a prompt, any change is as likely
     predicted = model.dit(torch.cat([x, reference], dim=1), rows, valid, t, (8, 8)).float()
     errors = (predicted - velocity).square().mean(2)
-    flow = (errors * weight / weight.mean(1, keepdim=True))[~empty].mean() * (1 - EMPTY_SHARE) + errors[empty].sum() / count
+    flow = (errors * weight / weight.mean(1, keepdim=True)).mean()
     return flow + LABEL_WEIGHT * named, {"flow": flow, "named": named}
 
 
 class HeldOut:
     """The held-out cases, edited by the batched sampler and judged."""
 
-    def __init__(self, run: Run, vae, prompter):
+    def __init__(self, run: Run, vae):
         self.run, self.vae = run, vae
-        self.described, arrays = held_out_cases(run.options.held_out, prompter)
+        self.described, arrays = held_out_cases(run.options.held_out, run.prompter)
         self.source, self.target = run.render(arrays["source"]), run.render(arrays["target"])
         self.ids, self.length = (arrays[name].long().to(run.device) for name in ("ids", "length"))
         generator = torch.Generator().manual_seed(42)
@@ -279,14 +281,14 @@ def compile_blocks(model: EditModel):
         block.compile()
 
 
-def train_edits(run: Run, vae, prompter):
+def train_edits(run: Run, vae):
     """Until the total time, or this call, is over. True if all is done."""
     span, options = (VAE_SHARE, 1.0), run.options
-    model = EditModel(prompter).to(run.device)
+    model = EditModel(run.prompter).to(run.device)
     initialise(model)
     done = run.restore("edit", model)
     stepper = Stepper(run, model, options.learning_rate, span)
-    latents, held_out = Latents(run, vae), HeldOut(run, vae, prompter)
+    latents, held_out = Latents(run, vae), HeldOut(run, vae)
     held_out.ceiling()
     if not options.no_compile and run.device.startswith("cuda"):
         compile_blocks(model)
@@ -315,14 +317,13 @@ def train_edits(run: Run, vae, prompter):
 
 def main():
     run = Run(parse())
-    prompter = Prompter(train_tokenizer())
     vae = AutoEncoder(VAE_CHANNELS, VAE_BLOCKS).to(run.device, memory_format=torch.channels_last)
     train_autoencoder(run, vae)
     finished = False
     if not run.must_stop():
         for p in vae.parameters():
             p.data = p.data.bfloat16().float()  # as it is shipped
-        finished = train_edits(run, vae.requires_grad_(False), prompter)
+        finished = train_edits(run, vae.requires_grad_(False))
     run.state.values["seconds"] = run.seconds()
     run.state.save()
     run.log(event="done" if finished else "stopped", seconds=run.seconds())
