@@ -108,7 +108,8 @@ def held_out_cases(count: int = 500, prompter: Prompter | None = None) -> tuple[
 
 
 def save(picture: torch.Tensor, path: Path):
-    Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy() if len(picture) == 1 else picture.permute(1, 2, 0).numpy()).save(path)
+    """[1 or 3, H, W]"""
+    Image.fromarray((picture[0] if len(picture) == 1 else picture.permute(1, 2, 0)).numpy()).save(path)
 
 
 def main():

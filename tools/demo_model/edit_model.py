@@ -27,7 +27,10 @@ class EditModel(nn.Module):
         self.register_buffer("empty", torch.tensor(empty + [0] * (TAIL - len(empty))), persistent=False)
 
     def embed(self, ids, length, pictures):
-        """Ids after the picture [B, TAIL], how many are valid [B], pictures uint8 [B, 3, 140, 140]: rows [B, 64, D], valid [B, 64]."""
+        """Ids after the picture [B, TAIL], of which `length` [B] count, and pictures uint8 [B, 3, 140, 140].
+
+        Gives the connector's rows [B, 64, D] and which hold tokens [B, 64].
+        """
         tails = torch.cat([self.pads.expand(len(ids), -1), ids], dim=1)
         side = VISION_SIDE // 14
         prefix, tail = self.qwen(self.prefix, tails, patches(pictures), (side, side), self.positions)

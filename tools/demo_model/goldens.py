@@ -22,7 +22,7 @@ from vae import SCALE, SHIFT, AutoEncoder
 
 MASK64 = (1 << 64) - 1
 LENGTH, VALID = 48, (29, 9)  # text rows, and how many of each branch hold tokens
-VAE_INNER = ("encoder.down.0.downsample", "encoder.down.2.downsample", "encoder.mid.attn_1", "decoder.mid.block_2", "decoder.up.3.upsample")
+VAE_INNER = ("encoder.down.0.downsample", "encoder.mid.attn_1", "decoder.mid.block_2", "decoder.up.3.upsample")
 MADE_BY = {"made_by": "tools/demo_model, not the official code"}
 
 

@@ -2,7 +2,7 @@
 
     python train.py --out run --minutes 8.5 --total 24       # the same command again until it says that it is done
 
-The schedule follows the clock: of `total` minutes over all calls, the first 18 % go to the autoencoder, the rest to text
+The schedule follows the clock: of `total` minutes over all calls, the first fifth goes to the autoencoder, the rest to text
 model, vision tower, connector and transformer by flow matching. A call ends by itself after `minutes`; one that is killed
 loses what came after its last checkpoint.
 """
@@ -26,7 +26,6 @@ from prompt import Prompter, enlarge, tokenizer_at
 from render import Renderer
 from vae import AutoEncoder
 
-VAE_SHARE = 0.18
 EMPTY_SHARE = 0.1  # of prompts replaced by the empty one
 CHANGED_WEIGHT = 4.0  # of tokens that the edit changes, above that of others
 LABEL_WEIGHT = 0.05
@@ -39,6 +38,7 @@ def parse():
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, log and sample sheets; resumed if it exists")
     parser.add_argument("--minutes", type=float, default=8.5, help="of this call")
     parser.add_argument("--total", type=float, default=24, help="minutes of all calls together")
+    parser.add_argument("--vae-share", type=float, default=0.2, help="of the total time, for the autoencoder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--vae-batch", type=int, default=64)
@@ -143,12 +143,12 @@ def bytes_of(pictures):
     return ((pictures.clamp(-1, 1) * 0.5 + 0.5) * 255).byte()
 
 
-def train_autoencoder(run: Run, vae):
+def train_autoencoder(run: Run, vae, held_out):
     """Until its share of the time, or this call, is over."""
-    span = (0.0, VAE_SHARE)
+    span = (0.0, run.options.vae_share)
     train_vae.initialise(vae)
-    done, stepper, shown = run.restore("vae", vae), Stepper(run, vae, 1e-3, span), time.time()
-    since = 0
+    done, stepper = run.restore("vae", vae), Stepper(run, vae, 1e-3, span)
+    shown, judged, since = time.time(), time.time(), 0
     while run.progress(*span) < 1 and not run.must_stop():
         index = torch.randint(run.options.cases, (run.options.vae_batch // 2,))
         with run.amp:
@@ -156,10 +156,13 @@ def train_autoencoder(run: Run, vae):
         rate = stepper.step(loss)
         if time.time() - shown > 10:
             per_second = (stepper.steps - since) / (time.time() - shown)
-            run.log(stage="vae", step=done + stepper.steps, seconds=run.seconds(), loss=loss.item(), rate=rate, per_second=per_second,
+            run.log(stage="vae", step=done + stepper.steps, seconds=run.seconds(), rate=rate, per_second=per_second,
                     **{k: v.item() for k, v in parts.items()})
-            run.save("vae", stepper.averaged, done + stepper.steps)
             shown, since = time.time(), stepper.steps
+        if time.time() - judged > run.options.eval_seconds:
+            run.save("vae", stepper.averaged, done + stepper.steps)
+            held_out.ceiling(stepper.averaged)
+            judged = time.time()
     run.save("vae", stepper.averaged, done + stepper.steps)
     vae.load_state_dict(stepper.averaged.state_dict())
 
@@ -231,8 +234,8 @@ def flow_loss(model: EditModel, batch: dict):
 class HeldOut:
     """The held-out cases, edited by the batched sampler and judged."""
 
-    def __init__(self, run: Run, vae):
-        self.run, self.vae = run, vae
+    def __init__(self, run: Run):
+        self.run = run
         self.described, arrays = held_out_cases(run.options.held_out, run.prompter)
         self.source, self.target = run.render(arrays["source"]), run.render(arrays["target"])
         self.ids, self.length = (arrays[name].long().to(run.device) for name in ("ids", "length"))
@@ -241,33 +244,34 @@ class HeldOut:
         self.noise = sampler.pack(noise.bfloat16().float()).to(run.device)  # as the official code draws it
 
     @torch.no_grad()
-    def ceiling(self):
+    def ceiling(self, vae):
         """Logs how many targets the judge takes for right after the autoencoder alone."""
         pictures = []
         for part in self.target.split(250):
             with self.run.amp:
-                pictures.append(self.vae.decode(self.vae.encode(unit(part)).float()).float())
+                pictures.append(vae.decode(vae.encode(unit(part)).float()).float())
         decoded = torch.cat(pictures)
         error = (decoded.clamp(-1, 1) - unit(self.target)).abs().mean() * 127.5
         right = judge.judge(self.source, self.target, bytes_of(decoded))["right"].float().mean()
         self.run.log(stage="ceiling", seconds=self.run.seconds(), right=right.item(), mean_error=error.item())
 
-    def edited(self, model, steps: int):
+    def edited(self, model, vae, steps: int):
         with torch.no_grad(), self.run.amp:
             pieces = []
             for part in torch.arange(len(self.ids)).split(250):
-                reference = sampler.pack(self.vae.encode(unit(self.source[part])).float())
-                latents = model.edit(self.ids[part], self.length[part], enlarge(self.source[part]), reference, self.noise[part], steps)
-                pictures = self.vae.decode(sampler.unpack(latents, 16, 16)).float()
+                reference = sampler.pack(vae.encode(unit(self.source[part])).float())
+                shown = enlarge(self.source[part])
+                latents = model.edit(self.ids[part], self.length[part], shown, reference, self.noise[part], steps)
+                pictures = vae.decode(sampler.unpack(latents, 16, 16)).float()
                 pieces.append(bytes_of(pictures))
         return torch.cat(pieces)
 
-    def visit(self, averaged: EditModel, steps: int, name: str):
+    def visit(self, averaged: EditModel, vae, steps: int, name: str):
         """Judges the averaged weights as they would be shipped, rounded to bf16; logs the shares and writes a sheet."""
         began, rounded = time.time(), copy.deepcopy(averaged)
         for p in rounded.parameters():
             p.data = p.data.bfloat16().float()
-        edited = self.edited(rounded, steps)
+        edited = self.edited(rounded, vae, steps)
         measures = judge.judge(self.source, self.target, edited)
         result = judge.report(self.described, measures["right"].tolist())
         self.run.log(stage="judge", name=name, sampler_steps=steps, seconds=self.run.seconds(), took=time.time() - began, **result)
@@ -281,15 +285,16 @@ def compile_blocks(model: EditModel):
         block.compile()
 
 
-def train_edits(run: Run, vae):
+def train_edits(run: Run, vae, held_out):
     """Until the total time, or this call, is over. True if all is done."""
-    span, options = (VAE_SHARE, 1.0), run.options
+    options = run.options
+    span = (options.vae_share, 1.0)
     model = EditModel(run.prompter).to(run.device)
     initialise(model)
     done = run.restore("edit", model)
     stepper = Stepper(run, model, options.learning_rate, span)
-    latents, held_out = Latents(run, vae), HeldOut(run, vae)
-    held_out.ceiling()
+    latents = Latents(run, vae)
+    held_out.ceiling(vae)
     if not options.no_compile and run.device.startswith("cuda"):
         compile_blocks(model)
     run.log(event="edits", step=done, seconds=run.seconds(), parameters=sum(p.numel() for p in model.parameters()))
@@ -307,23 +312,24 @@ def train_edits(run: Run, vae):
             shown, since = time.time(), stepper.steps
         if time.time() - judged > options.eval_seconds:
             run.save("edit", stepper.averaged, done + stepper.steps)
-            held_out.visit(stepper.averaged, 28, "running")
+            held_out.visit(stepper.averaged, vae, 28, "running")
             shown, judged, since = time.time(), time.time(), stepper.steps
     run.save("edit", stepper.averaged, done + stepper.steps)
     for steps in (28, 8):
-        held_out.visit(stepper.averaged, steps, "end of call")
+        held_out.visit(stepper.averaged, vae, steps, "end of call")
     return run.progress(*span) >= 1
 
 
 def main():
     run = Run(parse())
     vae = AutoEncoder(VAE_CHANNELS, VAE_BLOCKS).to(run.device, memory_format=torch.channels_last)
-    train_autoencoder(run, vae)
+    held_out = HeldOut(run)
+    train_autoencoder(run, vae, held_out)
     finished = False
     if not run.must_stop():
         for p in vae.parameters():
             p.data = p.data.bfloat16().float()  # as it is shipped
-        finished = train_edits(run, vae.requires_grad_(False))
+        finished = train_edits(run, vae.requires_grad_(False), held_out)
     run.state.values["seconds"] = run.seconds()
     run.state.save()
     run.log(event="done" if finished else "stopped", seconds=run.seconds())
