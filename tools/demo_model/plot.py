@@ -20,7 +20,7 @@ def main():
         points = [(line["seconds"] / 60, line[name]) for line in lines if line.get("stage") == stage]
         losses.plot(*zip(*points), label=f"{stage}: {name}", linewidth=1)
     losses.set(yscale="log", xlabel="minutes", title="losses")
-    visits = [line for line in lines if line.get("stage") == "judge" and line["sampler_steps"] == 28]
+    visits = [line for line in lines if line.get("stage") == "judge" and (line["sampler_steps"], line["scale"]) == (28, 6.0)]
     minutes = [line["seconds"] / 60 for line in visits]
     shares.plot(minutes, [100 * line["right"] for line in visits], "k", linewidth=2.5, label="all")
     for kind in visits[-1]["kind"] if visits else []:

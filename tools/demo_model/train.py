@@ -8,7 +8,6 @@ loses what came after its last checkpoint.
 """
 import argparse
 import copy
-import math
 import os
 import time
 from pathlib import Path
@@ -87,7 +86,10 @@ class Run:
         return time.time() - self.began > 60 * self.options.minutes
 
     def save(self, name: str, averaged: torch.nn.Module, steps: int):
-        save_weights(self.options.out, name, averaged.state_dict())
+        weights = averaged.state_dict()
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            raise SystemExit("weights are not finite any more; call again to go on from the last checkpoint")
+        save_weights(self.options.out, name, weights)
         self.state.values[f"{name}_steps"] = steps
         self.state.values["seconds"] = self.seconds()
         self.state.save()
@@ -255,28 +257,30 @@ class HeldOut:
         right = judge.judge(self.source, self.target, bytes_of(decoded))["right"].float().mean()
         self.run.log(stage="ceiling", seconds=self.run.seconds(), right=right.item(), mean_error=error.item())
 
-    def edited(self, model, vae, steps: int):
+    def edited(self, model, vae, steps: int, scale: float):
         with torch.no_grad(), self.run.amp:
             pieces = []
             for part in torch.arange(len(self.ids)).split(250):
                 reference = sampler.pack(vae.encode(unit(self.source[part])).float())
                 shown = enlarge(self.source[part])
-                latents = model.edit(self.ids[part], self.length[part], shown, reference, self.noise[part], steps)
+                noise = self.noise[part]
+                latents = model.edit(self.ids[part], self.length[part], shown, reference, noise, steps, scale)
                 pictures = vae.decode(sampler.unpack(latents, 16, 16)).float()
                 pieces.append(bytes_of(pictures))
         return torch.cat(pieces)
 
-    def visit(self, averaged: EditModel, vae, steps: int, name: str):
+    def visit(self, averaged: EditModel, vae, steps: int, scale: float = sampler.SCALE):
         """Judges the averaged weights as they would be shipped, rounded to bf16; logs the shares and writes a sheet."""
         began, rounded = time.time(), copy.deepcopy(averaged)
         for p in rounded.parameters():
             p.data = p.data.bfloat16().float()
-        edited = self.edited(rounded, vae, steps)
+        edited = self.edited(rounded, vae, steps, scale)
         measures = judge.judge(self.source, self.target, edited)
         result = judge.report(self.described, measures["right"].tolist())
-        self.run.log(stage="judge", name=name, sampler_steps=steps, seconds=self.run.seconds(), took=time.time() - began, **result)
+        took = time.time() - began
+        self.run.log(stage="judge", sampler_steps=steps, scale=scale, seconds=self.run.seconds(), took=took, **result)
         sheet = judge.sheet(self.source.cpu(), self.target.cpu(), edited.cpu(), 44)
-        sheet.save(self.run.options.out / f"sheet_{steps}.png")
+        sheet.save(self.run.options.out / f"sheet_{steps}_{scale:g}.png")
 
 
 def compile_blocks(model: EditModel):
@@ -307,16 +311,14 @@ def train_edits(run: Run, vae, held_out):
             per_second = (stepper.steps - since) / (time.time() - shown)
             run.log(stage="edit", step=done + stepper.steps, seconds=run.seconds(), rate=rate, per_second=per_second,
                     **{k: v.item() for k, v in parts.items()})
-            if not math.isfinite(parts["flow"].item()):
-                raise SystemExit("the loss is not finite; call again to go on from the last checkpoint")
             shown, since = time.time(), stepper.steps
         if time.time() - judged > options.eval_seconds:
             run.save("edit", stepper.averaged, done + stepper.steps)
-            held_out.visit(stepper.averaged, vae, 28, "running")
+            held_out.visit(stepper.averaged, vae, 28)
             shown, judged, since = time.time(), time.time(), stepper.steps
     run.save("edit", stepper.averaged, done + stepper.steps)
-    for steps in (28, 8):
-        held_out.visit(stepper.averaged, vae, steps, "end of call")
+    for steps, scale in ((28, 1.0), (8, sampler.SCALE), (28, sampler.SCALE)):
+        held_out.visit(stepper.averaged, vae, steps, scale)
     return run.progress(*span) >= 1
 
 

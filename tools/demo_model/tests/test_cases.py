@@ -1,6 +1,7 @@
 """Scenes, instructions, prompt path and judge."""
 import os
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,17 @@ def test_held_out_wordings_are_apart_and_many():
         for kind, (training, held_out) in TEMPLATES[language].items():
             assert not set(training) & set(held_out), kind
             assert len(training) * len(FRAMES[language]) >= 25 and len(held_out) >= 3, kind
+
+
+def test_words_of_held_out_wordings_occur_in_training():
+    def words(templates, language):
+        fixed = re.sub(r"{.}|,", " ", " ".join(templates))
+        return set(fixed.split() if language == "en" else fixed.replace(" ", ""))
+
+    for language in LANGUAGES:
+        groups = list(TEMPLATES[language].values())
+        training = words([t for group in groups for t in group[0]], language)
+        assert words([t for group in groups for t in group[1]], language) <= training
 
 
 def test_every_instruction_fits_and_names_its_edit():
