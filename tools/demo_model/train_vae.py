@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from vae import SCALE, SHIFT
 
-NOISE_MOST = 0.3  # deviation of the noise that the decoder learns to bear, in latents of unit variance
+NOISE_MOST = 0.2  # deviation of the noise that the decoder learns to bear, in latents of unit variance
 POSTERIOR_LOGVAR = -3.2  # of the encoder's own latents (deviation 2.8): a small, fixed spread
 
 
@@ -27,7 +27,7 @@ def loss_of(vae, pictures):
     moments = clean.mean((0, 2, 3)).square().mean() + (clean.var((0, 2, 3)) - 1).square().mean()
     spread = (logvar - POSTERIOR_LOGVAR).square().mean()
     outliers = F.relu(clean.abs() - 3).mean()
-    loss = l1 + 0.5 * edge + 0.05 * moments + 0.001 * spread + 0.1 * outliers
+    loss = l1 + edge + 0.05 * moments + 0.001 * spread + 0.1 * outliers
     return loss, {"l1": l1, "edge": edge, "moments": moments}
 
 
