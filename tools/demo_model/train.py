@@ -112,7 +112,7 @@ class Stepper:
         groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=run.device.startswith("cuda"))
         self.averaged = copy.deepcopy(module).requires_grad_(False)
-        self.pairs = list(module.parameters()), list(self.averaged.parameters())
+        self.pairs = list(self.averaged.parameters()), list(module.parameters())
 
     def rate(self) -> float:
         late = min(1.0, (1 - self.run.progress(*self.span)) / 0.5)
@@ -128,7 +128,8 @@ class Stepper:
         self.optimiser.step()
         self.steps += 1
         decay = min(EMA, self.steps / (self.steps + 10))
-        torch._foreach_lerp_(self.pairs[1], self.pairs[0], 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(*self.pairs, 1 - decay)
         return rate
 
 
