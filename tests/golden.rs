@@ -9,6 +9,8 @@ mod common;
 mod dit;
 #[path = "golden_tests/prompt.rs"]
 mod prompt;
+#[path = "golden_tests/pytorch.rs"]
+mod pytorch;
 #[path = "golden_tests/qwen.rs"]
 mod qwen;
 #[path = "golden_tests/released.rs"]
