@@ -331,8 +331,7 @@ impl EditArgs {
         let usage_unless = |ok: bool, text: String| if ok { Ok(()) } else { Err(usage(anyhow::anyhow!(text))) };
         usage_unless(self.cfg_scale.is_finite(), format!("--cfg-scale {} is not a number", self.cfg_scale))?;
         usage_unless(self.guidance_limit.is_finite(), format!("--guidance-limit {} is not a number", self.guidance_limit))?;
-        let no_gpu = self.device == DeviceChoice::Cpu && self.memory.max_vram.is_some();
-        usage_unless(!no_gpu, "--max-vram is a GPU's, and --device cpu uses none".into())?;
+        self.memory.check(self.device)?;
         let size = (self.width.unwrap_or(1024), self.height.unwrap_or(1024));
         for (flag, side) in [("--width", size.0), ("--height", size.1)] {
             usage_unless(

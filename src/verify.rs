@@ -37,6 +37,7 @@ const PICTURE_DB: f64 = 42.0;
 /// # Errors
 /// Files that are missing or do not fit each other or the model, or whatever stops an edit.
 pub fn run(args: &VerifyArgs, progress: &mut dyn Progress) -> Result<(String, Result<()>)> {
+    args.memory.check(args.device)?;
     let golden = Golden::open(&args.golden, &args.name)?;
     let setup = cli::setup();
     let (engine, precision) = Engine::choose(args.device, None, &setup)?;

@@ -3,12 +3,30 @@
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
+use crate::error::usage;
+use crate::pipeline::DeviceChoice;
+
 /// `--max-vram`.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct MemoryArgs {
     /// Most memory to take on the GPU, the driver's share included: 22GB, 20.5GB, 20GiB or 22000000000 [default: what is free]
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = parse_bytes)]
     pub max_vram: Option<usize>,
+}
+
+impl MemoryArgs {
+    /// Whether a limit means something where it runs.
+    ///
+    /// # Errors
+    /// A usage error: a limit for the CPU.
+    pub fn check(&self, device: DeviceChoice) -> Result<()> {
+        match self.max_vram {
+            Some(_) if device == DeviceChoice::Cpu => {
+                Err(usage(anyhow::anyhow!("--max-vram is a GPU's, and --device cpu uses none")))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Units and their bytes; GB is a thousand million.

@@ -40,6 +40,7 @@ struct Judged {
 /// # Errors
 /// A [`crate::error::UsageError`]: cases that cannot be read, or an output folder that is not empty; or whatever stops an edit.
 pub fn run(args: &JudgeArgs, progress: &mut dyn Progress, bar: &ProgressBar) -> Result<String> {
+    args.memory.check(args.device)?;
     let mut cases = read_cases(&args.cases).map_err(usage)?;
     cases.truncate(args.limit.unwrap_or(usize::MAX));
     // All are read before the first is edited: a fault shows at once.

@@ -89,6 +89,7 @@ fn faulty_cases_are_named() {
     place.write("cases/cases.json", list.to_string());
     judge(&place, &["--limit", "0"]).refused(2, &["--limit"]);
     judge(&place, &["--cfg-scale", "nan"]).refused(2, &["--cfg-scale"]);
+    judge(&place, &["--max-vram", "1GB"]).refused(2, &["--max-vram"]);
     judge(&place, &["-o", "cases"]).refused(2, &["not empty"]);
     fs::copy(place.path("cases/000.source.png"), place.path("cases/000.target.png")).unwrap();
     judge(&place, &[]).refused(2, &["case 000", "equal"]);
