@@ -1,4 +1,4 @@
-"""The official text encoder against itself: how far its bf16 embeddings move with the attention kernel alone, on one GPU.
+"""The official text encoder's modules run again: how far their bf16 embeddings move with the attention kernel, on one GPU.
 
     python benches/text_encoder.py MODEL GOLDEN NAME OUT
 

@@ -6,6 +6,7 @@ mod environment;
 mod judge;
 mod measure;
 mod memory;
+mod place;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ pub use self::environment::setup;
 pub use self::judge::JudgeArgs;
 pub use self::measure::{BenchArgs, CompareArgs, DoctorArgs, ProfileArgs, VerifyArgs};
 pub use self::memory::MemoryArgs;
+pub use self::place::PlaceArgs;
 use crate::error::usage;
 use crate::image::Filter;
 use crate::model::Version;
@@ -200,17 +202,9 @@ pub struct EditArgs {
     /// Leave the result at the working size
     #[arg(long)]
     keep_working_size: bool,
-    /// Where to run: cuda[:N], cpu, or auto: on the first GPU if there is one
-    #[arg(long, default_value = "auto", value_parser = parse_device)]
-    device: DeviceChoice,
+    /// Where to run.
     #[command(flatten)]
-    memory: MemoryArgs,
-    /// Element type of activations: bf16 is how the released model runs, f32 is the CPU's [default: bf16 on a GPU, f32 on the CPU]
-    #[arg(long, value_enum)]
-    precision: Option<PrecisionArg>,
-    /// CPU threads [default: all]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub threads: Option<u32>,
+    pub place: PlaceArgs,
     /// Print one JSON object with parameters, sizes, seconds and peak bytes
     #[arg(long)]
     pub json: bool,
@@ -331,7 +325,7 @@ impl EditArgs {
         let usage_unless = |ok: bool, text: String| if ok { Ok(()) } else { Err(usage(anyhow::anyhow!(text))) };
         usage_unless(self.cfg_scale.is_finite(), format!("--cfg-scale {} is not a number", self.cfg_scale))?;
         usage_unless(self.guidance_limit.is_finite(), format!("--guidance-limit {} is not a number", self.guidance_limit))?;
-        self.memory.check(self.device)?;
+        self.place.check()?;
         let size = (self.width.unwrap_or(1024), self.height.unwrap_or(1024));
         for (flag, side) in [("--width", size.0), ("--height", size.1)] {
             usage_unless(
@@ -364,10 +358,10 @@ impl EditArgs {
             output: self.output.clone(),
             force: self.force,
             keep_working_size: self.keep_working_size,
-            device: self.device,
-            max_vram: self.memory.max_vram,
+            device: self.place.device,
+            max_vram: self.place.memory.max_vram,
             setup: setup(),
-            precision: self.precision.map(Precision::from),
+            precision: self.place.precision(),
         })
     }
 

@@ -40,7 +40,7 @@ fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
             held?;
         }
         Command::Judge(args) => {
-            use_threads(args.threads)?;
+            use_threads(args.place.threads)?;
             print(&judge::run(args, &mut Display::new(true, stop), &case_bar(args.quiet))?)?
         }
         Command::Compare(args) => measure::compare(args, &mut show)?,
@@ -85,7 +85,7 @@ fn edit(args: &EditArgs, stop: &AtomicBool) -> Result<()> {
     if args.random_seed() {
         say(&format!("seed {}", job.edit.seed));
     }
-    use_threads(args.threads)?;
+    use_threads(args.place.threads)?;
     let mut progress = Display::new(args.quiet, stop);
     let result = run_edit(&job, &mut progress);
     progress.finish();

@@ -5,12 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::{MemoryArgs, PrecisionArg};
+use super::PlaceArgs;
 use crate::image::Filter;
 use crate::model::edit::Savings;
 use crate::ops::H100_GRID_THREADS;
-use crate::pipeline::{DeviceChoice, EditParameters, Rng};
-use crate::plan::Precision;
+use crate::pipeline::{EditParameters, Rng};
 
 /// Flags of `judge`.
 #[derive(Debug, Args)]
@@ -42,18 +41,9 @@ pub struct JudgeArgs {
     /// Side of the square whose area the pictures are brought to [default: their own area's]
     #[arg(long, value_parser = clap::value_parser!(u32).range(64..=4096), value_name = "PIXELS")]
     size_level: Option<u32>,
-    /// Where to run: cuda[:N], cpu, or auto
-    #[arg(long, default_value = "auto", value_parser = super::parse_device)]
-    pub device: DeviceChoice,
-    /// Memory to take.
+    /// Where to run.
     #[command(flatten)]
-    pub memory: MemoryArgs,
-    /// Element type of activations [default: bf16 on a GPU, f32 on the CPU]
-    #[arg(long, value_enum)]
-    precision: Option<PrecisionArg>,
-    /// CPU threads [default: all]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub threads: Option<u32>,
+    pub place: PlaceArgs,
     /// Print one JSON object, with every case's measures
     #[arg(long)]
     pub json: bool,
@@ -63,11 +53,6 @@ pub struct JudgeArgs {
 }
 
 impl JudgeArgs {
-    /// Element type of activations; none: what suits the device.
-    pub fn precision(&self) -> Option<Precision> {
-        self.precision.map(Precision::from)
-    }
-
     /// The edit of a case whose picture has this width and height: with `edit`'s defaults.
     pub fn edit(&self, instruction: &str, (width, height): (usize, usize)) -> EditParameters {
         let own = ((width * height) as f64).sqrt().round() as usize;

@@ -4,10 +4,11 @@
 
 mod rule;
 
+use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -40,7 +41,7 @@ struct Judged {
 /// # Errors
 /// A [`crate::error::UsageError`]: cases that cannot be read, or an output folder that is not empty; or whatever stops an edit.
 pub fn run(args: &JudgeArgs, progress: &mut dyn Progress, bar: &ProgressBar) -> Result<String> {
-    args.memory.check(args.device)?;
+    args.place.check()?;
     let mut cases = read_cases(&args.cases).map_err(usage)?;
     cases.truncate(args.limit.unwrap_or(usize::MAX));
     // All are read before the first is edited: a fault shows at once.
@@ -49,7 +50,7 @@ pub fn run(args: &JudgeArgs, progress: &mut dyn Progress, bar: &ProgressBar) -> 
         check_new_or_empty(folder).map_err(usage)?;
     }
     let setup = cli::setup();
-    let (engine, precision) = Engine::choose(args.device, args.precision(), &setup)?;
+    let (engine, precision) = Engine::choose(args.place.device, args.place.precision(), &setup)?;
     let model = Model::open(&args.model)?;
     if let Some(folder) = &args.output {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -58,7 +59,7 @@ pub fn run(args: &JudgeArgs, progress: &mut dyn Progress, bar: &ProgressBar) -> 
     let mut judged = Vec::new();
     for (case, (source, target)) in cases.into_iter().zip(pictures) {
         let edit = args.edit(&case.instruction, (source.width, source.height));
-        let place = (&engine, precision, args.memory.max_vram);
+        let place = (&engine, precision, args.place.memory.max_vram);
         let edited =
             edit_picture(&edit, &source, &model, place, &setup, progress).with_context(|| format!("case {}", case.id))?;
         if let Some(folder) = &args.output {
@@ -91,7 +92,11 @@ fn read_cases(folder: &Path) -> Result<Vec<Case>> {
     ensure!(!cases.is_empty(), "{} lists no case", file.display());
     let plain = |id: &str| !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
     if let Some(case) = cases.iter().find(|case| !plain(&case.id)) {
-        anyhow::bail!("{}: the id {:?} is not made of letters, digits, - and _", file.display(), case.id);
+        bail!("{}: the id {:?} is not made of letters, digits, - and _", file.display(), case.id);
+    }
+    let mut seen = HashSet::new();
+    if let Some(case) = cases.iter().find(|case| !seen.insert(case.id.as_str())) {
+        bail!("{} lists the case {} twice", file.display(), case.id);
     }
     Ok(cases)
 }

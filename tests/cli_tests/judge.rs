@@ -81,6 +81,7 @@ fn faulty_cases_are_named() {
         ("[{\"id\": 7}]", &["no list of cases"]),
         ("[", &["no list of cases"]),
         (&list.to_string().replace("000", "../x"), &["../x", "letters"]),
+        (&list.to_string().replace("001", "000"), &["case 000 twice"]),
         (&list.to_string().replace("000", "007"), &["007.source.png"]),
     ] {
         place.write("cases/cases.json", text);
