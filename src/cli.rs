@@ -2,6 +2,7 @@
 //!
 //! Nothing below this module reads a flag or an environment variable.
 
+mod demo;
 mod environment;
 mod judge;
 mod measure;
@@ -15,6 +16,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use self::demo::DemoArgs;
 pub use self::environment::setup;
 pub use self::judge::JudgeArgs;
 pub use self::measure::{BenchArgs, CompareArgs, DoctorArgs, ProfileArgs, VerifyArgs};
@@ -48,6 +50,8 @@ pub struct Cli {
 pub enum Command {
     /// Edit a picture by an instruction, or make one from text alone (without -i; model v1.1)
     Edit(Box<EditArgs>),
+    /// Make the built-in demo model's gallery: pictures, instructions, results
+    Demo(DemoArgs),
     /// Show a model's files, tensors and parameters, and the plan of an edit; also without weights (--preset)
     Inspect(InspectArgs),
     /// Write a model folder of synthetic weights in the official layout
@@ -151,9 +155,9 @@ impl SavingsArgs {
 /// Flags of `edit`.
 #[derive(Debug, Args)]
 pub struct EditArgs {
-    /// Model folder (official layout, or its place in a hub's cache), or a transformer file in it
+    /// Model folder (official layout, or its place in a hub's cache), or a transformer file in it [default: the built-in demo model]
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
-    model: PathBuf,
+    model: Option<PathBuf>,
     /// Picture to edit: JPEG, PNG, WebP, BMP, GIF or TIFF; without it a picture is made from the prompt alone
     #[arg(short, long, value_name = "FILE")]
     image: Option<PathBuf>,
@@ -181,9 +185,9 @@ pub struct EditArgs {
     /// Seed of the noise; a negative one picks a random seed and prints it
     #[arg(short, long, default_value_t = 42, allow_negative_numbers = true)]
     seed: i64,
-    /// Side of the square whose area the picture is brought to, in pixels
-    #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(64..=4096), value_name = "PIXELS")]
-    size_level: u32,
+    /// Side of the square whose area the picture is brought to, in pixels [default: the model's, 512 unless its step1x.json says otherwise]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(64..=4096), value_name = "PIXELS")]
+    size_level: Option<u32>,
     /// Width without -i, a multiple of 16 [default: 1024]
     #[arg(long, conflicts_with = "image", value_name = "PIXELS")]
     width: Option<usize>,
@@ -325,6 +329,10 @@ impl EditArgs {
         let usage_unless = |ok: bool, text: String| if ok { Ok(()) } else { Err(usage(anyhow::anyhow!(text))) };
         usage_unless(self.cfg_scale.is_finite(), format!("--cfg-scale {} is not a number", self.cfg_scale))?;
         usage_unless(self.guidance_limit.is_finite(), format!("--guidance-limit {} is not a number", self.guidance_limit))?;
+        usage_unless(
+            self.model.is_some() || self.image.is_some(),
+            "the built-in demo model only edits; give a picture with -i, or another model with -m".into(),
+        )?;
         self.place.check()?;
         let size = (self.width.unwrap_or(1024), self.height.unwrap_or(1024));
         for (flag, side) in [("--width", size.0), ("--height", size.1)] {
@@ -340,7 +348,7 @@ impl EditArgs {
             cfg_scale: self.cfg_scale,
             guidance_limit: self.guidance_limit,
             seed: u64::try_from(self.seed).unwrap_or_else(|_| random_seed()),
-            size_level: self.size_level as usize,
+            size_level: self.size_level.map(|side| side as usize),
             size,
             filter: match self.resize_filter {
                 FilterArg::Lanczos => Filter::Lanczos,
@@ -456,7 +464,7 @@ mod tests {
             "x_y.jpg",
         ])
         .unwrap();
-        assert_eq!((job.edit.cfg_scale, job.edit.size_level, job.edit.steps), (4.5, 1024, 8));
+        assert_eq!((job.edit.cfg_scale, job.edit.size_level, job.edit.steps), (4.5, Some(1024), 8));
         assert_eq!((job.edit.negative_prompt.as_str(), job.image), ("a_b", Some("x_y.jpg".into())));
     }
 

@@ -66,7 +66,7 @@ impl Subject {
             return Ok(Subject { config, settings, tokenizer, files: vec![], tensors });
         }
         let path = args.model.as_ref().ok_or_else(|| usage(anyhow::anyhow!("give --model or --preset")))?;
-        let Model { folder, config, settings, tokenizer } = Model::open(path)?;
+        let Model { folder, config, settings, tokenizer, .. } = Model::open(path)?;
         let files = folder.files().map(|(path, bytes, tensors)| (path.display().to_string(), bytes, tensors)).collect();
         let components = [Component::Dit, Component::Vae, Component::Qwen];
         let of = |component| folder.tensors(component).map(move |(name, spec)| (component, name.to_string(), spec.clone()));

@@ -2,7 +2,7 @@
 //!
 //! Record once, plan once, run many. Dependencies point down this list; each module's invariant in a sentence:
 //!
-//! - [`inspect`], [`synth`], [`verify`], [`judge`], [`measure`], [`doctor`]: the commands besides `edit`.
+//! - [`demo`], [`inspect`], [`synth`], [`verify`], [`judge`], [`measure`], [`doctor`]: the commands besides `edit`.
 //! - [`cli`]: flags to validated jobs; nothing below reads a flag or an environment variable.
 //! - [`progress`]: what a person sees while something runs.
 //! - [`pipeline`]: one edit, from files to file.
@@ -21,6 +21,7 @@
 
 pub mod cli;
 pub mod cuda;
+pub mod demo;
 pub mod doctor;
 pub mod error;
 pub mod exec;

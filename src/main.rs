@@ -15,7 +15,7 @@ use step1x_edit::error::{Interrupted, ResourceError, UsageError};
 use step1x_edit::pipeline::run_edit;
 use step1x_edit::progress::{Display, byte_bar, case_bar, say};
 use step1x_edit::weights::ModelError;
-use step1x_edit::{doctor, inspect, judge, measure, synth, verify};
+use step1x_edit::{demo, doctor, inspect, judge, measure, synth, verify};
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(normalise(std::env::args_os().collect::<Vec<OsString>>().into_iter()));
@@ -42,6 +42,10 @@ fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
         Command::Judge(args) => {
             use_threads(args.place.threads)?;
             print(&judge::run(args, &mut Display::new(true, stop), &case_bar(args.quiet))?)?
+        }
+        Command::Demo(args) => {
+            use_threads(args.place.threads)?;
+            say(&demo::run(args, &mut Display::new(true, stop), &case_bar(args.quiet))?)
         }
         Command::Compare(args) => measure::compare(args, &mut show)?,
         Command::Bench(args) => measure::bench(args, &mut Display::new(true, stop), &mut show)?,

@@ -2,6 +2,8 @@
 //!
 //! All tests share one tiny synthetic model, which the binary's own `synth` makes; `cli_tests/support.rs` says how.
 
+#[path = "cli_tests/demo.rs"]
+mod demo;
 #[path = "cli_tests/doctor.rs"]
 mod doctor;
 #[path = "cli_tests/edit.rs"]

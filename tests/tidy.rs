@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Each module and what it may name, from the bottom up.
-const LAYERS: [(&str, &[&str]); 23] = [
+const LAYERS: [(&str, &[&str]); 24] = [
     ("tensor", &[]),
     ("kernels", &[]),
     ("error", &[]),
@@ -34,6 +34,7 @@ const LAYERS: [(&str, &[&str]); 23] = [
             "weights",
         ],
     ),
+    ("demo", &["cli", "error", "image", "pipeline"]),
     ("judge", &["cli", "error", "image", "pipeline"]),
     ("measure", &["cli", "cuda", "error", "exec", "image", "model", "ops", "pipeline", "plan", "prompt", "tensor"]),
     ("doctor", &["cli", "cuda", "pipeline", "plan", "tensor"]),

@@ -6,17 +6,14 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::PlaceArgs;
-use crate::image::Filter;
-use crate::model::edit::Savings;
-use crate::ops::H100_GRID_THREADS;
-use crate::pipeline::{EditParameters, Rng};
+use crate::pipeline::EditParameters;
 
 /// Flags of `judge`.
 #[derive(Debug, Args)]
 pub struct JudgeArgs {
-    /// Model folder
+    /// Model folder [default: the built-in demo model]
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
-    pub model: PathBuf,
+    pub model: Option<PathBuf>,
     /// Folder of the cases: cases.json, and ID.source.png and ID.target.png of each
     #[arg(long, value_name = "DIR")]
     pub cases: PathBuf,
@@ -57,18 +54,12 @@ impl JudgeArgs {
     pub fn edit(&self, instruction: &str, (width, height): (usize, usize)) -> EditParameters {
         let own = ((width * height) as f64).sqrt().round() as usize;
         EditParameters {
-            prompt: instruction.to_string(),
-            negative_prompt: String::new(),
             steps: self.steps as usize,
             cfg_scale: self.cfg_scale as f32,
             guidance_limit: self.guidance_limit,
             seed: self.seed,
-            size_level: self.size_level.map_or(own, |side| side as usize),
-            size: (width, height),
-            filter: Filter::Lanczos,
-            rng: Rng::Cuda { grid_threads: H100_GRID_THREADS },
-            sample_posterior: false,
-            savings: Savings::ALL,
+            size_level: Some(self.size_level.map_or(own, |side| side as usize)),
+            ..EditParameters::new(instruction)
         }
     }
 }

@@ -51,7 +51,7 @@ pub fn run(args: &JudgeArgs, progress: &mut dyn Progress, bar: &ProgressBar) -> 
     }
     let setup = cli::setup();
     let (engine, precision) = Engine::choose(args.place.device, args.place.precision(), &setup)?;
-    let model = Model::open(&args.model)?;
+    let model = Model::open_or_demo(args.model.as_deref(), progress)?;
     if let Some(folder) = &args.output {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }

@@ -21,7 +21,7 @@ use crate::graph::TensorId;
 use crate::image::{self, Filter, Format, Output, Rgb};
 use crate::model::Version;
 use crate::model::edit::{NoiseSource, Savings};
-use crate::ops::Buffer;
+use crate::ops::{Buffer, H100_GRID_THREADS};
 use crate::plan::{Plan, Precision};
 use crate::prompt::{self, Patches, PromptTokens};
 
@@ -52,8 +52,8 @@ pub struct EditParameters {
     pub guidance_limit: f64,
     /// Seed of the noise.
     pub seed: u64,
-    /// Side of the square whose area the working size has, in pixels.
-    pub size_level: usize,
+    /// Side of the square whose area the working size has, in pixels; none: the model's.
+    pub size_level: Option<usize>,
     /// Width and height of text-to-image.
     pub size: (usize, usize),
     /// Filter that brings the picture to the working size.
@@ -66,13 +66,33 @@ pub struct EditParameters {
     pub savings: Savings,
 }
 
+impl EditParameters {
+    /// An edit of a picture as `edit` makes it when nothing but the prompt is given.
+    pub fn new(prompt: &str) -> EditParameters {
+        EditParameters {
+            prompt: prompt.to_string(),
+            negative_prompt: String::new(),
+            steps: 28,
+            cfg_scale: 6.0,
+            guidance_limit: 0.93,
+            seed: 42,
+            size_level: None,
+            size: (1024, 1024),
+            filter: Filter::Lanczos,
+            rng: Rng::Cuda { grid_threads: H100_GRID_THREADS },
+            sample_posterior: false,
+            savings: Savings::ALL,
+        }
+    }
+}
+
 /// One edit from files to file, every choice made.
 #[derive(Clone, Debug)]
 pub struct EditJob {
     /// When the command line had been read; the report counts from here.
     pub started: Instant,
-    /// The model's folder or transformer file.
-    pub model: PathBuf,
+    /// The model's folder or transformer file; none: the demo model.
+    pub model: Option<PathBuf>,
     /// The picture to edit; none: text-to-image.
     pub image: Option<PathBuf>,
     /// What to make of it.
@@ -184,7 +204,7 @@ pub fn edit_picture(
 /// The picture, if there is one, the model, and what the model takes of picture and prompts.
 fn open(job: &EditJob, progress: &mut dyn Progress) -> Result<(Option<Rgb>, Model, Material)> {
     let original = job.image.as_deref().map(image::decode).transpose()?;
-    let model = Model::open(&job.model)?;
+    let model = Model::open_or_demo(job.model.as_deref(), progress)?;
     let material = Material::new(&job.edit, &model, original.as_ref(), progress)?;
     Ok((original, model, material))
 }
@@ -205,10 +225,11 @@ impl Material {
     fn new(edit: &EditParameters, model: &Model, original: Option<&Rgb>, progress: &mut dyn Progress) -> Result<Material> {
         let (size, working, patches) = match original {
             Some(picture) => {
-                let size = image::working_size(picture.width, picture.height, edit.size_level)?;
+                let size_level = edit.size_level.unwrap_or(model.size_level);
+                let size = image::working_size(picture.width, picture.height, size_level)?;
                 let working = image::resize(picture, size.0, size.1, edit.filter);
                 let patches = prompt::patches(&working, &model.settings).with_context(|| {
-                    format!("a {}x{} picture cannot be edited at size level {}", picture.width, picture.height, edit.size_level)
+                    format!("a {}x{} picture cannot be edited at size level {size_level}", picture.width, picture.height)
                 })?;
                 (size, Some(working), patches)
             }
@@ -346,13 +367,17 @@ fn parameters(job: &EditJob, model: &Model, plan: &Plan, working: (usize, usize)
         Rng::Cpu => json!({"generator": "cpu"}),
     };
     json!({
-        "program": concat!("step1x-edit ", env!("CARGO_PKG_VERSION")), "model": model.config.version.to_string(),
+        "program": concat!("step1x-edit ", env!("CARGO_PKG_VERSION")), "model": model_name(model),
         "task": if job.image.is_some() { "edit" } else { "text-to-image" },
         "prompt": edit.prompt, "negative_prompt": edit.negative_prompt, "seed": edit.seed, "rng": rng,
         "posterior": if edit.sample_posterior { "sample" } else { "mean" },
         "steps": edit.steps, "cfg_scale": edit.cfg_scale, "guidance_limit": edit.guidance_limit,
         "precision": plan.precision.to_string(), "working_size": [working.0, working.1], "output_size": [output.0, output.1],
     })
+}
+
+fn model_name(model: &Model) -> String {
+    format!("{}{}", model.config.version, if model.is_demo { " (demo model)" } else { "" })
 }
 
 fn report(job: &EditJob, mut json: Value, plan: &Plan, seconds: &BTreeMap<&str, f64>, original: Option<&Rgb>) -> Value {

@@ -4,9 +4,7 @@
 //! this with two tokenisations, and its side effects (apostrophes count as quotes, some letters keep
 //! their wrapping) are part of what the model was trained on; they are kept bit for bit.
 
-use std::path::Path;
-
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 
 use super::tokenizer_file::{Bpe, parse};
 use super::{PICTURE, PREFIX, PromptTokens, SUFFIX};
@@ -31,13 +29,6 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`.
-    pub fn load(path: &Path) -> Result<Self> {
-        let json =
-            std::fs::read(path).with_context(|| format!("reading {}; it is part of the encoder's folder", path.display()))?;
-        Self::from_bytes(&json).with_context(|| format!("in {}", path.display()))
-    }
-
     /// The tokenizer in the text of a `tokenizer.json`. Special tokens are found by their content; their ids
     /// and the vocabulary may be any.
     pub fn from_bytes(json: &[u8]) -> Result<Self> {
@@ -302,8 +293,6 @@ pub(super) mod tests {
         assert!(error.contains(VISION_END) && !error.contains(IMAGE_PAD), "{error}");
         let error = Tokenizer::from_bytes(b"{}").err().unwrap().to_string();
         assert!(error.contains("Qwen2.5-VL"), "{error}");
-        let error = Tokenizer::load(Path::new("no/tokenizer.json")).err().unwrap();
-        assert!(error.to_string().contains("no/tokenizer.json"), "{error}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! One safetensors file, mapped.
+//! One safetensors file, mapped, or part of the program.
 //!
 //! Layout: u64 little-endian N; N bytes of JSON, `{"name": {"dtype", "shape", "data_offsets"}, …}`, with an
 //! optional `__metadata__`; then the tensors, row-major, little-endian, densely packed in the order of their
@@ -33,13 +33,28 @@ pub struct Entry {
     pub range: Range<usize>,
 }
 
-/// A safetensors file mapped into memory, its header validated.
+/// A safetensors file in memory, its header validated.
 #[derive(Debug)]
 pub struct WeightFile {
     path: PathBuf,
-    file: File,
-    mmap: Mmap,
+    content: Content,
     entries: BTreeMap<String, Entry>,
+}
+
+/// The bytes of a file.
+#[derive(Debug)]
+enum Content {
+    Mapped(File, Mmap),
+    Embedded(&'static [u8]),
+}
+
+impl Content {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Content::Mapped(_, mmap) => mmap,
+            Content::Embedded(bytes) => bytes,
+        }
+    }
 }
 
 impl WeightFile {
@@ -60,7 +75,16 @@ impl WeightFile {
         }
         let mmap = map(&file).map_err(|e| ModelError::io("map it into memory", path, &e))?;
         let entries = parse_header(&mmap, mmap.len() as u64).map_err(|e| e.at(path))?;
-        Ok(WeightFile { path: path.to_path_buf(), file, mmap, entries })
+        Ok(WeightFile { path: path.to_path_buf(), content: Content::Mapped(file, mmap), entries })
+    }
+
+    /// A file that is part of the program; `name` stands for its path.
+    ///
+    /// # Errors
+    /// Any fault of its header (see [`parse_header`]), naming the file.
+    pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<WeightFile> {
+        let entries = parse_header(bytes, bytes.len() as u64).map_err(|e| e.at(Path::new(name)))?;
+        Ok(WeightFile { path: name.into(), content: Content::Embedded(bytes), entries })
     }
 
     /// Where the file is.
@@ -70,7 +94,7 @@ impl WeightFile {
 
     /// Length of the file in bytes, header included.
     pub fn bytes(&self) -> u64 {
-        self.mmap.len() as u64
+        self.content.bytes().len() as u64
     }
 
     /// All tensors by stored name, in the names' order.
@@ -86,7 +110,7 @@ impl WeightFile {
     /// What the tensor of this stored name is, and its little-endian bytes, which may be unaligned.
     pub fn get(&self, name: &str) -> Option<(&Spec, &[u8])> {
         let entry = self.entries.get(name)?;
-        Some((&entry.spec, &self.mmap[entry.range.clone()]))
+        Some((&entry.spec, &self.content.bytes()[entry.range.clone()]))
     }
 
     /// Reads bytes of a tensor from `offset` on, through the file system instead of the mapping: a file that has been cut
@@ -96,8 +120,15 @@ impl WeightFile {
         if offset + bytes.len() > entry.range.len() {
             return Err(ModelError::new(format!("a read beyond the end of {name}")).at(&self.path));
         }
-        let at = (entry.range.start + offset) as u64;
-        read_exact_at(&self.file, at, bytes).map_err(|e| match e.kind() {
+        let at = entry.range.start + offset;
+        let file = match &self.content {
+            Content::Mapped(file, _) => file,
+            Content::Embedded(all) => {
+                bytes.copy_from_slice(&all[at..at + bytes.len()]);
+                return Ok(());
+            }
+        };
+        read_exact_at(file, at as u64, bytes).map_err(|e| match e.kind() {
             std::io::ErrorKind::UnexpectedEof => self.check_length().err().unwrap_or_else(|| cut_off(&self.path)),
             _ => ModelError::io("read it", &self.path, &e),
         })
@@ -105,7 +136,8 @@ impl WeightFile {
 
     /// Checks that the file still has the length with which it was opened.
     pub fn check_length(&self) -> Result<()> {
-        let now = self.file.metadata().map_err(|e| ModelError::io("look at it", &self.path, &e))?.len();
+        let Content::Mapped(file, _) = &self.content else { return Ok(()) };
+        let now = file.metadata().map_err(|e| ModelError::io("look at it", &self.path, &e))?.len();
         if now >= self.bytes() {
             return Ok(());
         }

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::file::WeightFile;
-use super::json::read_json;
-use super::layout::{Index, Layout, QWEN_CONFIG, QWEN_INDEX, QWEN_SINGLE, QWEN_TOKENIZER};
+use super::json::{read, read_json};
+use super::layout::{DIT_V1_1, Index, Layout, QWEN_CONFIG, QWEN_INDEX, QWEN_SINGLE, QWEN_TOKENIZER, VAE};
 use super::{ModelError, Result, listed};
 use crate::model::Version;
 use crate::tensor::{Component, Spec};
@@ -18,19 +18,22 @@ use crate::tensor::{Component, Spec};
 /// The tensor that v1.0 has and v1.1 has not.
 const ONLY_IN_V1_0: &str = "connector.scale_factor";
 
+/// What stands for the path of the model that is part of the program.
+const DEMO: &str = "the built-in demo model";
+
 /// The files of one model, mapped, with every header validated; see [`check`](super::check) for its tensors.
 #[derive(Debug)]
 pub struct ModelFolder {
     /// Decided by the tensors, not by file names.
     pub version: Version,
-    /// The folder the DiT file is in.
+    /// The folder the DiT file is in, or what stands for it.
     pub dir: PathBuf,
     /// `config.json` of Qwen, as it is.
     pub qwen_config: Value,
     /// `step1x.json`, as it is, where there is one.
     pub settings: Option<Value>,
-    /// `tokenizer.json` of Qwen, which exists.
-    pub tokenizer_path: PathBuf,
+    /// `tokenizer.json` of Qwen, as it is.
+    pub tokenizer: Vec<u8>,
     dit: WeightFile,
     vae: WeightFile,
     qwen: Vec<WeightFile>,
@@ -53,21 +56,39 @@ impl ModelFolder {
             None => vec![WeightFile::open(&layout.qwen.join(QWEN_SINGLE))?],
             Some(index) => open_shards(&layout.qwen, index)?,
         };
+        let qwen_config = read_json(&layout.qwen.join(QWEN_CONFIG))?;
+        let settings = layout.settings.as_deref().map(read_json).transpose()?;
+        let tokenizer = read(&layout.qwen.join(QWEN_TOKENIZER))?;
+        ModelFolder::of(layout.dir, (dit, vae, qwen), (qwen_config, settings, tokenizer))
+    }
+
+    /// The demo model, which is part of the program: trained by `tools/demo_model` to edit pictures of simple shapes.
+    ///
+    /// # Errors
+    /// The build is damaged.
+    pub fn demo() -> Result<ModelFolder> {
+        let file = |name: &str, bytes| WeightFile::embedded(&format!("{DEMO}: {name}"), bytes);
+        let json = |bytes| serde_json::from_slice(bytes).map_err(|e| ModelError::new(format!("{DEMO}: {e}")));
+        let qwen = file(QWEN_SINGLE, include_bytes!("../../assets/demo-model/Qwen2.5-VL-7B-Instruct/model.safetensors"))?;
+        let dit = file(DIT_V1_1, include_bytes!("../../assets/demo-model/step1x-edit-v1p1-official.safetensors"))?;
+        let vae = file(VAE, include_bytes!("../../assets/demo-model/vae.safetensors"))?;
+        let qwen_config = json(include_bytes!("../../assets/demo-model/Qwen2.5-VL-7B-Instruct/config.json"))?;
+        let settings = json(include_bytes!("../../assets/demo-model/step1x.json"))?;
+        let tokenizer = include_bytes!("../../assets/demo-model/Qwen2.5-VL-7B-Instruct/tokenizer.json").to_vec();
+        ModelFolder::of(DEMO.into(), (dit, vae, vec![qwen]), (qwen_config, Some(settings), tokenizer))
+    }
+
+    fn of(
+        dir: PathBuf,
+        (dit, vae, qwen): (WeightFile, WeightFile, Vec<WeightFile>),
+        (qwen_config, settings, tokenizer): (Value, Option<Value>, Vec<u8>),
+    ) -> Result<ModelFolder> {
         let version = match dit.get(ONLY_IN_V1_0) {
             Some(_) => Version::V1_0,
             None => Version::V1_1,
         };
-        Ok(ModelFolder {
-            version,
-            qwen_config: read_json(&layout.qwen.join(QWEN_CONFIG))?,
-            settings: layout.settings.as_deref().map(read_json).transpose()?,
-            tokenizer_path: layout.qwen.join(QWEN_TOKENIZER),
-            qwen_names: canonical_names(&qwen)?,
-            dir: layout.dir,
-            dit,
-            vae,
-            qwen,
-        })
+        let qwen_names = canonical_names(&qwen)?;
+        Ok(ModelFolder { version, dir, qwen_config, settings, tokenizer, dit, vae, qwen, qwen_names })
     }
 
     /// What the tensor of this canonical name is, and its little-endian bytes, which may be unaligned.

@@ -54,10 +54,10 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for NamedVisitor<T> {
     }
 }
 
-/// The file's JSON as `T`.
+/// The file's bytes.
 ///
-/// Fails when it cannot be read, has more than 64 MiB, or is not such JSON.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+/// Fails when it cannot be read or has more than 64 MiB.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)
         .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
@@ -68,6 +68,13 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
             path.display()
         )));
     }
-    serde_json::from_slice(&bytes)
+    Ok(bytes)
+}
+
+/// The file's JSON as `T`.
+///
+/// Fails as [`read`] does, or when it is not such JSON.
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    serde_json::from_slice(&read(path)?)
         .map_err(|e| ModelError::new(format!("{}: not the JSON expected here: {e}; download the file again", path.display())))
 }

@@ -14,7 +14,7 @@ fn unknown_and_missing_flags_are_named() {
     refused(&["--strength", "0.5"], 2, &["--strength", "Usage"]);
     let place = Place::new();
     place.run(&["edit", "-m", "model", "-o", "out.png"]).refused(2, &["--prompt"]);
-    place.run(&["edit", "-p", "red", "-o", "out.png"]).refused(2, &["--model"]);
+    place.run(&["edit", "-p", "red", "-o", "out.png"]).refused(2, &["demo model", "-i", "-m"]);
     place.run(&["edit", "-p", "red", "-m", "model"]).refused(2, &["--output"]);
     place.run(&["paint"]).refused(2, &["paint"]);
     assert!(place.names().is_empty());

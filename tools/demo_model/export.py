@@ -13,6 +13,7 @@ import config
 from checkpoint import load_weights
 from edit_model import EditModel, initialise
 from prompt import PICTURE_TOKENS, Prompter, tokenizer_at, train_tokenizer
+from scenes import SIDE
 from vae import AutoEncoder
 
 QWEN = "Qwen2.5-VL-7B-Instruct"
@@ -45,7 +46,7 @@ def write(out: Path, prompter: Prompter, model: EditModel, vae: AutoEncoder):
     (out / QWEN / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False) + "\n")
     (out / QWEN / "config.json").write_text(json.dumps(config.qwen(prompter.tokenizer), indent=1) + "\n")
     pixels = PICTURE_TOKENS * 28 * 28
-    settings = {"cut": prompter.cut, "max_text": config.MAX_TEXT, "min_pixels": pixels, "max_pixels": pixels}
+    settings = {"cut": prompter.cut, "max_text": config.MAX_TEXT, "min_pixels": pixels, "max_pixels": pixels, "size_level": SIDE}
     (out / "step1x.json").write_text(json.dumps(settings) + "\n")
 
 

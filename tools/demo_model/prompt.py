@@ -1,6 +1,7 @@
 """The prompt's path: a small tokenizer of Qwen2's kind, the official template, the rule of quotes, picture patches."""
 import random
 import re
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -128,18 +129,19 @@ class Prompter:
         return torch.cat([front, picture, rest], dim=1)
 
 
-def bicubic_weights(size: int, out: int) -> torch.Tensor:
+@lru_cache
+def bicubic_weights(size: int, out: int, device) -> torch.Tensor:
     """Pillow's bicubic enlargement as a matrix [out, size]."""
     centres = (np.arange(out)[:, None] + 0.5) * size / out
     x = np.abs(np.arange(size)[None] - centres + 0.5)
     near, far = (1.5 * x - 2.5) * x * x + 1, ((x - 5) * x + 8) * x * -0.5 + 2
     weights = np.where(x < 1, near, np.where(x < 2, far, 0))
-    return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32))
+    return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32)).to(device)
 
 
 def enlarge(pictures: torch.Tensor) -> torch.Tensor:
     """uint8 [B, 3, 128, 128] to the vision tower's size, rounding as Pillow does: columns first, to 8 bits after each."""
-    weights = bicubic_weights(pictures.shape[3], VISION_SIDE).to(pictures.device)
+    weights = bicubic_weights(pictures.shape[3], VISION_SIDE, pictures.device)
     wide = (pictures.float() @ weights.T).round().clamp(0, 255)
     return (weights @ wide).round().clamp(0, 255).byte()
 
@@ -149,9 +151,14 @@ def enlarge_with_pillow(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
+@lru_cache
+def statistics(device):
+    return [torch.tensor(v, device=device)[:, None, None] for v in (MEAN, STD)]
+
+
 def patches(pictures: torch.Tensor) -> torch.Tensor:
     """uint8 [B, 3, H, W] to normalised patch rows in block order [B, H/14·W/14, 1176]; both frames are the same."""
-    mean, std = (torch.tensor(v, device=pictures.device)[:, None, None] for v in (MEAN, STD))
+    mean, std = statistics(pictures.device)
     x = (pictures.float() / 255 - mean) / std
     down, across = (side // 28 for side in pictures.shape[2:])
     x = x.reshape(len(x), 3, down, 2, 14, across, 2, 14).permute(0, 2, 5, 3, 6, 1, 4, 7)  # block, patch in block, channel

@@ -23,12 +23,12 @@ from config import VAE_BLOCKS, VAE_CHANNELS
 from edit_model import TOKENS, EditModel, initialise
 from prompt import Prompter, enlarge, tokenizer_at
 from render import Renderer
-from vae import AutoEncoder
+from stepper import Stepper
+from vae import AutoEncoder, ResnetBlock
 
 EMPTY_SHARE = 0.1  # of prompts replaced by the empty one
 CHANGED_WEIGHT = 4.0  # of tokens that the edit changes, above that of others
 LABEL_WEIGHT = 0.05
-EMA = 0.999
 PREFETCHED = 4  # times that a rendered and encoded case is used, with other noise
 
 
@@ -46,7 +46,10 @@ def parse():
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count()))
     parser.add_argument("--held-out", type=int, default=500, help="cases that the judge sees")
     parser.add_argument("--eval-seconds", type=float, default=75, help="between two visits of the judge")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of AdamW")
+    parser.add_argument("--matrix-rate", type=float, default=5e-3, help="of the blocks' matrices, by Muon")
+    parser.add_argument("--vae-rate", type=float, default=1e-3)
+    parser.add_argument("--vae-matrix-rate", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true")
     return parser.parse_args()
@@ -64,11 +67,14 @@ class Run:
         torch.manual_seed(options.seed + 1000 * self.state.values["calls"])
         torch.set_float32_matmul_precision("high")
         self.render = Renderer(self.device)
+        self.compiled = self.device.startswith("cuda") and not options.no_compile
+        torch._dynamo.config.recompile_limit = 64
         self.amp = torch.autocast(self.device.split(":")[0], torch.bfloat16)
         seed = options.seed * 100 + self.state.values["calls"]
         tokenizer = options.out / "tokenizer.json"
         self.prompter = Prompter(tokenizer_at(tokenizer))
-        self.cases = training_cases(seed, options.cases, options.workers, tokenizer)
+        cases = training_cases(seed, options.cases, options.workers, tokenizer)
+        self.cases = {name: values.to(self.device) for name, values in cases.items()}
         self.log(event="start", call=self.state.values["calls"], cases=options.cases, seconds=self.seconds(), device=self.card())
 
     def card(self):
@@ -102,39 +108,20 @@ class Run:
         return self.state.values.get(f"{name}_steps", 0)
 
 
-class Stepper:
-    """AdamW with warmup after each start, a late linear decay by the clock, clipped gradients and averaged weights."""
-
-    def __init__(self, run: Run, module, peak: float, span: tuple[float, float]):
-        self.run, self.module, self.peak, self.span, self.steps = run, module, peak, span, 0
-        decayed = [p for p in module.parameters() if p.ndim > 1]
-        others = [p for p in module.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=run.device.startswith("cuda"))
-        self.averaged = copy.deepcopy(module).requires_grad_(False)
-        self.pairs = list(self.averaged.parameters()), list(module.parameters())
-
-    def rate(self) -> float:
-        late = min(1.0, (1 - self.run.progress(*self.span)) / 0.5)
-        return self.peak * min(1.0, (self.steps + 1) / 200) * max(late, 0.01)
-
-    def step(self, loss) -> float:
-        rate = self.rate()
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        self.optimiser.step()
-        self.steps += 1
-        decay = min(EMA, self.steps / (self.steps + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(*self.pairs, 1 - decay)
-        return rate
+def filters(vae) -> list:
+    """Weights of the convolutions inside blocks."""
+    return [p for name, p in vae.named_parameters() if p.ndim == 4 and not any(part in name for part in ("conv_in", "conv_out"))]
 
 
-def scenes_of(run: Run, index, names=("source", "target")):
-    return [run.render(run.cases[name][index]) for name in names]
+def compile_each(modules):
+    """Each kind of block once; its copies share the code."""
+    for module in modules:
+        module.compile(dynamic=False)
+
+
+def decay(run: Run, span: tuple[float, float]):
+    """Constant, then linear to nothing over the last half of a stage, by the clock."""
+    return lambda: min(1.0, (1 - run.progress(*span)) / 0.5)
 
 
 def unit(pictures):
@@ -146,66 +133,74 @@ def bytes_of(pictures):
     return ((pictures.clamp(-1, 1) * 0.5 + 0.5) * 255).byte()
 
 
-def train_autoencoder(run: Run, vae, held_out):
-    """Until its share of the time, or this call, is over."""
-    span = (0.0, run.options.vae_share)
+def train_autoencoder(run: Run, held_out):
+    """Until its share of the time, or this call, is over. Gives the averaged weights."""
+    options, span = run.options, (0.0, run.options.vae_share)
+    vae = AutoEncoder(VAE_CHANNELS, VAE_BLOCKS).to(run.device, memory_format=torch.channels_last)
     train_vae.initialise(vae)
-    done, stepper = run.restore("vae", vae), Stepper(run, vae, 1e-3, span)
-    shown, judged, since = time.time(), time.time(), 0
-    while run.progress(*span) < 1 and not run.must_stop():
-        index = torch.randint(run.options.cases, (run.options.vae_batch // 2,))
+    done = run.restore("vae", vae)
+
+    def loss():
+        index = torch.randint(options.cases, (options.vae_batch,), device=run.device)
+        sources = torch.rand(options.vae_batch, 1, device=run.device) < 0.5
+        pictures = unit(run.render(torch.where(sources, run.cases["source"][index], run.cases["target"][index])))
         with run.amp:
-            loss, parts = train_vae.loss_of(vae, unit(torch.cat(scenes_of(run, index))))
-        rate = stepper.step(loss)
-        if time.time() - shown > 10:
-            per_second = (stepper.steps - since) / (time.time() - shown)
-            run.log(stage="vae", step=done + stepper.steps, seconds=run.seconds(), rate=rate, per_second=per_second,
-                    **{k: v.item() for k, v in parts.items()})
-            shown, since = time.time(), stepper.steps
-        if time.time() - judged > run.options.eval_seconds:
+            return train_vae.loss_of(vae, pictures)
+
+    stepper = Stepper(vae, loss, decay(run, span), options.vae_rate, filters(vae), options.vae_matrix_rate)
+    if run.compiled:
+        compile_each(module for module in vae.modules() if isinstance(module, ResnetBlock))
+    judged = time.time()
+    while run.progress(*span) < 1 and not run.must_stop():
+        stepper.step()
+        if stepper.due():
+            run.log(stage="vae", step=done + stepper.steps, seconds=run.seconds(), **stepper.means())
+        if time.time() - judged > options.eval_seconds:
             run.save("vae", stepper.averaged, done + stepper.steps)
             held_out.ceiling(stepper.averaged)
+            stepper.restart()
             judged = time.time()
     run.save("vae", stepper.averaged, done + stepper.steps)
-    vae.load_state_dict(stepper.averaged.state_dict())
+    return stepper.averaged
 
 
 class Latents:
     """A pool of encoded cases on the device, of which a part is made anew for every batch."""
 
     def __init__(self, run: Run, vae):
-        self.run, self.vae, self.size, self.at = run, vae, run.options.pool, 0
-        self.index = torch.zeros(self.size, dtype=torch.long)
+        self.run, self.size = run, run.options.pool
+        self.count = max(1, run.options.batch // PREFETCHED)
+        self.vae = copy.deepcopy(vae)
+        if run.compiled:
+            compile_each(module for module in self.vae.encoder.modules() if isinstance(module, ResnetBlock))
+        self.at = torch.zeros((), dtype=torch.long, device=run.device)
+        self.fresh = torch.arange(self.count, device=run.device)
         self.store = {}
-        for start in range(0, self.size, 256):
-            self.renew(min(256, self.size - start))
+        for _ in range(0, self.size, self.count):
+            self.renew()
 
     @torch.no_grad()
-    def encode(self, source, target):
+    def encode(self, index):
+        source, target = (self.run.render(self.run.cases[name][index]) for name in ("source", "target"))
         with self.run.amp:
             latents = self.vae.encode(unit(torch.cat([source, target]))).float()
         reference, wanted = sampler.pack(latents).chunk(2)
-        return {"reference": reference.bfloat16(), "target": wanted.bfloat16(), "picture": enlarge(source)}
+        texts = {name: self.run.cases[name][index] for name in ("ids", "length", "labels")}
+        return {"reference": reference.bfloat16(), "target": wanted.bfloat16(), "picture": enlarge(source)} | texts
 
-    def renew(self, count: int):
-        places = (self.at + torch.arange(count)) % self.size
-        self.at = (self.at + count) % self.size
-        index = torch.randint(self.run.options.cases, (count,))
-        self.index[places] = index
-        for name, values in self.encode(*scenes_of(self.run, index)).items():
+    def renew(self):
+        index = torch.randint(self.run.options.cases, (self.count,), device=self.run.device)
+        places = (self.at + self.fresh) % self.size
+        self.at.add_(self.count)
+        for name, values in self.encode(index).items():
             if name not in self.store:
                 self.store[name] = torch.empty(self.size, *values.shape[1:], dtype=values.dtype, device=values.device)
-            self.store[name][places.to(values.device)] = values
+            self.store[name][places] = values
 
-    def batch(self, count: int) -> dict:
-        self.renew(max(1, count // PREFETCHED))
-        places = torch.randint(self.size, (count,))
-        index, device = self.index[places], self.run.device
-        there = places.to(device, non_blocking=True)
-        batch = {name: values[there] for name, values in self.store.items()}
-        for name in ("ids", "length", "labels"):
-            batch[name] = self.run.cases[name][index].to(device, non_blocking=True).long()
-        return batch
+    def batch(self) -> dict:
+        self.renew()
+        places = torch.randint(self.size, (self.run.options.batch,), device=self.run.device)
+        return {name: values[places] for name, values in self.store.items()}
 
 
 def flow_loss(model: EditModel, batch: dict):
@@ -213,8 +208,8 @@ def flow_loss(model: EditModel, batch: dict):
     target, reference, count = batch["target"].float(), batch["reference"].float(), len(batch["ids"])
     device = target.device
     empty = torch.rand(count, device=device) < EMPTY_SHARE
-    ids = torch.where(empty[:, None], model.empty, batch["ids"])
-    length = torch.where(empty, model.empty_length, batch["length"].squeeze())
+    ids = torch.where(empty[:, None], model.empty, batch["ids"].long())
+    length = torch.where(empty, model.empty_length, batch["length"].long())
     rows, valid = model.embed(ids, length, batch["picture"])
     named = (model.label_losses(rows, valid, batch["labels"]) * ~empty).mean()
 
@@ -284,10 +279,15 @@ class HeldOut:
         sheet.save(self.run.options.out / f"sheet_{steps}_{scale:g}.png")
 
 
-def compile_blocks(model: EditModel):
-    """Each kind of block once; its copies share the code."""
-    for block in [*model.qwen.model.layers, *model.qwen.visual.blocks, *model.dit.double_blocks, *model.dit.single_blocks]:
-        block.compile()
+def blocks_of(model: EditModel) -> list:
+    return [*model.qwen.model.layers, *model.qwen.visual.blocks, *model.dit.double_blocks, *model.dit.single_blocks]
+
+
+def block_matrices(model: EditModel) -> list:
+    """Weights of products of rows; modulation works on one vector, and is not among them."""
+    refiners = model.dit.connector.S.individual_token_refiner["blocks"]
+    named = [pair for block in [*blocks_of(model), *refiners] for pair in block.named_parameters()]
+    return [p for name, p in named if p.ndim == 2 and not any(part in name for part in ("mod.", "modulation", "adaLN"))]
 
 
 def train_edits(run: Run, vae, held_out):
@@ -297,26 +297,28 @@ def train_edits(run: Run, vae, held_out):
     model = EditModel(run.prompter).to(run.device)
     initialise(model)
     done = run.restore("edit", model)
-    stepper = Stepper(run, model, options.learning_rate, span)
     latents = Latents(run, vae)
     held_out.ceiling(vae)
-    if not options.no_compile and run.device.startswith("cuda"):
-        compile_blocks(model)
-    run.log(event="edits", step=done, seconds=run.seconds(), parameters=sum(p.numel() for p in model.parameters()))
-    shown, judged, since = time.time(), time.time(), 0
-    while run.progress(*span) < 1 and not run.must_stop():
+
+    def loss():
+        batch = latents.batch()
         with run.amp:
-            loss, parts = flow_loss(model, latents.batch(options.batch))
-        rate = stepper.step(loss)
-        if time.time() - shown > 10:
-            per_second = (stepper.steps - since) / (time.time() - shown)
-            run.log(stage="edit", step=done + stepper.steps, seconds=run.seconds(), rate=rate, per_second=per_second,
-                    **{k: v.item() for k, v in parts.items()})
-            shown, since = time.time(), stepper.steps
+            return flow_loss(model, batch)
+
+    stepper = Stepper(model, loss, decay(run, span), options.learning_rate, block_matrices(model), options.matrix_rate)
+    if run.compiled:
+        compile_each(blocks_of(model))
+    run.log(event="edits", step=done, seconds=run.seconds(), parameters=sum(p.numel() for p in model.parameters()))
+    judged = time.time()
+    while run.progress(*span) < 1 and not run.must_stop():
+        stepper.step()
+        if stepper.due():
+            run.log(stage="edit", step=done + stepper.steps, seconds=run.seconds(), **stepper.means())
         if time.time() - judged > options.eval_seconds:
             run.save("edit", stepper.averaged, done + stepper.steps)
             held_out.visit(stepper.averaged, vae, 28)
-            shown, judged, since = time.time(), time.time(), stepper.steps
+            stepper.restart()
+            judged = time.time()
     run.save("edit", stepper.averaged, done + stepper.steps)
     for steps, scale in ((28, 1.0), (8, sampler.SCALE), (28, sampler.SCALE)):
         held_out.visit(stepper.averaged, vae, steps, scale)
@@ -325,14 +327,13 @@ def train_edits(run: Run, vae, held_out):
 
 def main():
     run = Run(parse())
-    vae = AutoEncoder(VAE_CHANNELS, VAE_BLOCKS).to(run.device, memory_format=torch.channels_last)
     held_out = HeldOut(run)
-    train_autoencoder(run, vae, held_out)
+    vae = train_autoencoder(run, held_out)
     finished = False
     if not run.must_stop():
         for p in vae.parameters():
             p.data = p.data.bfloat16().float()  # as it is shipped
-        finished = train_edits(run, vae.requires_grad_(False), held_out)
+        finished = train_edits(run, vae, held_out)
     run.state.values["seconds"] = run.seconds()
     run.state.save()
     run.log(event="done" if finished else "stopped", seconds=run.seconds())

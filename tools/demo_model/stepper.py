@@ -1,0 +1,99 @@
+"""Training steps without the host: on a GPU a whole step, its data and the optimisers included, is one CUDA graph."""
+import copy
+import time
+
+import torch
+
+from muon import Muon
+
+EMA = 0.999
+WARMUP = 200  # steps, after each start
+AHEAD = 32  # steps that the host may be ahead of the GPU
+LOGGED = 10  # seconds between two lines
+
+
+class Stepper:
+    """AdamW, and Muon for the `matrices`, with clipped gradients and averaged weights.
+
+    `loss()` gives the loss and its parts by name; it draws its batch on the device. `rate()` is the share of the peak rates
+    that holds now.
+    """
+
+    def __init__(self, module, loss, rate, peak: float, matrices=(), matrix_peak: float = 0.0):
+        self.module, self.loss, self.rate, self.steps, self.graph = module, loss, rate, 0, None
+        device = next(module.parameters()).device
+        self.cuda = device.type == "cuda"
+        apart = {id(p) for p in matrices}
+        decayed = [p for p in module.parameters() if p.ndim > 1 and id(p) not in apart]
+        others = [p for p in module.parameters() if p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+
+        def scalar(value):
+            return torch.tensor(value, device=device)
+
+        adamw = torch.optim.AdamW(groups, lr=scalar(peak), betas=(0.9, 0.98), fused=True, capturable=self.cuda)
+        self.optimisers = [adamw] + ([Muon(matrices, scalar(matrix_peak), weight_decay=0.01)] if matrices else [])
+        self.peaks = [peak, matrix_peak]
+        self.averaged = copy.deepcopy(module).requires_grad_(False)
+        self.pairs = list(self.averaged.parameters()), list(module.parameters())
+        self.gain = scalar(1.0)  # of the averaged weights
+        self.sums, self.summed, self.since = {}, 0, time.time()
+
+    def once(self):
+        """A step. Nothing in it waits for the device or comes from the host."""
+        self.module.zero_grad(set_to_none=True)
+        loss, parts = self.loss()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+        with torch.no_grad():
+            averaged, weights = self.pairs
+            change = torch._foreach_sub(weights, averaged)
+            torch._foreach_mul_(change, self.gain)
+            torch._foreach_add_(averaged, change)
+            for name, value in parts.items():
+                self.sums.setdefault(name, torch.zeros_like(value)).add_(value.detach())
+
+    def set_rates(self):
+        now = min(1.0, (self.steps + 1) / WARMUP) * max(self.rate(), 0.01)
+        for optimiser, peak in zip(self.optimisers, self.peaks):
+            optimiser.param_groups[0]["lr"].fill_(now * peak)  # one tensor for all groups
+        self.gain.fill_(1 - min(EMA, (self.steps + 1) / (self.steps + 11)))
+        return now
+
+    def step(self):
+        self.last_rate = self.set_rates()
+        if self.cuda and self.steps >= 3:  # by then all is compiled, and the optimisers have their states
+            if self.graph is None:
+                torch.cuda.synchronize()
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph):
+                    self.once()
+            self.graph.replay()
+        elif self.cuda:
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                self.once()
+            torch.cuda.current_stream().wait_stream(aside)
+        else:
+            self.once()
+        self.steps, self.summed = self.steps + 1, self.summed + 1
+        if self.cuda and self.steps % AHEAD == 0:
+            torch.cuda.synchronize()
+
+    def due(self) -> bool:
+        return time.time() - self.since > LOGGED
+
+    def means(self) -> dict:
+        """Of the parts of the loss since the last call, the rate and the steps a second."""
+        values = {name: value.item() / self.summed for name, value in self.sums.items()}
+        values |= {"rate": self.last_rate, "per_second": self.summed / (time.time() - self.since)}
+        self.restart()
+        return values
+
+    def restart(self):
+        for value in self.sums.values():
+            value.zero_()
+        self.summed, self.since = 0, time.time()
