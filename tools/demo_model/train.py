@@ -29,7 +29,7 @@ from vae import AutoEncoder, ResnetBlock
 EMPTY_SHARE = 0.1  # of prompts replaced by the empty one
 CHANGED_WEIGHT = 4.0  # of tokens that the edit changes, above that of others
 LABEL_WEIGHT = 0.05
-PREFETCHED = 4  # times that a rendered and encoded case is used, with other noise
+PREFETCHED = 16  # times that a rendered and encoded case is used, with other noise
 
 
 def parse():
