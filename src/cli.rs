@@ -403,11 +403,6 @@ fn parse_rng(text: &str) -> Result<Rng> {
     }
 }
 
-fn parse_count(text: &str) -> Result<usize> {
-    let count = text.parse().ok().filter(|&n| n > 0);
-    count.ok_or_else(|| anyhow::anyhow!("a number from 1 on"))
-}
-
 fn parse_size(text: &str) -> Result<(usize, usize)> {
     let sides = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
     let (w, h) = sides.ok_or_else(|| anyhow::anyhow!("a size is written WIDTHxHEIGHT"))?;
@@ -448,6 +443,11 @@ mod tests {
     #[test]
     fn flags_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_edit_of_nothing_but_a_prompt_has_the_defaults() {
+        assert_eq!(format!("{:?}", edit(&[]).unwrap().edit), format!("{:?}", EditParameters::new("make it red")));
     }
 
     #[test]

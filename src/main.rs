@@ -45,7 +45,10 @@ fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
         }
         Command::Demo(args) => {
             use_threads(args.place.threads)?;
-            say(&demo::run(args, &mut Display::new(true, stop), &case_bar(args.quiet))?)
+            let done = demo::run(args, &mut Display::new(true, stop), &case_bar(args.quiet))?;
+            if !args.quiet {
+                say(&done);
+            }
         }
         Command::Compare(args) => measure::compare(args, &mut show)?,
         Command::Bench(args) => measure::bench(args, &mut Display::new(true, stop), &mut show)?,

@@ -108,7 +108,7 @@ pub fn byte_bar(quiet: bool) -> ProgressBar {
     bar(quiet, "{bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
 }
 
-/// A bar of cases for `judge`; nothing if `quiet` or where there is no terminal.
+/// A bar of edits for `judge` and `demo`; nothing if `quiet` or where there is no terminal.
 pub fn case_bar(quiet: bool) -> ProgressBar {
     bar(quiet, "{bar:40} {pos}/{len} {elapsed}, {eta} left")
 }

@@ -21,7 +21,7 @@ pub struct JudgeArgs {
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
     /// Only so many, from the first on
-    #[arg(long, value_name = "CASES", value_parser = super::parse_count)]
+    #[arg(long, value_name = "CASES", value_parser = count)]
     pub limit: Option<usize>,
     /// Denoising steps
     #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -62,6 +62,10 @@ impl JudgeArgs {
             ..EditParameters::new(instruction)
         }
     }
+}
+
+fn count(text: &str) -> Result<usize> {
+    text.parse().ok().filter(|&number: &usize| number > 0).context("a number from 1 on")
 }
 
 fn finite(text: &str) -> Result<f64> {

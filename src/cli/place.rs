@@ -7,7 +7,7 @@ use super::{MemoryArgs, PrecisionArg};
 use crate::pipeline::DeviceChoice;
 use crate::plan::Precision;
 
-/// Flags of `edit` and `judge`.
+/// Flags of `edit`, `judge` and `demo`.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct PlaceArgs {
     /// Where to run: cuda[:N], cpu, or auto: on the first GPU if there is one

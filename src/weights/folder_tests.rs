@@ -147,3 +147,19 @@ fn check_takes_floats_only() {
     let text = check(&folder, &expected, &[]).unwrap_err().to_string();
     assert!(text.contains("not of a float dtype (1):\n  transformer: img_in.weight is i32"), "{text}");
 }
+
+#[test]
+fn the_demo_model_is_read_in_parts_as_in_whole() {
+    let folder = ModelFolder::demo().unwrap();
+    folder.check_lengths().unwrap();
+    for component in [Component::Dit, Component::Vae, Component::Qwen] {
+        let (name, _) = folder.tensors(component).next().unwrap();
+        let (_, all) = folder.get(component, name).unwrap();
+        let (file, stored) = folder.place(component, name).unwrap();
+        let mut part = vec![0; all.len() - 2];
+        file.read_at(stored, 2, &mut part).unwrap();
+        assert!(part == all[2..], "{name}");
+        let error = file.read_at(stored, 3, &mut part).unwrap_err().to_string();
+        assert!(error.contains("beyond the end") && error.contains("demo model"), "{error}");
+    }
+}

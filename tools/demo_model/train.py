@@ -48,8 +48,8 @@ def parse():
     parser.add_argument("--eval-seconds", type=float, default=75, help="between two visits of the judge")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of AdamW")
     parser.add_argument("--matrix-rate", type=float, default=5e-3, help="of the blocks' matrices, by Muon")
-    parser.add_argument("--vae-rate", type=float, default=1e-3)
-    parser.add_argument("--vae-matrix-rate", type=float, default=3e-3)
+    parser.add_argument("--vae-rate", type=float, default=1e-3, help="of AdamW, for the autoencoder")
+    parser.add_argument("--vae-matrix-rate", type=float, default=3e-3, help="of the autoencoder's filters, by Muon")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true")
     return parser.parse_args()
@@ -68,7 +68,7 @@ class Run:
         torch.set_float32_matmul_precision("high")
         self.render = Renderer(self.device)
         self.compiled = self.device.startswith("cuda") and not options.no_compile
-        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.recompile_limit = 64  # blocks of one kind are compiled once for every shape
         self.amp = torch.autocast(self.device.split(":")[0], torch.bfloat16)
         seed = options.seed * 100 + self.state.values["calls"]
         tokenizer = options.out / "tokenizer.json"
@@ -133,6 +133,21 @@ def bytes_of(pictures):
     return ((pictures.clamp(-1, 1) * 0.5 + 0.5) * 255).byte()
 
 
+def learn(run: Run, stage: str, stepper: Stepper, span: tuple[float, float], done: int, judged):
+    """Steps until the stage's share of the time, or this call, is over; checkpoints, of which `judged()` sees all but the last."""
+    visited = time.time()
+    while run.progress(*span) < 1 and not run.must_stop():
+        stepper.step()
+        if stepper.due():
+            run.log(stage=stage, step=done + stepper.steps, seconds=run.seconds(), **stepper.means())
+        if time.time() - visited > run.options.eval_seconds:
+            run.save(stage, stepper.averaged, done + stepper.steps)
+            judged()
+            stepper.restart()
+            visited = time.time()
+    run.save(stage, stepper.averaged, done + stepper.steps)
+
+
 def train_autoencoder(run: Run, held_out):
     """Until its share of the time, or this call, is over. Gives the averaged weights."""
     options, span = run.options, (0.0, run.options.vae_share)
@@ -150,17 +165,7 @@ def train_autoencoder(run: Run, held_out):
     stepper = Stepper(vae, loss, decay(run, span), options.vae_rate, filters(vae), options.vae_matrix_rate)
     if run.compiled:
         compile_each(module for module in vae.modules() if isinstance(module, ResnetBlock))
-    judged = time.time()
-    while run.progress(*span) < 1 and not run.must_stop():
-        stepper.step()
-        if stepper.due():
-            run.log(stage="vae", step=done + stepper.steps, seconds=run.seconds(), **stepper.means())
-        if time.time() - judged > options.eval_seconds:
-            run.save("vae", stepper.averaged, done + stepper.steps)
-            held_out.ceiling(stepper.averaged)
-            stepper.restart()
-            judged = time.time()
-    run.save("vae", stepper.averaged, done + stepper.steps)
+    learn(run, "vae", stepper, span, done, lambda: held_out.ceiling(stepper.averaged))
     return stepper.averaged
 
 
@@ -309,17 +314,7 @@ def train_edits(run: Run, vae, held_out):
     if run.compiled:
         compile_each(blocks_of(model))
     run.log(event="edits", step=done, seconds=run.seconds(), parameters=sum(p.numel() for p in model.parameters()))
-    judged = time.time()
-    while run.progress(*span) < 1 and not run.must_stop():
-        stepper.step()
-        if stepper.due():
-            run.log(stage="edit", step=done + stepper.steps, seconds=run.seconds(), **stepper.means())
-        if time.time() - judged > options.eval_seconds:
-            run.save("edit", stepper.averaged, done + stepper.steps)
-            held_out.visit(stepper.averaged, vae, 28)
-            stepper.restart()
-            judged = time.time()
-    run.save("edit", stepper.averaged, done + stepper.steps)
+    learn(run, "edit", stepper, span, done, lambda: held_out.visit(stepper.averaged, vae, 28))
     for steps, scale in ((28, 1.0), (8, sampler.SCALE), (28, sampler.SCALE)):
         held_out.visit(stepper.averaged, vae, steps, scale)
     return run.progress(*span) >= 1
