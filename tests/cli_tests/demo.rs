@@ -78,5 +78,5 @@ fn held_out_edits_are_right() {
     assert!(report["right"].as_u64().unwrap() >= RIGHT, "{}", answer.stdout);
 }
 
-/// Of 22. The model gets 14; the last bits of a sum, which differ from processor to processor, can decide a close one.
-const RIGHT: u64 = 12;
+/// Of 22. The model gets 19; the last bits of a sum, which differ from processor to processor, can decide a close one.
+const RIGHT: u64 = 17;
