@@ -175,7 +175,7 @@ struct Consumer {
     wgmma_begin();
 #pragma unroll
     for (int step = 0; step < kWidth / 16; step++) {
-      wgmma_abt(scores, q[step], b + (step / 4 * kKeyPanel + step % 4 * 32) / 16, step > 0);
+      wgmma_abt<bf16>(scores, q[step], b + (step / 4 * kKeyPanel + step % 4 * 32) / 16, step > 0);
     }
     wgmma_commit();
   }
@@ -313,20 +313,6 @@ struct Consumer {
         }
         transpose(word, quad);
         if (row + half * 8 < range.q_count) store_words(to + n * 8, word);
-      }
-    }
-  }
-
-  // Lane i of a quad gets word i of all four.
-  __device__ __forceinline__ static void transpose(u32 (&word)[4], u32 quad) {
-#pragma unroll
-    for (int bit = 1; bit <= 2; bit *= 2) {
-      const bool upper = quad & bit;
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        if (i & bit) continue;
-        const u32 got = __shfl_xor_sync(0xffffffffu, upper ? word[i] : word[i | bit], bit);
-        word[i] = upper ? got : word[i], word[i | bit] = upper ? word[i | bit] : got;
       }
     }
   }

@@ -60,6 +60,14 @@ __device__ __forceinline__ void tma_load(u32 to, const TensorMap& map, u32 colum
       : "memory");
 }
 
+// The same of a tensor of three dimensions, at (column, x, y); what lies outside of it, before its start too, comes as zeros.
+__device__ __forceinline__ void tma_load(u32 to, const TensorMap& map, u32 column, int x, int y, u64& barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+      "l"(&map), "r"(column), "r"(x), "r"(y), "r"(shared_address(&barrier))
+      : "memory");
+}
+
 // Hands registers from one role of a block to another; every warp of the warpgroup calls it.
 template <int COUNT>
 __device__ __forceinline__ void give_registers() {
@@ -111,7 +119,11 @@ __device__ __forceinline__ u64 wgmma_operand(u32 address, u32 panel) {
 // d [64, 128] (+)= a [64, 16] · b [128, 16]ᵀ: a in registers, warp w having rows 16w to 16w + 15 in the order of m16n8k16's A;
 // b in shared memory, 16 columns of a panel; d is only added to if `add`.
 // Accumulators of lane l: d[4n + i] = (16w + l / 4 + i / 2 * 8, 8n + l % 4 * 2 + i % 2), m16n8k16's C n times.
-__device__ __forceinline__ void wgmma_abt(float (&d)[64], const u32 (&a)[4], u64 b, bool add) {
+template <typename T>
+__device__ __forceinline__ void wgmma_abt(float (&d)[64], const u32 (&a)[4], u64 b, bool add);
+
+template <>
+__device__ __forceinline__ void wgmma_abt<bf16>(float (&d)[64], const u32 (&a)[4], u64 b, bool add) {
   asm volatile(
       "{\n"
       ".reg .pred add;\n"
@@ -122,9 +134,35 @@ __device__ __forceinline__ void wgmma_abt(float (&d)[64], const u32 (&a)[4], u64
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add));
 }
 
+template <>
+__device__ __forceinline__ void wgmma_abt<f16>(float (&d)[64], const u32 (&a)[4], u64 b, bool add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 " REGISTERS_64 ", {%64, %65, %66, %67}, %68, add, 1, 1, 0;\n"
+      "}"
+      : ACCUMULATORS_64(d)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add));
+}
+
 // d [64, 128] += a [64, 16] · b [16, 128]: as above, but b is 16 rows of two panels.
 __device__ __forceinline__ void wgmma_ab(float (&d)[64], const u32 (&a)[4], u64 b) {
   asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " REGISTERS_64 ", {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
                : ACCUMULATORS_64(d)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+// Lane i of a quad gets word i of all four.
+__device__ __forceinline__ void transpose(u32 (&word)[4], u32 quad) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool upper = quad & bit;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (i & bit) continue;
+      const u32 got = __shfl_xor_sync(0xffffffffu, upper ? word[i] : word[i | bit], bit);
+      word[i] = upper ? got : word[i], word[i | bit] = upper ? word[i | bit] : got;
+    }
+  }
 }

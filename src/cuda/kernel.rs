@@ -78,26 +78,30 @@ impl KernelLaunch {
     }
 }
 
-/// A map in the driver's form; zeros if it has no rows.
+/// A map in the driver's form; zeros if it has no elements.
 fn encode(map: &TensorMap) -> Result<[u8; TensorMap::BYTES]> {
     let mut encoded = sys::CUtensorMap { opaque: [0; 16] };
-    if map.rows > 0 {
-        let (extents, strides) = ([map.columns as u64, map.rows as u64], [map.stride_bytes]);
-        let (box_extents, steps) = ([map.box_columns, map.box_rows], [1, 1]);
-        // SAFETY: every array has as many elements as two dimensions ask for; the driver does not follow the address.
+    if map.extents.iter().all(|&n| n > 0) {
+        let extents = map.extents.map(u64::from);
+        // What lies beside a box's row is needed soon, unless the box skips it.
+        let promotion = match map.steps {
+            [1, 1, 1] => sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            _ => sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+        };
+        // SAFETY: every array has as many elements as three dimensions ask for; the driver does not follow the address.
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut encoded,
                 sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                2,
+                map.rank,
                 map.address as *mut c_void,
                 extents.as_ptr(),
-                strides.as_ptr(),
-                box_extents.as_ptr(),
-                steps.as_ptr(),
+                map.stride_bytes.as_ptr(),
+                map.box_extents.as_ptr(),
+                map.steps.as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
                 sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                promotion,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
         }

@@ -38,27 +38,41 @@ pub struct KernelLaunch {
     pub params: Vec<u8>,
 }
 
-/// What the tensor memory accelerator copies boxes of: a row-major matrix of 16-bit elements. In shared memory a row of a
-/// box takes 128 bytes, whose 16-byte chunks are swapped by the row number modulo 8.
+/// What the tensor memory accelerator copies boxes of: a matrix or a picture of 16-bit elements, the innermost extent first. In
+/// shared memory a row of a box takes 128 bytes, whose 16-byte chunks are swapped by the row number modulo 8. What a box has outside
+/// comes as zeros.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TensorMap {
     /// First element; a multiple of 16.
     pub address: u64,
-    /// Elements of a row.
-    pub columns: u32,
-    /// Rows; 0 for a map that is never used.
-    pub rows: u32,
-    /// Bytes between the starts of rows; a multiple of 16.
-    pub stride_bytes: u64,
-    /// Elements of a box's row, at most 64.
-    pub box_columns: u32,
-    /// Rows of a box, at most 256.
-    pub box_rows: u32,
+    /// 2: the last extents and strides are not used.
+    pub rank: u32,
+    /// Elements; a map with a 0 is never used.
+    pub extents: [u32; 3],
+    /// Bytes from one row to the next, from one plane to the next; multiples of 16.
+    pub stride_bytes: [u64; 2],
+    /// Of a box, steps included: at most 256, the innermost one at most 64.
+    pub box_extents: [u32; 3],
+    /// A box takes every element, or every second.
+    pub steps: [u32; 3],
 }
 
 impl TensorMap {
     /// Size of an encoded map.
     pub const BYTES: usize = 128;
+
+    /// Of a row-major matrix.
+    pub fn matrix(address: u64, [columns, rows]: [u32; 2], stride_bytes: u64, [box_columns, box_rows]: [u32; 2]) -> TensorMap {
+        let (extents, box_extents) = ([columns, rows, 1], [box_columns, box_rows, 1]);
+        TensorMap { address, rank: 2, extents, stride_bytes: [stride_bytes, 0], box_extents, steps: [1; 3] }
+    }
+
+    /// Of a picture [height, width, channels] without gaps; `step`: every how many rows and columns a box takes.
+    pub fn picture(address: u64, [height, width, channels]: [u32; 3], box_extents: [u32; 3], step: u32) -> TensorMap {
+        let stride = 2 * channels as u64;
+        let (extents, stride_bytes) = ([channels, width, height], [stride, stride * width as u64]);
+        TensorMap { address, rank: 3, extents, stride_bytes, box_extents, steps: [1, step, step] }
+    }
 }
 
 impl Launch {

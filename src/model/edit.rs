@@ -190,7 +190,8 @@ fn encode(g: &mut Graph, config: &Config, spec: &EditSpec, rgb: TensorId) -> Enc
 
 fn decode(g: &mut Graph, config: &Config, spec: &EditSpec, latents: TensorId) -> (TensorId, TensorId) {
     let (h, w) = spec.latent;
-    let z = g.op("latents", Unpack { size: (h, w), divisor: LATENT_SCALE, shift: LATENT_SHIFT }, &[latents]);
+    let unpack = Unpack { size: (h, w), divisor: LATENT_SCALE, shift: LATENT_SHIFT };
+    let z = g.op_as(vae::LATENTS, "latents", unpack, &[latents]);
     let picture = vae::decoder(g, &config.vae, z);
     let pixels = g.buffer("pixels", U8, [8 * h, 8 * w, 3]);
     let faults = g.buffer("pixel_faults", I32, [1]);

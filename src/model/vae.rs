@@ -1,8 +1,8 @@
 //! FLUX's autoencoder, channels last: pictures [H, W, 3] to moments [H/8, W/8, 32] and latents back to pictures.
 //!
 //! As in the official code, the encoder works in bf16 (under autocast), the decoder keeps its activations in f32. The
-//! official decoder multiplies as TF32; here what a group norm has bounded is multiplied as f16, which has TF32's mantissa
-//! at twice its speed, and everything else (latents, upsampling, shortcuts) as TF32.
+//! official decoder multiplies as TF32; here what is bounded (latents, results of group norms) is multiplied as f16, which has
+//! TF32's mantissa at twice its speed, and everything else (upsampling, shortcuts) as TF32.
 
 use super::config::VaeConfig;
 use crate::graph::{Graph, TensorId};
@@ -20,6 +20,9 @@ struct Types {
 
 const ENCODER: Types = Types { stream: DType::BF16, normed: DType::BF16 };
 const DECODER: Types = Types { stream: DType::F32, normed: DType::F16 };
+
+/// What the decoder takes latents in.
+pub const LATENTS: DType = DECODER.normed;
 
 /// Records the encoder: picture in [-1, 1] to mean and logarithm of the variance, side by side in the channels.
 pub fn encoder(g: &mut Graph, config: &VaeConfig, picture: TensorId) -> TensorId {

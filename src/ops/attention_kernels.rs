@@ -226,14 +226,9 @@ fn two(ranges: &[Range<usize>]) -> [Range<usize>; 2] {
 /// The rows of a range, which end where it ends: TMA brings zeros from there on.
 fn map(operand: &Arg, rows: &Range<usize>) -> TensorMap {
     let bytes = operand.layout.spec.dtype.bytes() as u64;
-    TensorMap {
-        address: operand.address + rows.start as u64 * operand.stride() as u64 * bytes,
-        columns: operand.cols() as u32,
-        rows: rows.len() as u32,
-        stride_bytes: operand.stride() as u64 * bytes,
-        box_columns: HOPPER_PANEL,
-        box_rows: HOPPER_TILE,
-    }
+    let stride = operand.stride() as u64 * bytes;
+    let address = operand.address + rows.start as u64 * stride;
+    TensorMap::matrix(address, [operand.cols() as u32, rows.len() as u32], stride, [HOPPER_PANEL, HOPPER_TILE])
 }
 
 #[cfg(test)]

@@ -8,19 +8,14 @@ use anyhow::{Result, ensure};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::conv2d_kernels as kernels;
 use super::linear::matmul;
-use super::{Arch, Arg, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, WeightOrder, dense, portable};
+use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, WeightOrder, dense, portable};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// Elements of the patch matrix that the reference builds at a time (16 MiB).
 const PATCH_ELEMENTS: usize = 4 << 20;
-
-/// Output columns of the kernel's tile.
-const TILE_WIDTH: usize = 16;
-
-/// Threads of a block.
-const THREADS: u32 = 128;
 
 /// A square convolution with zero padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,27 +94,7 @@ impl Op for Conv2d {
                 w.spec
             ));
         }
-        let rows = y.spec.shape.0[0];
-        if w.spec.shape.elements() > u32::MAX as usize || rows.div_ceil(self.tile_height()) > 65535 {
-            return Unsupported::new(format!("{} rows of {}: more than 32-bit offsets or a grid hold", rows, w.spec));
-        }
-        // Rows of w are as long as x's pixels.
-        let vector = x.alignment() == 16 && (w.offset * types[1].bytes()).is_multiple_of(16);
-        let tile = match y.spec.shape.cols() {
-            n if !n.is_multiple_of(8) || n == 8 || y.alignment() < 16 => 8, // the one with scalar stores
-            n if n <= 32 => 32,
-            _ => 128,
-        };
-        let defines = vec![
-            ("STRIDE", self.stride),
-            ("UPSAMPLE", self.upsample as usize),
-            ("VECTOR", vector as usize),
-            ("N_TILE", tile),
-            ("SHARED_BYTES", self.shared_bytes(tile)),
-            ("X_TYPE", types[0].code()),
-            ("Y_TYPE", types[3].code()),
-        ];
-        Ok(Kernel::new("conv2d", defines))
+        kernels::select(self, arch, [x, w, y])
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -150,46 +125,11 @@ impl Op for Conv2d {
     }
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
-        let [x, w, bias] = &args.inputs[..] else { unreachable!("checked by select") };
-        let y = &args.outputs[0];
-        let extents = |arg: &Arg| [0, 1, 2].map(|i| arg.layout.spec.shape.0[i]);
-        let [height, width, channels] = extents(y);
-        let params = Params {
-            addresses: [x, w, bias, y].map(|arg| arg.address),
-            x: extents(x).map(|n| n as u32),
-            y: [height, width, channels].map(|n| n as u32),
-        };
-        // The channels of a tile of pixels are neighbours in time, so that its inputs are read from memory once.
-        let tiles = [channels.div_ceil(kernel.define("N_TILE")), width.div_ceil(TILE_WIDTH), height.div_ceil(self.tile_height())];
-        vec![Launch::kernel("conv2d", tiles.map(|n| n as u32), THREADS, kernel.define("SHARED_BYTES") as u32, &params)]
+        vec![kernels::launch(self, kernel, args)]
     }
 }
-
-/// As in `kernels/conv2d.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::NoUninit)]
-struct Params {
-    /// x, w, bias, y.
-    addresses: [u64; 4],
-    /// Height, width, channels.
-    x: [u32; 3],
-    y: [u32; 3],
-}
-
-const _: () = assert!(size_of::<Params>() == 56);
 
 impl Conv2d {
-    /// Output rows of the kernel's tile.
-    fn tile_height(&self) -> usize {
-        if self.stride == 2 { 4 } else { 8 }
-    }
-
-    /// Two halves of 64-byte rows: the inputs under a tile of pixels, an even number in a row; three taps of `channels`.
-    fn shared_bytes(&self, channels: usize) -> usize {
-        let under = |outputs: usize| if self.upsample { outputs / 2 + 2 } else { self.stride * (outputs - 1) + 3 };
-        2 * 64 * (under(self.tile_height()) * under(TILE_WIDTH).next_multiple_of(2) + 3 * channels)
-    }
-
     /// The [K, K, C] inputs of output pixel `at` (row, column).
     fn patch(&self, x: &[f32], [h, w, c]: [usize; 3], k: usize, at: [usize; 2], patch: &mut [f32]) {
         let scale = 1 + self.upsample as usize;
@@ -215,12 +155,22 @@ pub(super) fn cases() -> Vec<Case> {
         case(12, 18, 32, 32, Conv2d::HALVE, BF16, BF16),
         case(13, 19, 72, 136, Conv2d::HALVE, BF16, BF16),
         case(16, 16, 3, 128, Conv2d::SAME, BF16, BF16),
+        case(5, 270, 3, 64, Conv2d::SAME, BF16, BF16),
+        case(9, 33, 2, 32, Conv2d::SAME, F16, F32),
+        case(7, 9, 4, 32, Conv2d::SAME, BF16, BF16),
         case(9, 7, 32, 16, Conv2d::DOUBLE, F32, F32),
         case(9, 11, 32, 64, Conv2d::DOUBLE, F32, F32),
         case(8, 6, 128, 3, Conv2d::SAME, F32, F32),
         case(9, 21, 128, 3, Conv2d::SAME, F16, F32),
+        case(29, 61, 64, 3, Conv2d::SAME, BF16, BF16),
+        case(3, 5, 40, 3, Conv2d::SAME, BF16, BF16),
         case(11, 20, 128, 128, Conv2d::SAME, F16, F32),
+        case(35, 17, 64, 256, Conv2d::SAME, BF16, BF16),
+        case(35, 34, 128, 128, Conv2d::HALVE, BF16, BF16),
+        case(1, 1, 64, 128, Conv2d::SAME, F16, F32),
         case(6, 17, 16, 256, Conv2d::SAME, F32, F32),
+        case(6, 70, 16, 64, Conv2d::SAME, F16, F32),
+        case(5, 33, 16, 32, Conv2d::SAME, BF16, BF16),
     ];
     for case in cases.iter_mut().filter(|case| case.outputs == [F32]) {
         let f16 = case.inputs[0].dtype == F16;

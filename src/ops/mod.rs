@@ -13,6 +13,7 @@ mod branches;
 mod case;
 mod cast;
 mod conv2d;
+mod conv2d_kernels;
 mod gate_residual;
 mod gather;
 mod group_norm;

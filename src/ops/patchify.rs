@@ -147,6 +147,11 @@ pub(super) fn cases() -> Vec<Case> {
             reason: "a division in f32",
             ..Case::new(unpack, vec![Spec::new(DType::F32, [35, 64])], DType::F32)
         },
+        Case {
+            bound: 1e-9,
+            reason: "a division in f32, of which few fall to the other f16",
+            ..Case::new(unpack, vec![Spec::new(DType::F32, [35, 64])], DType::F16)
+        },
     ]
 }
 

@@ -23,7 +23,7 @@ struct Params {
     moments: u64,
     noise: u64,
     y: u64,
-    values: u32,
+    vectors: u32,
     channels: u32,
     scale: f32,
     shift: f32,
@@ -55,7 +55,14 @@ impl Op for Posterior {
         let code = |l: &Layout| l.spec.dtype.code();
         let noise = inputs.get(1).unwrap_or(&inputs[0]);
         let types = [("X_TYPE", code(&inputs[0])), ("NOISE_TYPE", code(noise)), ("Y_TYPE", code(&outputs[0]))];
-        Ok(Kernel::new("posterior", [&[("SAMPLE", (inputs.len() > 1) as usize)][..], &types].concat()))
+        let channels = outputs[0].spec.shape.cols();
+        let aligned = |n: &usize| {
+            let fits = |l: &Layout| (l.offset * l.spec.dtype.bytes()).is_multiple_of(n * l.spec.dtype.bytes());
+            channels.is_multiple_of(*n) && inputs.iter().chain(outputs).all(fits)
+        };
+        let vector = [4, 2].into_iter().find(aligned).unwrap_or(1);
+        let defines = [("SAMPLE", (inputs.len() > 1) as usize), ("VECTOR", vector)];
+        Ok(Kernel::new("posterior", [&defines[..], &types].concat()))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -70,19 +77,19 @@ impl Op for Posterior {
         }
     }
 
-    fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
+    fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
         let y = &args.outputs[0];
-        let values = y.layout.spec.shape.elements();
+        let vectors = y.layout.spec.shape.elements() / kernel.define("VECTOR");
         let params = Params {
             moments: args.inputs[0].address,
             noise: args.inputs.get(1).map_or(0, |n| n.address),
             y: y.address,
-            values: values as u32,
+            vectors: vectors as u32,
             channels: y.cols() as u32,
             scale: LATENT_SCALE,
             shift: LATENT_SHIFT,
         };
-        vec![Launch::kernel("posterior", blocks(values), BLOCK, 0, &params)]
+        vec![Launch::kernel("posterior", blocks(vectors), BLOCK, 0, &params)]
     }
 }
 
