@@ -35,7 +35,7 @@ struct Params {
   u32 height;  // of y
   u32 width;
   u32 channels;
-  u32 chunks;  // of x's channels
+  u32 chunks;   // of x's channels
   u32 tiles_x;  // in a row of tiles
   u32 tiles_n;  // of channels
   u32 tiles;    // in all

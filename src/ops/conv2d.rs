@@ -73,7 +73,7 @@ impl Op for Conv2d {
         Cost::streaming(2 * outputs[0].shape.elements() * taps, inputs, outputs)
     }
 
-    /// Implicit GEMM on tensor cores; channel counts that are no multiple of 16 bytes (pictures) take the scalar loader.
+    /// Implicit GEMM on tensor cores, by the kernel that fits types and extents best.
     fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         dense(inputs)?;

@@ -15,7 +15,7 @@ const LATENT_CHANNELS: usize = 16;
 const IN_TILES: usize = 2;
 const IN_TILE: [usize; 2] = [4, 32];
 
-/// Most channels of its weights, in and out multiplied: four blocks of a multiprocessor hold as many.
+/// Most channels of its tile, in times out: from 16 to 512 of 128×128 pixels, tiles of 64 took 18.6 µs, of 128 20.6 (H100).
 const IN_WEIGHTS_MOST: usize = 1024;
 
 /// Rows and columns of outputs of a block of `conv2d_out.cu`, and of the inputs under them.

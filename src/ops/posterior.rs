@@ -56,10 +56,8 @@ impl Op for Posterior {
         let noise = inputs.get(1).unwrap_or(&inputs[0]);
         let types = [("X_TYPE", code(&inputs[0])), ("NOISE_TYPE", code(noise)), ("Y_TYPE", code(&outputs[0]))];
         let channels = outputs[0].spec.shape.cols();
-        let aligned = |n: &usize| {
-            let fits = |l: &Layout| (l.offset * l.spec.dtype.bytes()).is_multiple_of(n * l.spec.dtype.bytes());
-            channels.is_multiple_of(*n) && inputs.iter().chain(outputs).all(fits)
-        };
+        let aligned =
+            |n: &usize| channels.is_multiple_of(*n) && inputs.iter().chain(outputs).all(|l| l.offset.is_multiple_of(*n));
         let vector = [4, 2].into_iter().find(aligned).unwrap_or(1);
         let defines = [("SAMPLE", (inputs.len() > 1) as usize), ("VECTOR", vector)];
         Ok(Kernel::new("posterior", [&defines[..], &types].concat()))
