@@ -9,6 +9,8 @@
 // Halving has inputs of even and odd rows and columns in four planes of their own, so that the 16 pixels of a fragment always
 // lie side by side; a plane comes, and goes, by itself. Rows of shared memory have 128 bytes in eight pieces; piece p of row r
 // lies at p ^ r % 8, TMA's 128-byte swizzle.
+//
+// The L2 cache is told to let go of pixels and results first: both pass by, weights are what every tile reads again.
 
 #include "hopper.cuh"
 
@@ -68,6 +70,7 @@ __device__ __forceinline__ u32 place(u32 row, u32 piece) { return row * kRowByte
 
 __device__ __forceinline__ void produce_pixels(const Params& p, Shared& s) {
   Ring<kPixelStages> ring;
+  const u64 policy = evict_first();
   for (u32 number = blockIdx.x; number < p.tiles; number += gridDim.x) {
     const Work work(p, number);
 #pragma unroll 1
@@ -78,7 +81,7 @@ __device__ __forceinline__ void produce_pixels(const Params& p, Shared& s) {
         barrier_wait(s.pixels_empty[ring.at], ring.parity ^ 1);
         barrier_expect(full, kHalo * kHalo * kRowBytes);
         const int x = (int)(work.x * kStride + plane % kStride) - kPad, y = (int)(work.y * kStride + plane / kStride) - kPad;
-        tma_load(shared_address(s.pixels[ring.at]), p.x, chunk * kChunk, x, y, full);
+        tma_load(shared_address(s.pixels[ring.at]), p.x, chunk * kChunk, x, y, full, policy);
         ring.next();
       }
     }
@@ -111,6 +114,7 @@ struct Consumer {
   Ring<kPixelStages> pixels;
   Ring<kWeightStages> weights;
   float sums[2][64];
+  float bias[2][2];   // of channels 2 · lane and 2 · lane + 1 of the tile, and of those 64 further
   u32 a[2][2][2][4];  // of this step (32 channels of a tap) and of the next: rows, 16 channels each
 
   __device__ __forceinline__ Consumer(const Params& p, Shared& s, u32 number)
@@ -163,7 +167,10 @@ struct Consumer {
     }
   }
 
-  __device__ __forceinline__ void consume() {
+  __device__ __forceinline__ void consume(const Work& work) {
+    // Early: at the end of a tile they would be waited for.
+#pragma unroll
+    for (u32 v = 0; v < 4; v++) bias[v / 2][v % 2] = to_f32(p.bias[work.channel + v / 2 * 64 + threadIdx.x % 32 * 2 + v % 2]);
     barrier_wait(s.pixels_full[pixels.at], pixels.parity);
     load(a[0], 0);
 #pragma unroll 1
@@ -178,15 +185,18 @@ struct Consumer {
     const u32 lane = threadIdx.x % 32, quad = lane % 4;
 #pragma unroll
     for (u32 n = 0; n < kTileN / 8; n += 4) {
-      float bias[8];
+      float bias_of[8];
 #pragma unroll
-      for (u32 v = 0; v < 8; v++) bias[v] = to_f32(p.bias[work.channel + (n + v / 2) * 8 + quad * 2 + v % 2]);
+      for (u32 v = 0; v < 8; v++) {
+        const u32 pair = (n + v / 2) * 4 + quad;  // of channels
+        bias_of[v] = __shfl_sync(0xffffffffu, bias[pair / 32][v % 2], pair % 32);
+      }
 #pragma unroll
       for (u32 i = 0; i < 4; i++) {
         const u32 m = i / 2, half = i % 2, y = work.y + first_row + 4 * m, x = work.x + lane / 4 + 8 * half;
         float values[8];
 #pragma unroll
-        for (u32 v = 0; v < 8; v++) values[v] = sums[m][(n + v / 2) * 4 + half * 2 + v % 2] + bias[v];
+        for (u32 v = 0; v < 8; v++) values[v] = sums[m][(n + v / 2) * 4 + half * 2 + v % 2] + bias_of[v];
         Y* const to = p.y + ((size_t)y * p.width + x) * p.channels + work.channel + n * 8;
         put(to, values, quad, y < p.height && x < p.width);
       }
@@ -199,13 +209,12 @@ struct Consumer {
 #pragma unroll
     for (u32 i = 0; i < 4; i++) word[i] = pack2<bf16>(values[2 * i], values[2 * i + 1]);
     transpose(word, quad);
-    if (inside) store_words(to + quad * 8, word);
+    if (inside) __stcs(reinterpret_cast<uint4*>(to + quad * 8), make_uint4(word[0], word[1], word[2], word[3]));
   }
   __device__ __forceinline__ static void put(float* to, const float (&values)[8], u32 quad, bool inside) {
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-      const Vec<float, 2> pair = {values[2 * i], values[2 * i + 1]};
-      if (inside) pair.store(to + i * 8 + quad * 2);
+      if (inside) __stcs(reinterpret_cast<float2*>(to + i * 8 + quad * 2), make_float2(values[2 * i], values[2 * i + 1]));
     }
   }
 };
@@ -228,7 +237,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, 1) conv2d(const __grid_co
     Consumer consumer(p, s, warpgroup - 1);
     for (u32 number = blockIdx.x; number < p.tiles; number += gridDim.x) {
       const Work work(p, number);
-      consumer.consume();
+      consumer.consume(work);
       consumer.write(work);
     }
   }

@@ -61,11 +61,20 @@ __device__ __forceinline__ void tma_load(u32 to, const TensorMap& map, u32 colum
 }
 
 // The same of a tensor of three dimensions, at (column, x, y); what lies outside of it, before its start too, comes as zeros.
-__device__ __forceinline__ void tma_load(u32 to, const TensorMap& map, u32 column, int x, int y, u64& barrier) {
+// `policy`: what becomes of it in the L2 cache.
+__device__ __forceinline__ void tma_load(u32 to, const TensorMap& map, u32 column, int x, int y, u64& barrier, u64 policy) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
-      "l"(&map), "r"(column), "r"(x), "r"(y), "r"(shared_address(&barrier))
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(x), "r"(y), "r"(shared_address(&barrier)), "l"(policy)
       : "memory");
+}
+
+// The L2 cache lets go of what it fetches under this policy before anything else.
+__device__ __forceinline__ u64 evict_first() {
+  u64 policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
 }
 
 // Hands registers from one role of a block to another; every warp of the warpgroup calls it.
