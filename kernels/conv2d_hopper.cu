@@ -209,7 +209,7 @@ struct Consumer {
 #pragma unroll
     for (u32 i = 0; i < 4; i++) word[i] = pack2<bf16>(values[2 * i], values[2 * i + 1]);
     transpose(word, quad);
-    if (inside) __stcs(reinterpret_cast<uint4*>(to + quad * 8), make_uint4(word[0], word[1], word[2], word[3]));
+    if (inside) stream_words(to + quad * 8, word);
   }
   __device__ __forceinline__ static void put(float* to, const float (&values)[8], u32 quad, bool inside) {
 #pragma unroll

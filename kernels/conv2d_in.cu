@@ -139,7 +139,10 @@ extern "C" __global__ void __launch_bounds__(kThreads, 4) conv2d_in(const __grid
         for (u32 v = 0; v < 2 * kRun; v++) values.v[v] = from_f32<Y>(sums[i / 2][v / 2][i % 2 * 2 + v % 2] + bias[channel + v]);
         if (y < p.height && x < p.width) {
           const size_t pixel = (size_t)y * p.width + x;
-          store_words(p.y + pixel * p.channels + first_channel + channel, reinterpret_cast<const u32(&)[4]>(values));
+          Y* const to = p.y + pixel * p.channels + first_channel + channel;
+          const u32(&word)[4] = reinterpret_cast<const u32(&)[4]>(values);
+          // A picture's results exceed the L2 cache, latents' fit in it.
+          kEights ? store_words(to, word) : stream_words(to, word);
         }
       }
     }

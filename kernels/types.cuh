@@ -115,3 +115,7 @@ __device__ __forceinline__ void store_words(void* to, const u32 (&word)[4]) {
                "r"(word[2]), "r"(word[3])
                : "memory");
 }
+// The same of what is not read again soon: the L2 cache lets go of it first.
+__device__ __forceinline__ void stream_words(void* to, const u32 (&word)[4]) {
+  __stcs(reinterpret_cast<uint4*>(to), make_uint4(word[0], word[1], word[2], word[3]));
+}
