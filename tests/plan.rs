@@ -25,9 +25,9 @@ fn planned(preset: Preset, size: (usize, usize), size_level: usize, precision: P
     plan_edit(&model.config, &model.settings, &model.tokenizer, PROMPT, &job).unwrap()
 }
 
-/// Compares with `tests/snapshots/{name}.txt`, or writes it if STEP1X_UPDATE_SNAPSHOTS is set.
+/// Compares with `tests/data/snapshots/{name}.txt`, or writes it if STEP1X_UPDATE_SNAPSHOTS is set.
 fn snapshot(name: &str, plan: &Plan) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/snapshots/{name}.txt"));
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/snapshots/{name}.txt"));
     let text = format!("{plan}\n{}", plan.graph);
     if std::env::var_os("STEP1X_UPDATE_SNAPSHOTS").is_some() {
         std::fs::write(&path, &text).unwrap();

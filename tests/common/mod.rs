@@ -21,7 +21,7 @@ pub const AXES: [usize; 3] = [16, 56, 56];
 pub fn golden_path(name: &str) -> PathBuf {
     let folder = std::env::var_os("STEP1X_GOLDEN").map(PathBuf::from);
     // A test binary that was copied to another machine runs in a copy of the repository.
-    let roots = [env!("CARGO_MANIFEST_DIR"), "."].map(|root| PathBuf::from(root).join("tests/golden"));
+    let roots = [env!("CARGO_MANIFEST_DIR"), "."].map(|root| PathBuf::from(root).join("tests/data/golden"));
     let default = || roots.iter().find(|folder| folder.is_dir()).unwrap_or(&roots[0]).clone();
     folder.unwrap_or_else(default).join(name)
 }

@@ -189,10 +189,10 @@ fn manifest(text: &str) -> Vec<PlannedTensor> {
 #[test]
 fn headers_of_the_released_checkpoints_parse() {
     let manifests = [
-        (include_str!("../../tests/manifests/step1x-edit-i1258.json"), 817),
-        (include_str!("../../tests/manifests/step1x-edit-v1p1-official.json"), 816),
-        (include_str!("../../tests/manifests/vae.json"), 244),
-        (include_str!("../../tests/manifests/qwen2.5-vl-7b-instruct.json"), 729),
+        (include_str!("../../../tests/data/manifests/step1x-edit-i1258.json"), 817),
+        (include_str!("../../../tests/data/manifests/step1x-edit-v1p1-official.json"), 816),
+        (include_str!("../../../tests/data/manifests/vae.json"), 244),
+        (include_str!("../../../tests/data/manifests/qwen2.5-vl-7b-instruct.json"), 729),
     ];
     for (text, count) in manifests {
         let tensors = manifest(text);

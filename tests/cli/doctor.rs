@@ -12,7 +12,7 @@ use super::support::*;
 fn stand_in(place: &Place, library: &str) -> Option<PathBuf> {
     let folder = place.path(library);
     std::fs::create_dir_all(&folder).unwrap();
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cli_tests/stand_in.c");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/stand_in.c");
     let output = folder.join(format!("lib{library}.so"));
     let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&output).arg(source).status();
     built.is_ok_and(|status| status.success()).then_some(folder)

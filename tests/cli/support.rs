@@ -41,9 +41,9 @@ fn make_model() -> PathBuf {
     dir
 }
 
-/// A picture of `tests/images`.
+/// A picture of `tests/data/images`.
 pub fn fixture(name: &str) -> String {
-    format!("{}/tests/images/{name}", env!("CARGO_MANIFEST_DIR"))
+    format!("{}/tests/data/images/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
 /// How a command ended and what it printed.

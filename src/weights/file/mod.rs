@@ -313,5 +313,4 @@ fn check_packed(entries: &BTreeMap<String, Entry>, start: u64, data_len: u64) ->
 }
 
 #[cfg(test)]
-#[path = "file_tests.rs"]
 mod tests;

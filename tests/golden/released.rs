@@ -19,7 +19,7 @@ use crate::common::AXES;
 type Shapes = BTreeMap<String, Vec<usize>>;
 
 fn manifest(name: &str) -> Shapes {
-    let path = format!("{}/tests/manifests/{name}", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/tests/data/manifests/{name}", env!("CARGO_MANIFEST_DIR"));
     let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
     let entries: BTreeMap<String, Value> = serde_json::from_slice(&bytes).expect("a manifest is an object");
     let shape = |entry: Value| serde_json::from_value(entry["shape"].clone()).expect("a shape");

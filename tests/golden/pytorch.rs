@@ -20,8 +20,8 @@ const TESTS: [&str; 9] = [
 #[test]
 fn another_implementation_agrees() {
     // The folder is read from the environment, which is a process's.
-    let folders = [env!("CARGO_MANIFEST_DIR"), "."].map(|root| Path::new(root).join("tests/golden_pytorch"));
-    let folder = folders.iter().find(|folder| folder.is_dir()).expect("tests/golden_pytorch");
+    let folders = [env!("CARGO_MANIFEST_DIR"), "."].map(|root| Path::new(root).join("tests/data/golden_pytorch"));
+    let folder = folders.iter().find(|folder| folder.is_dir()).expect("tests/data/golden_pytorch");
     let tests = std::env::current_exe().unwrap();
     let run = Command::new(tests).args(["--exact"]).args(TESTS).env("STEP1X_GOLDEN", folder).output().unwrap();
     let text = String::from_utf8_lossy(&run.stdout).into_owned() + &String::from_utf8_lossy(&run.stderr);

@@ -167,7 +167,7 @@ fn inputs_of_the_tiny_encoder() {
 /// The preset is made for the committed file, whatever folder the other tests read.
 #[test]
 fn tiny_tokens_have_the_ids_of_the_tiny_config() {
-    let config: serde_json::Value = serde_json::from_str(include_str!("../golden/config_tiny.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(include_str!("../data/golden/config_tiny.json")).unwrap();
     let named = [
         ("<|image_pad|>", "image_token_id"),
         ("<|vision_start|>", "vision_start_token_id"),

@@ -357,5 +357,4 @@ impl Filler<'_> {
 }
 
 #[cfg(test)]
-#[path = "write_tests.rs"]
 pub(super) mod tests;

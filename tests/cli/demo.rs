@@ -70,7 +70,7 @@ fn the_gallery_has_a_result_beside_every_source() {
 /// The first 22 held-out cases of tools/demo_model, each kind in both languages, with fewer steps than `edit` takes.
 #[test]
 fn held_out_edits_are_right() {
-    let (place, cases) = (Place::new(), format!("{}/tests/demo_cases", env!("CARGO_MANIFEST_DIR")));
+    let (place, cases) = (Place::new(), format!("{}/tests/data/demo_cases", env!("CARGO_MANIFEST_DIR")));
     let answer = place.run(&["judge", "--cases", &cases, "--steps", "8", "--device", "cpu", "--json"]);
     assert_eq!(answer.code, Some(0), "{}", answer.stderr);
     let report: Value = answer.json();

@@ -2,16 +2,11 @@
 //!
 //! Without a device each test says that it is skipped. Tests of a device run one at a time.
 
-#[path = "golden_tests/common.rs"]
+#[path = "../common/mod.rs"]
 #[allow(dead_code)]
 mod common;
-#[path = "gpu_tests/edits.rs"]
 mod edits;
-#[path = "gpu_tests/faults.rs"]
 mod faults;
-#[path = "gpu_tests/instruments.rs"]
 mod instruments;
-#[path = "gpu_tests/ops.rs"]
 mod ops;
-#[path = "gpu_tests/support.rs"]
 mod support;
