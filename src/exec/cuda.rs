@@ -19,7 +19,7 @@ use crate::cuda::{Captured, Compiler, Cubin, Device, Event, Function, Gemms, Ker
 use crate::cuda::{Nvtx, Product, Setup, Staging, Stream};
 use crate::error::ResourceError;
 use crate::graph::{Kind, Node, StorageId, TensorId};
-use crate::ops::{Arg, Args, Buffer, Kernel, Layout, Values};
+use crate::ops::{Arg, Args, HostValues, Kernel, Values, View};
 use crate::plan::{ALIGNMENT, KERNEL_BYTES, Plan, format_bytes};
 use crate::weights::WeightSource;
 
@@ -222,15 +222,15 @@ impl Executor for Cuda<'_> {
         self.arena.write(self.place(tensor.storage)? + own.start, &bytemuck::cast_slice(&words)[own])
     }
 
-    fn read(&mut self, id: TensorId) -> Result<Buffer> {
+    fn read(&mut self, id: TensorId) -> Result<HostValues> {
         let tensor = self.plan.graph.tensor(id);
         let storage = self.plan.graph.storage_of(id);
         if let Kind::Weight(component) = storage.kind {
             let values = super::values::load_weight(&*self.weights, component, &storage.name, tensor, self.plan.precision)?;
-            return Ok(Buffer::F32(values));
+            return Ok(HostValues::F32(values));
         }
         let words = self.download(tensor.storage)?;
-        Ok(load(&bytemuck::cast_slice(&words)[..storage.spec.bytes()], tensor)?.into_buffer())
+        Ok(load(&bytemuck::cast_slice(&words)[..storage.spec.bytes()], tensor)?.into_host_values())
     }
 
     fn begin(&mut self, stages: &[&str]) -> Result<()> {
@@ -327,8 +327,8 @@ fn launches(plan: &Plan, node: &Node, at: usize, arena: &Memory, region: &Memory
             Some(offset) => arena.address + offset as u64,
             None => region.address + plan.weights.offsets[tensor.storage.0].unwrap_or(0) as u64,
         };
-        let layout = Layout { spec: tensor.spec.clone(), row_stride: tensor.row_stride, offset: tensor.offset };
-        Arg { address: base + (tensor.offset * tensor.spec.dtype.bytes()) as u64, layout }
+        let view = View { spec: tensor.spec.clone(), row_stride: tensor.row_stride, offset: tensor.offset };
+        Arg { address: base + (tensor.offset * tensor.spec.dtype.bytes()) as u64, view }
     };
     let (inputs, outputs) = (node.inputs.iter().map(arg).collect(), node.outputs.iter().map(arg).collect());
     let scratch = arena.address + plan.scratch_offset as u64;
