@@ -15,7 +15,7 @@ use step1x_edit::image::working_size;
 use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
-use step1x_edit::ops::{Arch, H100_GRID_THREADS, Kernel, Layout, cases};
+use step1x_edit::ops::{Arch, H100_GRID_THREADS, Kernel, View, cases};
 use step1x_edit::pipeline::{Program, Request};
 use step1x_edit::plan::{Precision, Target};
 use step1x_edit::prompt::fit;
@@ -40,12 +40,11 @@ fn kernels_of_cases(arch: Arch, kernels: &mut BTreeMap<String, Kernel>) {
         let mut specs = case.op.infer(&case.inputs).unwrap();
         specs.iter_mut().zip(&case.outputs).for_each(|(spec, &dtype)| spec.dtype = dtype);
         for pad in [0, 8, 4, 1] {
-            let layout = |spec: &_| {
-                let dense = Layout::dense(spec);
-                Layout { row_stride: dense.row_stride + 2 * pad, offset: pad, ..dense }
+            let view = |spec: &_| {
+                let dense = View::dense(spec);
+                View { row_stride: dense.row_stride + 2 * pad, offset: pad, ..dense }
             };
-            let (inputs, outputs): (Vec<_>, Vec<_>) =
-                (case.inputs.iter().map(layout).collect(), specs.iter().map(layout).collect());
+            let (inputs, outputs): (Vec<_>, Vec<_>) = (case.inputs.iter().map(view).collect(), specs.iter().map(view).collect());
             match case.op.select(arch, &inputs, &outputs) {
                 Ok(kernel) => drop(kernels.insert(kernel.to_string(), kernel)),
                 Err(e) => assert!(pad > 0, "{:?} on {:?}: {}", case.op, case.inputs, e.reason),
@@ -113,9 +112,9 @@ fn a_damaged_entry_of_the_cache_is_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let setup = Setup { cache: Some(dir.path().join("cubins")), ..setup };
     let cast = cases().into_iter().find(|case| case.op.kind() == "cast").expect("a small kernel");
-    let layouts = |specs: &[_]| specs.iter().map(Layout::dense).collect::<Vec<_>>();
+    let views = |specs: &[_]| specs.iter().map(View::dense).collect::<Vec<_>>();
     let output = step1x_edit::tensor::Spec { dtype: cast.outputs[0], ..cast.inputs[0].clone() };
-    let kernel = cast.op.select(Arch(80), &layouts(&cast.inputs), &layouts(&[output])).unwrap();
+    let kernel = cast.op.select(Arch(80), &views(&cast.inputs), &views(&[output])).unwrap();
     let compile = || Compiler::new(80, &setup).unwrap().compile(kernel.source, &kernel.defines).unwrap();
     let entry = || -> PathBuf {
         let entries: Vec<_> = std::fs::read_dir(dir.path().join("cubins")).unwrap().map(|e| e.unwrap().path()).collect();

@@ -11,7 +11,7 @@ mod values;
 use anyhow::{Result, bail};
 
 use crate::graph::{BodyId, Node, TensorId};
-use crate::ops::{Buffer, Values};
+use crate::ops::{HostValues, Values};
 use crate::plan::{Itinerary, Plan};
 
 pub use compare::{Compared, Difference, Report, compare};
@@ -43,7 +43,7 @@ pub trait Executor {
     ///
     /// # Errors
     /// A fault of what ran before.
-    fn read(&self, id: TensorId) -> Result<Buffer>;
+    fn read(&self, id: TensorId) -> Result<HostValues>;
 
     /// The values of a float tensor, dense, widened.
     ///
@@ -51,7 +51,7 @@ pub trait Executor {
     /// A tensor of indices or pixels, or a fault of what ran before.
     fn read_f32(&self, id: TensorId) -> Result<Vec<f32>> {
         match self.read(id)? {
-            Buffer::F32(values) => Ok(values),
+            HostValues::F32(values) => Ok(values),
             _ => bail!("{} does not hold floats", self.plan().graph.storage_of(id).name),
         }
     }

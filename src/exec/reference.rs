@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use super::values::{Loaded, check_count, load, load_weight, store};
 use super::{Executor, Watch};
 use crate::graph::{BodyId, Kind, Node, Tensor, TensorId};
-use crate::ops::{Buffer, Operand, Output, Values};
+use crate::ops::{HostValues, Operand, Output, Values};
 use crate::plan::{Itinerary, Plan};
 use crate::weights::WeightSource;
 
@@ -86,7 +86,7 @@ impl Executor for Reference {
             .with_context(|| format!("input {}", self.plan.graph.storage_of(id).name))
     }
 
-    fn read(&self, id: TensorId) -> Result<Buffer> {
+    fn read(&self, id: TensorId) -> Result<HostValues> {
         Ok(self.load(id)?.into_buffer())
     }
 

@@ -11,9 +11,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::linear::matmul;
-use super::{
-    Arch, Args, Case, Cost, Kernel, Layout, ONE_ROUNDING, Op, Operand, Output, Unsupported, attention_kernels, portable,
-};
+use super::{Arch, Args, Case, Cost, Kernel, ONE_ROUNDING, Op, Operand, Output, Unsupported, View, attention_kernels, portable};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -108,7 +106,7 @@ impl Op for Attention {
     ///
     /// The portable kernel: head widths of 80, 128 and 512 (the autoencoder's, neither causal nor biased), a 16-bit type, rows
     /// at multiples of 16 bytes. The tiles of keys for width 512 are as large as a block's shared memory allows.
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         let width = inputs[0].spec.shape.cols() / self.heads;
         let (queries, keys) = match (width, arch.0) {

@@ -225,7 +225,7 @@ fn two(ranges: &[Range<usize>]) -> [Range<usize>; 2] {
 
 /// The rows of a range, which end where it ends: TMA brings zeros from there on.
 fn map(operand: &Arg, rows: &Range<usize>) -> TensorMap {
-    let bytes = operand.layout.spec.dtype.bytes() as u64;
+    let bytes = operand.view.spec.dtype.bytes() as u64;
     let stride = operand.stride() as u64 * bytes;
     let address = operand.address + rows.start as u64 * stride;
     TensorMap::matrix(address, [operand.cols() as u32, rows.len() as u32], stride, [HOPPER_PANEL, HOPPER_TILE])
@@ -235,7 +235,7 @@ fn map(operand: &Arg, rows: &Range<usize>) -> TensorMap {
 mod tests {
     use super::*;
     use crate::ops::attention::{Segment, cases};
-    use crate::ops::{Arch, Layout, Op};
+    use crate::ops::{Arch, Op, View};
     use crate::tensor::{DType, Spec};
 
     #[test]
@@ -274,8 +274,8 @@ mod tests {
     fn biases_that_shared_memory_cannot_hold_go_to_the_portable_kernel() {
         let kernel = |biases: usize| {
             let op = Attention { heads: 1, kv_heads: 1, causal: false, segments: vec![Segment::all(0..20_000)] };
-            let rows = Layout::dense(&Spec::new(DType::BF16, [20_000, 128]));
-            let bias = Layout::dense(&Spec::new(DType::F32, [biases]));
+            let rows = View::dense(&Spec::new(DType::BF16, [20_000, 128]));
+            let bias = View::dense(&Spec::new(DType::F32, [biases]));
             op.select(Arch(90), &[rows.clone(), rows.clone(), rows.clone(), bias], &[rows]).unwrap().source
         };
         assert_eq!((kernel(HOPPER_BIASES), kernel(HOPPER_BIASES + 1)), ("attention_hopper", "attention"));
@@ -285,8 +285,8 @@ mod tests {
     fn every_configuration_fits_the_shared_memory_of_its_architecture() {
         for (arch, limit) in [(80, 163), (86, 99), (87, 163), (89, 99), (90, 227), (100, 227), (120, 99)] {
             for case in cases() {
-                let layouts: Vec<Layout> = case.inputs.iter().map(Layout::dense).collect();
-                let kernel = case.op.select(Arch(arch), &layouts, &layouts[..1]).unwrap();
+                let views: Vec<View> = case.inputs.iter().map(View::dense).collect();
+                let kernel = case.op.select(Arch(arch), &views, &views[..1]).unwrap();
                 let bytes = if kernel.source == "attention_hopper" {
                     hopper_shared(HOPPER_BIASES as u32)
                 } else {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, row_kernel};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, blocks, row_kernel};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -35,7 +35,7 @@ impl Op for Cast {
         Cost::streaming(0, inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         if !(inputs[0].spec.dtype.is_float() && outputs[0].spec.dtype.is_float()) {
             return Unsupported::new(format!("a cast of {} to {}", inputs[0].spec, outputs[0].spec));
         }

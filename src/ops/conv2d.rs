@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::conv2d_kernels as kernels;
 use super::linear::matmul;
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, WeightOrder, dense, portable};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, WeightOrder, dense, portable};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -74,7 +74,7 @@ impl Op for Conv2d {
     }
 
     /// Implicit GEMM on tensor cores, by the kernel that fits types and extents best.
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         dense(inputs)?;
         dense(outputs)?;

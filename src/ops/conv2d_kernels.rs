@@ -1,7 +1,7 @@
 //! Which kernel takes a [`Conv2d`], and how it is launched.
 
 use super::conv2d::Conv2d;
-use super::{Arch, Arg, Args, Kernel, Layout, Unsupported};
+use super::{Arch, Arg, Args, Kernel, Unsupported, View};
 use crate::cuda::{Launch, TensorMap};
 use crate::tensor::DType;
 
@@ -35,14 +35,14 @@ const HOPPER_CHUNK: u32 = 64;
 const HOPPER_THREADS: u32 = 384;
 
 /// The kernel for picture, weight and result, of types and extents that some kernel takes.
-pub(super) fn select(op: &Conv2d, arch: Arch, [x, w, y]: [&Layout; 3]) -> Result<Kernel, Unsupported> {
+pub(super) fn select(op: &Conv2d, arch: Arch, [x, w, y]: [&View; 3]) -> Result<Kernel, Unsupported> {
     let rows = y.spec.shape.0[0];
     if w.spec.shape.elements() > u32::MAX as usize || rows.div_ceil(tile_height(op).min(IN_TILE[0])) > 65535 {
         return Unsupported::new(format!("{} rows of {}: more than 32-bit offsets or a grid hold", rows, w.spec));
     }
     let (channels, outputs) = (x.spec.shape.cols(), y.spec.shape.cols());
     let types = [("X_TYPE", x.spec.dtype.code()), ("Y_TYPE", y.spec.dtype.code())];
-    let aligned = |l: &Layout| (l.offset * l.spec.dtype.bytes()).is_multiple_of(16);
+    let aligned = |l: &View| (l.offset * l.spec.dtype.bytes()).is_multiple_of(16);
     let whole = channels.is_multiple_of(HOPPER_CHUNK as usize) && outputs.is_multiple_of(HOPPER_CHANNELS as usize);
     if arch == Arch(90)
         && x.spec.dtype != DType::F32
@@ -94,14 +94,14 @@ pub(super) fn select(op: &Conv2d, arch: Arch, [x, w, y]: [&Layout; 3]) -> Result
 pub(super) fn launch(op: &Conv2d, kernel: &Kernel, args: &Args) -> Launch {
     let [x, w, bias] = &args.inputs[..] else { unreachable!("checked by select") };
     let y = &args.outputs[0];
-    let extents = |arg: &Arg| [0, 1, 2].map(|i| arg.layout.spec.shape.0[i]);
+    let extents = |arg: &Arg| [0, 1, 2].map(|i| arg.view.spec.shape.0[i]);
     let addresses = [x, w, bias, y].map(|arg| arg.address);
     let [height, width, channels] = extents(y);
     let size = [height as u32, width as u32];
     let grid = |blocks: [usize; 3]| blocks.map(|n| n as u32);
     match kernel.source {
         "conv2d_hopper" => {
-            let (picture, inputs) = (extents(x).map(|n| n as u32), x.layout.spec.shape.cols());
+            let (picture, inputs) = (extents(x).map(|n| n as u32), x.view.spec.shape.cols());
             let halo = op.stride as u32 * hopper_halo(op);
             let box_extents = [HOPPER_CHUNK, halo, halo];
             let taps = 9 * inputs as u32;

@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::layer_norm::{norm_row, one_plus};
-use super::{Arch, Args, BranchParams, BranchRows, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported};
+use super::{Arch, Args, BranchParams, BranchRows, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View};
 use super::{held_row_kernel, one_stride, one_type, round};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
@@ -82,7 +82,7 @@ impl Op for GateResidual {
         Cost::streaming(if self.norm { 10 } else { 2 } * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         let mut kernel = held_row_kernel("gate_residual", arch, inputs, outputs)?;
         one_type(outputs)?;
         one_stride(&inputs[2..])?;

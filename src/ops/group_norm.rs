@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::activation::silu;
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel, typed};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, row_kernel, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Shape, Spec};
 
@@ -82,7 +82,7 @@ impl Op for GroupNorm {
         cost
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         let mut kernel = row_kernel("group_norm", arch, &inputs[..1], outputs)?;
         typed(&inputs[1], DType::F32)?;
         typed(&inputs[2], DType::F32)?;

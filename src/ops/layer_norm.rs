@@ -7,7 +7,7 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, BranchParams, BranchRows, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported};
+use super::{Arch, Args, BranchParams, BranchRows, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View};
 use super::{held_row_kernel, one_stride, round};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
@@ -76,7 +76,7 @@ impl Op for LayerNorm {
         Cost::streaming(8 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         let mut kernel = held_row_kernel("layer_norm", arch, inputs, outputs)?;
         if let Some(rows) = &self.modulation {
             rows.fits()?;

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::{Arch, Arg, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, activation::gelu_tanh, portable};
+use super::{Arch, Arg, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, activation::gelu_tanh, portable};
 use crate::cuda::{Gemm, Launch, Matrix};
 use crate::tensor::{DType, Spec};
 
@@ -44,7 +44,7 @@ impl Op for Linear {
 
     /// cuBLASLt: operands of one type, a result of that type or f32, a bias of the result's type, and rows that start at
     /// multiples of 8 bytes (16 take its fastest kernels). f32 is multiplied as TF32.
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         let dtype = inputs[0].spec.dtype;
         if inputs[1].spec.dtype != dtype {
@@ -62,7 +62,7 @@ impl Op for Linear {
         if let Some(bias) = inputs.get(2).filter(|bias| bias.spec.dtype != result) {
             return Unsupported::new(format!("the bias {} must be of the result's type {result}", bias.spec));
         }
-        let align = inputs[..2].iter().chain(outputs).map(Layout::alignment).min().unwrap_or(16);
+        let align = inputs[..2].iter().chain(outputs).map(View::alignment).min().unwrap_or(16);
         if align < 8 {
             return Unsupported::new(format!("operand rows start at multiples of {align} bytes, not 8"));
         }
@@ -88,7 +88,7 @@ impl Op for Linear {
     fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
         let [x, w] = [0, 1].map(|i| &args.inputs[i]);
         let y = &args.outputs[0];
-        let matrix = |arg: &Arg| Matrix { address: arg.address, stride: arg.layout.row_stride, dtype: arg.dtype() };
+        let matrix = |arg: &Arg| Matrix { address: arg.address, stride: arg.view.row_stride, dtype: arg.dtype() };
         vec![Launch::Gemm(Gemm {
             m: x.rows(),
             n: y.cols(),

@@ -61,7 +61,7 @@ pub use qk_norm_rope::QkNormRope;
 pub use rms_norm::RmsNorm;
 pub use rope_half::RopeHalf;
 pub use segment_mean::SegmentMean;
-pub use select::{Arch, Kernel, Layout, Unsupported};
+pub use select::{Arch, Kernel, Unsupported, View};
 use select::{
     BLOCK, STREAM_THREADS, blocks, dense, held_row_kernel, one_stride, one_type, portable, row_kernel, same_type, stream_grid,
     stream_kernel, typed,
@@ -69,7 +69,7 @@ use select::{
 pub use step_slice::StepSlice;
 pub use swiglu::SwiGlu;
 pub use timestep_embedding::TimestepEmbedding;
-pub use values::{Buffer, Operand, Output, Values, round};
+pub use values::{HostValues, Operand, Output, Values, round};
 
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
@@ -133,7 +133,7 @@ pub trait Op: Debug + Send + Sync {
     ///
     /// # Errors
     /// The requirement that no kernel of this op meets.
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported>;
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported>;
 
     /// Computes in f32; the caller rounds each output to its type. Operands arrive dense, with the specs of `infer`.
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]);
@@ -167,28 +167,28 @@ pub struct Arg {
     /// Address of the view's first element.
     pub address: u64,
     /// Spec and strides.
-    pub layout: Layout,
+    pub view: View,
 }
 
 impl Arg {
     /// Element type.
     pub fn dtype(&self) -> DType {
-        self.layout.spec.dtype
+        self.view.spec.dtype
     }
 
     /// Product of all extents but the innermost.
     pub fn rows(&self) -> usize {
-        self.layout.spec.shape.rows()
+        self.view.spec.shape.rows()
     }
 
     /// Innermost extent.
     pub fn cols(&self) -> usize {
-        self.layout.spec.shape.cols()
+        self.view.spec.shape.cols()
     }
 
     /// Elements between consecutive rows, as kernels take it.
     pub fn stride(&self) -> u32 {
-        self.layout.row_stride as u32
+        self.view.row_stride as u32
     }
 }
 

@@ -6,7 +6,7 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, one_type, portable, round};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, one_type, portable, round};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -52,7 +52,7 @@ impl Op for RopeHalf {
         Cost::streaming(3 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         let (x, table) = (&inputs[0].spec, &inputs[1].spec);
         let width = table.shape.cols();

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel, typed};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, row_kernel, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -55,7 +55,7 @@ impl Op for SegmentMean {
         Cost::streaming(inputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         let mut kernel = row_kernel("segment_mean", arch, &inputs[..1], outputs)?;
         if let Some(factor) = inputs.get(1) {
             typed(factor, inputs[0].spec.dtype)?;

@@ -11,7 +11,7 @@ pub struct Arch(pub u32);
 
 /// What `select` sees of an operand: its spec and where its rows lie.
 #[derive(Clone, Debug)]
-pub struct Layout {
+pub struct View {
     /// Element type and extents.
     pub spec: Spec,
     /// Elements between consecutive rows.
@@ -20,10 +20,10 @@ pub struct Layout {
     pub offset: usize,
 }
 
-impl Layout {
+impl View {
     /// A dense operand at a storage's start.
-    pub fn dense(spec: &Spec) -> Layout {
-        Layout { spec: spec.clone(), row_stride: spec.shape.cols(), offset: 0 }
+    pub fn dense(spec: &Spec) -> View {
+        View { spec: spec.clone(), row_stride: spec.shape.cols(), offset: 0 }
     }
 
     /// Largest power of two, at most 16, that divides the byte address of every row.
@@ -90,7 +90,7 @@ pub(super) fn portable(arch: Arch) -> Result<(), Unsupported> {
 }
 
 /// Kernels number elements in 32 bits.
-pub(super) fn countable(operands: &[Layout]) -> Result<(), Unsupported> {
+pub(super) fn countable(operands: &[View]) -> Result<(), Unsupported> {
     match operands.iter().find(|l| l.spec.shape.elements() > u32::MAX as usize) {
         Some(l) => Unsupported::new(format!("{} has 2^32 elements or more", l.spec)),
         None => Ok(()),
@@ -98,7 +98,7 @@ pub(super) fn countable(operands: &[Layout]) -> Result<(), Unsupported> {
 }
 
 /// A kernel that numbers elements needs them without gaps.
-pub(super) fn dense(operands: &[Layout]) -> Result<(), Unsupported> {
+pub(super) fn dense(operands: &[View]) -> Result<(), Unsupported> {
     countable(operands)?;
     match operands.iter().find(|l| l.row_stride != l.spec.shape.cols() && l.spec.shape.rows() > 1) {
         Some(l) => {
@@ -109,19 +109,19 @@ pub(super) fn dense(operands: &[Layout]) -> Result<(), Unsupported> {
 }
 
 /// The selection of an op that streams whole rows: as many elements a thread as the operands' alignment allows.
-pub(super) fn row_kernel(source: &'static str, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+pub(super) fn row_kernel(source: &'static str, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
     portable(arch)?;
     countable(inputs)?;
     countable(outputs)?;
     let operands = || inputs.iter().chain(outputs).filter(|l| l.spec.shape.elements() > 1);
     let vector = operands().map(|l| (l.alignment() / l.spec.dtype.bytes()).min(largest_divisor(l.spec.shape.cols()))).min();
-    let code = |ls: &[Layout]| ls.first().map_or(0, |l| l.spec.dtype.code());
+    let code = |ls: &[View]| ls.first().map_or(0, |l| l.spec.dtype.code());
     let defines = vec![("VECTOR", vector.unwrap_or(1).clamp(1, 8)), ("X_TYPE", code(inputs)), ("Y_TYPE", code(outputs))];
     Ok(Kernel::new(source, defines))
 }
 
 /// A kernel that copies leaves the element type alone.
-pub(super) fn same_type(x: &Layout, y: &Layout) -> Result<(), Unsupported> {
+pub(super) fn same_type(x: &View, y: &View) -> Result<(), Unsupported> {
     match x.spec.dtype == y.spec.dtype {
         true => Ok(()),
         false => Unsupported::new(format!("a copy of {} to {}", x.spec, y.spec)),
@@ -129,7 +129,7 @@ pub(super) fn same_type(x: &Layout, y: &Layout) -> Result<(), Unsupported> {
 }
 
 /// Checks the element type of an operand of which the kernel takes no other.
-pub(super) fn typed(operand: &Layout, dtype: DType) -> Result<(), Unsupported> {
+pub(super) fn typed(operand: &View, dtype: DType) -> Result<(), Unsupported> {
     match operand.spec.dtype == dtype {
         true => Ok(()),
         false => Unsupported::new(format!("{} must be {dtype}", operand.spec)),
@@ -148,8 +148,8 @@ pub(super) const BLOCK: u32 = 256;
 pub(super) fn held_row_kernel(
     source: &'static str,
     arch: Arch,
-    inputs: &[Layout],
-    outputs: &[Layout],
+    inputs: &[View],
+    outputs: &[View],
 ) -> Result<Kernel, Unsupported> {
     let mut kernel = row_kernel(source, arch, inputs, outputs)?;
     one_type(inputs)?;
@@ -163,7 +163,7 @@ pub(super) fn held_row_kernel(
 }
 
 /// Refuses operands of several types where a kernel is compiled for one.
-pub(super) fn one_type(operands: &[Layout]) -> Result<(), Unsupported> {
+pub(super) fn one_type(operands: &[View]) -> Result<(), Unsupported> {
     match operands.iter().find(|l| l.spec.dtype != operands[0].spec.dtype) {
         Some(l) => Unsupported::new(format!("operands {} and {}; they must be of one type", operands[0].spec, l.spec)),
         None => Ok(()),
@@ -171,7 +171,7 @@ pub(super) fn one_type(operands: &[Layout]) -> Result<(), Unsupported> {
 }
 
 /// Refuses tables whose rows are not equally far apart: they are columns of one table, or rows alone.
-pub(super) fn one_stride(tables: &[Layout]) -> Result<(), Unsupported> {
+pub(super) fn one_stride(tables: &[View]) -> Result<(), Unsupported> {
     let stride = tables[0].row_stride;
     match tables.iter().find(|l| l.row_stride != stride) {
         Some(l) => {
@@ -182,12 +182,7 @@ pub(super) fn one_stride(tables: &[Layout]) -> Result<(), Unsupported> {
 }
 
 /// The selection of a pointwise op (`stream.cuh`): all inputs of one type, any number of rows.
-pub(super) fn stream_kernel(
-    source: &'static str,
-    arch: Arch,
-    inputs: &[Layout],
-    outputs: &[Layout],
-) -> Result<Kernel, Unsupported> {
+pub(super) fn stream_kernel(source: &'static str, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
     let kernel = row_kernel(source, arch, inputs, outputs)?;
     one_type(inputs)?;
     match outputs[0].spec.shape.elements() {

@@ -14,7 +14,7 @@ mod residency;
 use anyhow::{Result, bail};
 
 use crate::graph::{Body, BodyId, Graph, Kind, Node, StorageId};
-use crate::ops::{Arch, Kernel, Layout};
+use crate::ops::{Arch, Kernel, View};
 
 pub use itinerary::{Itinerary, Leg, Turns};
 pub use lifetime::{ALIGNMENT, Lifetime, assign, lifetimes};
@@ -113,7 +113,7 @@ impl Plan {
 fn select(graph: &Graph, arch: Arch) -> Result<Vec<Kernel>> {
     let layout = |&id: &_| {
         let t = graph.tensor(id);
-        Layout { spec: t.spec.clone(), row_stride: t.row_stride, offset: t.offset }
+        View { spec: t.spec.clone(), row_stride: t.row_stride, offset: t.offset }
     };
     let choose = |node: &Node| {
         let (inputs, outputs): (Vec<_>, Vec<_>) =

@@ -18,7 +18,7 @@ use super::{Executor, Watch};
 use crate::cuda::{Captured, Device, Event, Function, Gemms, KernelLaunch, Launch, Memory, Module, Product, Stream};
 use crate::error::ResourceError;
 use crate::graph::{BodyId, Kind, Node, StorageId, TensorId};
-use crate::ops::{Arg, Args, Buffer, Layout, Values};
+use crate::ops::{Arg, Args, HostValues, View, Values};
 use crate::plan::{ALIGNMENT, Itinerary, KERNEL_BYTES, Plan, Target, format_bytes};
 
 /// Replays under way.
@@ -213,12 +213,12 @@ impl Executor for Cuda {
         self.arena.write(self.place(tensor.storage)? + own.start, &bytemuck::cast_slice(&words)[own])
     }
 
-    fn read(&self, id: TensorId) -> Result<Buffer> {
+    fn read(&self, id: TensorId) -> Result<HostValues> {
         let tensor = self.plan.graph.tensor(id);
         let storage = self.plan.graph.storage_of(id);
         if let Kind::Weight(component) = storage.kind {
             let values = load_weight(&*self.gpu.source, component, &storage.name, tensor, self.plan.precision)?;
-            return Ok(Buffer::F32(values));
+            return Ok(HostValues::F32(values));
         }
         let words = self.download(tensor.storage)?;
         Ok(load(&bytemuck::cast_slice(&words)[..storage.spec.bytes()], tensor)?.into_buffer())
@@ -303,7 +303,7 @@ fn launches(plan: &Plan, node: &Node, at: usize, arena: &Memory, region: &Memory
             Some(offset) => arena.address + offset as u64,
             None => region.address + plan.weights.offsets[tensor.storage.0].unwrap_or(0) as u64,
         };
-        let layout = Layout { spec: tensor.spec.clone(), row_stride: tensor.row_stride, offset: tensor.offset };
+        let layout = View { spec: tensor.spec.clone(), row_stride: tensor.row_stride, offset: tensor.offset };
         Arg { address: base + (tensor.offset * tensor.spec.dtype.bytes()) as u64, layout }
     };
     let (inputs, outputs) = (node.inputs.iter().map(arg).collect(), node.outputs.iter().map(arg).collect());
