@@ -87,7 +87,7 @@ impl Executor for Reference {
     }
 
     fn read(&self, id: TensorId) -> Result<HostValues> {
-        Ok(self.load(id)?.into_buffer())
+        Ok(self.load(id)?.into_host_values())
     }
 
     fn begin(&mut self, itinerary: &Itinerary) -> Result<()> {

@@ -153,7 +153,7 @@ pub trait Op: Debug + Send + Sync {
 }
 
 /// Order of a weight's elements in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightOrder {
     /// As in the checkpoint.
     AsStored,

@@ -30,7 +30,8 @@ impl Budget {
         allowed.filter(|&allowed| allowed < free).map_or(Budget::Free(free), Budget::Allowed)
     }
 
-    fn bytes(self) -> usize {
+    /// How many they are.
+    pub fn bytes(self) -> usize {
         match self {
             Budget::Allowed(bytes) | Budget::Free(bytes) => bytes,
         }

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use step1x_edit::exec::Reference;
-use step1x_edit::graph::{Graph, Node, TensorId};
+use step1x_edit::exec::Executor;
+use step1x_edit::graph::{BodyId, Graph, Node, TensorId};
 use step1x_edit::model::dit::{self, StepInputs, StepRows};
 use step1x_edit::model::edit::Savings;
 use step1x_edit::model::{Config, HEAD_WIDTH, PromptRows, Version};
@@ -61,7 +61,7 @@ struct Recorded {
 fn record(config: &Config, rows: &StepRows, trim: bool) -> (Graph, Recorded) {
     let (mut graph, n) = (Graph::new(), rows.tokens());
     let g = &mut graph;
-    let recorded = g.stage("forward", 1, |g| {
+    let (_, recorded) = g.body("forward", |g| {
         let embedding = g.input("embedding", BF16, [rows.prompt.total(), config.dit.context]);
         let times = g.input("times", F32, [2]);
         let (rope, key_bias) = dit::step_tables(g, rows);
@@ -99,8 +99,7 @@ fn forward(given: &Given, config: &Config, savings: Savings) -> Forward {
     let rows = given.rows(savings);
     let (graph, recorded) = record(config, &rows, savings.trim_last_block);
     let plan = planned(graph, Precision::F32);
-    let weights = SyntheticWeights::new(&plan.graph, given.seed);
-    let mut run = Reference::new(&plan, &weights).unwrap();
+    let mut run = executor(&plan, given.seed);
     let embedding: Vec<f32> = (0..2).flat_map(|b| given.embedding.rows(b, 0..rows.prompt.branch(b).len())).copied().collect();
     run.write(recorded.embedding, Values::F32(&embedding)).unwrap();
     run.write(recorded.times, Values::F32(&given.times)).unwrap();
@@ -112,13 +111,13 @@ fn forward(given: &Given, config: &Config, savings: Savings) -> Forward {
         run.write(*input, Values::F32(given.image.rows(*branch, tokens.clone()))).unwrap();
     }
     let mut tensors = HashMap::new();
-    let mut observe = |node: &Node, run: &Reference| {
+    let mut observe = |node: &Node, run: &dyn Executor| {
         if let Some((name, whole_stream)) = golden_name(&node.name, config) {
             tensors.insert(name, run.read_f32(if whole_stream { recorded.x } else { node.outputs[0] })?);
         }
         Ok(())
     };
-    run.run("forward", &mut observe).unwrap();
+    run.run(BodyId(0), &mut observe).unwrap();
     let velocity = run.read_f32(recorded.velocity).unwrap();
     Forward { rows, config: config.clone(), tensors, velocity }
 }

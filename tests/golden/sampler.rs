@@ -1,6 +1,6 @@
 //! Whole denoising runs, latents after every step: both versions, both guidance rules, text-to-image.
 
-use step1x_edit::exec::Reference;
+use step1x_edit::exec::{Executor, unwatched};
 use step1x_edit::graph::Graph;
 use step1x_edit::model::edit::{self, EditSpec, NoiseSource, Savings};
 use step1x_edit::model::text::TextRows;
@@ -10,7 +10,7 @@ use step1x_edit::plan::Precision;
 use step1x_edit::sampling::step_table;
 use step1x_edit::tensor::DType::BF16;
 
-use crate::common::{Floats, Golden, SyntheticWeights, assert_close, planned, relative_l2, unobserved};
+use crate::common::{Floats, Golden, assert_close, executor, planned_for, relative_l2};
 
 /// float32 in another summation order; an independent implementation is within 7e-6.
 const BOUND: f32 = 5e-5;
@@ -101,9 +101,8 @@ fn denoise(given: &Given, config: &Config, run: &Run, savings: Savings, precisio
     let reference = run.reference.then(|| graph.input("reference", BF16, [tokens, config.dit.in_channels]));
     let denoised = edit::denoise(&mut graph, config, &spec, embedding, reference);
 
-    let plan = planned(graph, precision);
-    let weights = SyntheticWeights::new(&plan.graph, given.seed);
-    let mut executor = Reference::new(&plan, &weights).unwrap();
+    let itinerary = Itinerary::once([denoised.conditioning]).then_times(denoised.step, spec.steps);
+    let mut executor = executor(&planned_for(graph, itinerary, precision), given.seed);
     let mut write = |id, values: &[f32]| executor.write(id, Values::F32(values)).unwrap();
     let kept = |b| given.embedding.rows(b, 0..spec.prompt.branch(b).len());
     write(embedding, &[kept(0), kept(1)].concat());
@@ -120,9 +119,9 @@ fn denoise(given: &Given, config: &Config, run: &Run, savings: Savings, precisio
     executor.write(denoised.counter, Values::I32(&[0])).unwrap();
     executor.write(denoised.fault, Values::I32(&[0])).unwrap();
 
-    executor.run("conditioning", &mut unobserved).unwrap();
+    executor.run(denoised.conditioning, &mut unwatched).unwrap();
     let mut step = || {
-        executor.run("step", &mut unobserved).unwrap();
+        executor.run(denoised.step, &mut unwatched).unwrap();
         executor.read_f32(denoised.latents).unwrap()
     };
     let latents = (0..spec.steps).map(|_| step()).collect();

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use step1x_edit::commands::synth::PresetModel;
-use step1x_edit::exec::Reference;
-use step1x_edit::graph::{Graph, TensorId};
+use step1x_edit::exec::{Executor, unwatched};
+use step1x_edit::graph::{BodyId, Graph, TensorId};
 use step1x_edit::image::Rgb;
 use step1x_edit::inputs::PictureInputs;
 use step1x_edit::model::Preset;
@@ -13,14 +13,14 @@ use step1x_edit::model::edit::{self, EditSpec, NoiseSource, Savings};
 use step1x_edit::model::text::{self, TextRows};
 use step1x_edit::model::{PromptRows, Version, vae, vision};
 use step1x_edit::ops::{H100_GRID_THREADS, HostValues, LATENT_SCALE, LATENT_SHIFT, philox_normal};
-use step1x_edit::pipeline::{HostInputs, Program, Request};
-use step1x_edit::plan::{Precision, Target};
+use step1x_edit::pipeline::{EditInputs, HostInputs, Program, Request};
+use step1x_edit::plan::{Itinerary, Precision, Target};
 use step1x_edit::prompt::{self, Patches, PromptTokens};
 use step1x_edit::sampling::{pack_noise, schedule, step_table};
 use step1x_edit::tensor::Component;
 use step1x_edit::tensor::DType::{self, BF16, F32};
 
-use crate::common::{SyntheticWeights, assert_close, planned, unobserved};
+use crate::common::{assert_close, executor, planned, planned_for};
 
 /// float32 in another summation order, through all stages.
 const BOUND: f32 = 1e-4;
@@ -67,41 +67,40 @@ fn by_program(s: &Setup, savings: Savings) -> Edit {
         sample_posterior: false,
         savings,
     };
-    let program = Program::new(&s.model.config, &s.model.settings, &request, Precision::F32, Target::Cpu).unwrap();
-    let weights = SyntheticWeights::new(&program.plan.graph, 0);
-    let mut run = Reference::new(&program.plan, &weights).unwrap();
+    let inputs = EditInputs::new(&s.model.config, &s.model.settings, &request).unwrap();
+    let program = Program::new(&s.model.config, &inputs.spec, Precision::F32, Target::Cpu).unwrap();
+    let mut run = executor(&program.plan, 0);
     let host = HostInputs { working: Some(&s.picture), patches: &s.patches, seed: SEED, guidance_limit: 0.93 };
-    for (id, values) in program.inputs(&s.model.config, &host) {
+    for (id, values) in inputs.values(&program.tensors, &s.model.config, &host) {
         run.write(id, values.values()).unwrap();
     }
     let t = &program.tensors;
-    let mut after = |stage: &str, id: TensorId| {
-        run.run(stage, &mut unobserved).unwrap();
+    let mut after = |body: BodyId, id: TensorId| {
+        run.run(body, &mut unwatched).unwrap();
         run.read(id).unwrap()
     };
     let float = |buffer| match buffer {
         HostValues::F32(v) => v,
         other => panic!("{other:?} are no floats"),
     };
-    let reference = float(after("vae_encode", t.reference_latent.unwrap()));
-    after("vision", t.vision.merged);
-    let embedding = float(after("text", t.embedding));
-    after("conditioning", t.denoised.latents);
-    let steps: Vec<_> = (0..STEPS).map(|_| after("step", t.denoised.latents)).collect();
+    let reference = float(after(t.bodies.vae_encode.unwrap(), t.reference_latent.unwrap()));
+    after(t.bodies.vision, t.vision.merged);
+    let embedding = float(after(t.bodies.text, t.embedding));
+    after(t.bodies.conditioning, t.denoised.latents);
+    let steps: Vec<_> = (0..STEPS).map(|_| after(t.bodies.step, t.denoised.latents)).collect();
     let latents = float(steps[STEPS - 1].clone());
-    let HostValues::U8(pixels) = after("vae_decode", t.pixels) else { panic!("pixels") };
+    let HostValues::U8(pixels) = after(t.bodies.vae_decode, t.pixels) else { panic!("pixels") };
     Edit { reference, embedding, latents, pixels }
 }
 
 /// Runs one stage recorded by `record`, which gives inputs with their values and the tensor to read.
 fn stage(record: impl FnOnce(&mut Graph) -> (Vec<(TensorId, HostValues)>, TensorId)) -> Vec<f32> {
     let mut graph = Graph::new();
-    let (inputs, result) = graph.stage("part", 1, record);
+    let (body, (inputs, result)) = graph.body("part", record);
     let plan = planned(graph, Precision::F32);
-    let weights = SyntheticWeights::new(&plan.graph, 0);
-    let mut run = Reference::new(&plan, &weights).unwrap();
+    let mut run = executor(&plan, 0);
     inputs.iter().for_each(|(id, values)| run.write(*id, values.values()).unwrap());
-    run.run("part", &mut unobserved).unwrap();
+    run.run(body, &mut unwatched).unwrap();
     run.read_f32(result).unwrap()
 }
 
@@ -165,9 +164,8 @@ fn latents(s: &Setup, embedding: Vec<f32>, valid: &[usize], reference: &[f32]) -
     let text = graph.input("embedding", BF16, [spec.prompt.total(), s.model.config.dit.context]);
     let image = graph.input("reference", BF16, [tokens, 64]);
     let d = edit::denoise(&mut graph, &s.model.config, &spec, text, Some(image));
-    let plan = planned(graph, Precision::F32);
-    let weights = SyntheticWeights::new(&plan.graph, 0);
-    let mut run = Reference::new(&plan, &weights).unwrap();
+    let itinerary = Itinerary::once([d.conditioning]).then_times(d.step, STEPS);
+    let mut run = executor(&planned_for(graph, itinerary, Precision::F32), 0);
 
     let channels_first: Vec<f32> = (0..16 * h * w).map(|i| reference[i % (h * w) * 16 + i / (h * w)]).collect();
     let noise: Vec<f32> = (0..64 * tokens).map(|e| philox_normal(SEED, 0, 64 * tokens, H100_GRID_THREADS, e)).collect();
@@ -184,8 +182,8 @@ fn latents(s: &Setup, embedding: Vec<f32>, valid: &[usize], reference: &[f32]) -
     ] {
         run.write(id, values.values()).unwrap();
     }
-    run.run("conditioning", &mut unobserved).unwrap();
-    (0..STEPS).for_each(|_| run.run("step", &mut unobserved).unwrap());
+    run.run(d.conditioning, &mut unwatched).unwrap();
+    (0..STEPS).for_each(|_| run.run(d.step, &mut unwatched).unwrap());
     run.read_f32(d.latents).unwrap()
 }
 

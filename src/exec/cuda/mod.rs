@@ -221,7 +221,7 @@ impl Executor for Cuda {
             return Ok(HostValues::F32(values));
         }
         let words = self.download(tensor.storage)?;
-        Ok(load(&bytemuck::cast_slice(&words)[..storage.spec.bytes()], tensor)?.into_buffer())
+        Ok(load(&bytemuck::cast_slice(&words)[..storage.spec.bytes()], tensor)?.into_host_values())
     }
 
     fn begin(&mut self, itinerary: &Itinerary) -> Result<()> {
@@ -303,8 +303,8 @@ fn launches(plan: &Plan, node: &Node, at: usize, arena: &Memory, region: &Memory
             Some(offset) => arena.address + offset as u64,
             None => region.address + plan.weights.offsets[tensor.storage.0].unwrap_or(0) as u64,
         };
-        let layout = View { spec: tensor.spec.clone(), row_stride: tensor.row_stride, offset: tensor.offset };
-        Arg { address: base + (tensor.offset * tensor.spec.dtype.bytes()) as u64, layout }
+        let view = View { spec: tensor.spec.clone(), row_stride: tensor.row_stride, offset: tensor.offset };
+        Arg { address: base + (tensor.offset * tensor.spec.dtype.bytes()) as u64, view }
     };
     let (inputs, outputs) = (node.inputs.iter().map(arg).collect(), node.outputs.iter().map(arg).collect());
     let scratch = arena.address + plan.scratch_offset as u64;
