@@ -19,7 +19,7 @@ use crate::cuda::{Captured, Compiler, Cubin, Device, Event, Function, Gemms, Ker
 use crate::cuda::{Nvtx, Product, Setup, Staging, Stream};
 use crate::error::ResourceError;
 use crate::graph::{Kind, Node, StorageId, TensorId};
-use crate::ops::{Arg, Args, HostValues, Kernel, Values, View};
+use crate::ops::{Arg, Args, HostValues, Values, View};
 use crate::plan::{ALIGNMENT, KERNEL_BYTES, Plan, format_bytes};
 use crate::weights::WeightSource;
 
@@ -291,11 +291,10 @@ fn check_memory(plan: &Plan, device: &Device) -> Result<()> {
 /// The module of each node's kernel; none for products. Distinct kernels compile side by side.
 fn compile(plan: &Plan, device: &Arc<Device>, setup: &Setup) -> Result<Vec<Option<Arc<Module>>>> {
     let compiler = Compiler::new(device.capability, setup)?;
-    let distinct: BTreeMap<String, &Kernel> =
-        plan.kernels.iter().filter(|k| k.is_compiled()).map(|k| (k.to_string(), k)).collect();
+    let distinct: BTreeMap<String, _> = plan.kernels.iter().filter_map(|k| Some((k.to_string(), k.compiled()?))).collect();
     let cubins: Vec<(String, Cubin)> = distinct
         .into_par_iter()
-        .map(|(name, kernel)| Ok((name, compiler.compile(kernel.source, &kernel.defines)?)))
+        .map(|(name, (source, defines))| Ok((name, compiler.compile(source, defines)?)))
         .collect::<Result<_>>()?;
     let loaded = cubins.into_iter().map(|(name, cubin)| Ok((name, Module::load(device, &cubin.image)?)));
     let modules: HashMap<String, Arc<Module>> = loaded.collect::<Result<_>>()?;
