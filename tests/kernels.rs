@@ -85,7 +85,7 @@ fn configurations() -> Vec<(Arch, Kernel)> {
         for (preset, version) in [Preset::Tiny, Preset::Full].into_iter().flat_map(|p| [(p, Version::V1_0), (p, Version::V1_1)]) {
             kernels_of_plans(&PresetModel::new(preset, version).unwrap(), arch, &mut kernels);
         }
-        all.extend(kernels.into_values().filter(Kernel::is_compiled).map(|kernel| (arch, kernel)));
+        all.extend(kernels.into_values().filter(|kernel| kernel.compiled().is_some()).map(|kernel| (arch, kernel)));
     }
     all
 }
@@ -97,7 +97,11 @@ fn every_configuration_compiles_without_warnings_or_spills() {
     let compiler = |arch: Arch| &compilers.iter().find(|(known, _)| *known == arch).expect("a known architecture").1;
     let all = configurations();
     let start = Instant::now();
-    let fault = |(arch, kernel): &(Arch, Kernel)| match compiler(*arch).compile(kernel.source, &kernel.defines) {
+    let compile = |(arch, kernel): &(Arch, Kernel)| {
+        let (source, defines) = kernel.compiled().expect("the others are left out");
+        compiler(*arch).compile(source, defines)
+    };
+    let fault = |configuration @ (arch, kernel): &(Arch, Kernel)| match compile(configuration) {
         Ok(cubin) if cubin.spilled == 0 => None,
         Ok(cubin) => Some(format!("sm_{} {kernel}: spills {} bytes", arch.0, cubin.spilled)),
         Err(e) => Some(format!("sm_{} {kernel}: {e:#}", arch.0)),
@@ -116,7 +120,8 @@ fn a_damaged_entry_of_the_cache_is_made_again() {
     let views = |specs: &[_]| specs.iter().map(View::dense).collect::<Vec<_>>();
     let output = step1x_edit::tensor::Spec { dtype: cast.outputs[0], ..cast.inputs[0].clone() };
     let kernel = cast.op.select(Arch(80), &views(&cast.inputs), &views(&[output])).unwrap();
-    let compile = || Compiler::new(80, &setup).unwrap().compile(kernel.source, &kernel.defines).unwrap();
+    let (source, defines) = kernel.compiled().unwrap();
+    let compile = || Compiler::new(80, &setup).unwrap().compile(source, defines).unwrap();
     let entry = || -> PathBuf {
         let entries: Vec<_> = std::fs::read_dir(dir.path().join("cubins")).unwrap().map(|e| e.unwrap().path()).collect();
         assert_eq!(entries.len(), 1, "one kernel, one file: {entries:?}");

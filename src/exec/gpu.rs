@@ -9,7 +9,6 @@ use rayon::prelude::*;
 
 use super::fetch::{Feed, WeightKey};
 use crate::cuda::{Compiler, Cubin, Device, Gemms, Memory, Module, Nvtx, Setup, Staging, Stream};
-use crate::ops::Kernel;
 use crate::plan::{Itinerary, Plan};
 use crate::weights::WeightSource;
 
@@ -72,18 +71,13 @@ impl Gpu {
     /// The module of each node's kernel; none for products. What no earlier program needed is compiled, side by side.
     pub(super) fn modules(&self, plan: &Plan) -> Result<Vec<Option<Arc<Module>>>> {
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        let missing: BTreeMap<String, &Kernel> = plan
-            .kernels
-            .iter()
-            .filter(|k| k.is_compiled())
-            .map(|k| (k.to_string(), k))
-            .filter(|(name, _)| !modules.contains_key(name))
-            .collect();
+        let compiled = plan.kernels.iter().filter_map(|k| Some((k.to_string(), k.compiled()?)));
+        let missing: BTreeMap<String, _> = compiled.filter(|(name, _)| !modules.contains_key(name)).collect();
         if !missing.is_empty() {
             let compiler = Compiler::new(self.device.capability, &self.setup)?;
             let cubins: Vec<(String, Cubin)> = missing
                 .into_par_iter()
-                .map(|(name, kernel)| Ok((name, compiler.compile(kernel.source, &kernel.defines)?)))
+                .map(|(name, (source, defines))| Ok((name, compiler.compile(source, defines)?)))
                 .collect::<Result<_>>()?;
             for (name, cubin) in cubins {
                 modules.insert(name, Module::load(&self.device, &cubin.image)?);

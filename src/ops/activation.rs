@@ -72,9 +72,8 @@ impl Op for Activation {
     }
 
     fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
-        let mut kernel = stream_kernel("activation", arch, inputs, outputs)?;
-        kernel.defines.push(("GELU_ERF", (*self == Activation::GeluErf) as usize));
-        Ok(kernel)
+        let kernel = stream_kernel("activation", arch, inputs, outputs)?;
+        Ok(kernel.with([("GELU_ERF", (*self == Activation::GeluErf) as usize)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {

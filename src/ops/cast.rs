@@ -48,7 +48,7 @@ impl Op for Cast {
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
         let (x, y) = (&args.inputs[0], &args.outputs[0]);
-        let vectors_of_row = y.cols() / kernel.define("VECTOR");
+        let vectors_of_row = y.cols() / kernel.block.vector;
         let vectors = y.rows() * vectors_of_row;
         let params = Params {
             x: x.address,

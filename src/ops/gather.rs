@@ -58,7 +58,7 @@ impl Op for Gather {
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
         let ([table, index], y) = (&args.inputs[..], &args.outputs[0]) else { unreachable!("checked by infer") };
-        let vectors_of_row = y.cols() / kernel.define("VECTOR");
+        let vectors_of_row = y.cols() / kernel.block.vector;
         let vectors = y.rows() * vectors_of_row;
         let params = Params {
             table: table.address,

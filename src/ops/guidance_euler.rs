@@ -8,7 +8,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, portable, round, typed};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, code, portable, round, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -79,7 +79,7 @@ impl Op for GuidanceEuler {
         if !channels.is_multiple_of(32) || channels > MOST_CHANNELS {
             return Unsupported::new(format!("{channels} channels a token; a warp takes multiples of 32 up to {MOST_CHANNELS}"));
         }
-        let defines = vec![("CHANNELS", channels), ("V_TYPE", inputs[0].spec.dtype.code())];
+        let defines = [("CHANNELS", channels), ("V_TYPE", code(inputs[0].spec.dtype)?)];
         let blocks = inputs[1].spec.shape.rows().div_ceil(WARPS);
         Ok(Kernel { scratch: blocks * size_of::<u32>(), ..Kernel::new("guidance_euler", defines) })
     }

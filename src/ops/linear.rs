@@ -7,7 +7,8 @@ use anyhow::{Result, ensure};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::{Arch, Arg, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, activation::gelu_tanh, portable};
+use super::activation::gelu_tanh;
+use super::{Arch, Arg, Args, Case, Cost, Kernel, Op, Operand, Output, ProductConfig, Unsupported, View, portable};
 use crate::cuda::{Gemm, Launch, Matrix};
 use crate::tensor::{DType, Spec};
 
@@ -62,12 +63,12 @@ impl Op for Linear {
         if let Some(bias) = inputs.get(2).filter(|bias| bias.spec.dtype != result) {
             return Unsupported::new(format!("the bias {} must be of the result's type {result}", bias.spec));
         }
-        let align = inputs[..2].iter().chain(outputs).map(View::alignment).min().unwrap_or(16);
-        if align < 8 {
-            return Unsupported::new(format!("operand rows start at multiples of {align} bytes, not 8"));
+        let alignment = inputs[..2].iter().chain(outputs).map(View::alignment).min().unwrap_or(16);
+        if alignment < 8 {
+            return Unsupported::new(format!("operand rows start at multiples of {alignment} bytes, not 8"));
         }
-        let defines = vec![("BIAS", (inputs.len() > 2) as usize), ("GELU", self.gelu as usize), ("ALIGN", align)];
-        Ok(Kernel { scratch: Gemm::WORKSPACE, ..Kernel::new("cublaslt", defines) })
+        let config = ProductConfig { bias: inputs.len() > 2, gelu: self.gelu, alignment };
+        Ok(Kernel::product(config, Gemm::WORKSPACE))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {

@@ -117,7 +117,7 @@ impl Op for Noise {
         portable(arch)?;
         dense(outputs)?;
         typed(&outputs[0], DType::F32)?;
-        Ok(Kernel::new("noise", vec![]))
+        Ok(Kernel::new("noise", []))
     }
 
     fn reference(&self, _: &[Operand], outputs: &mut [Output]) {

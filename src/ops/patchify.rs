@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, blocks, dense, portable};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, blocks, code, dense, portable};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -51,7 +51,7 @@ fn kernel(pack: bool, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<K
     if !(x.is_float() && y.is_float()) {
         return Unsupported::new(format!("latents of {x} to {y}; the kernel takes floats"));
     }
-    Ok(Kernel::new("patchify", vec![("PACK", pack as usize), ("X_TYPE", x.code()), ("Y_TYPE", y.code())]))
+    Ok(Kernel::new("patchify", [("PACK", pack as usize), ("X_TYPE", code(x)?), ("Y_TYPE", code(y)?)]))
 }
 
 /// The launch for latents of `width` and `channels`.

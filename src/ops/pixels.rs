@@ -33,15 +33,14 @@ fn kernel(pixels_in: bool, arch: Arch, x: &View, y: &View) -> Result<Kernel, Uns
         let elements = l.spec.shape.elements();
         View { spec: Spec::new(l.spec.dtype, [elements]), row_stride: elements, offset: l.offset }
     };
-    let mut kernel = row_kernel("pixels", arch, &[row(x)], &[row(y)])?;
-    kernel.defines.push(("IN", pixels_in as usize));
-    Ok(kernel)
+    let kernel = row_kernel("pixels", arch, &[row(x)], &[row(y)])?;
+    Ok(kernel.with([("IN", pixels_in as usize)]))
 }
 
 /// The launch of either entry.
 fn launch(entry: &'static str, kernel: &Kernel, args: &Args, faults: u64) -> Launch {
     let (x, y) = (&args.inputs[0], &args.outputs[0]);
-    let vectors = x.view.spec.shape.elements() / kernel.define("VECTOR");
+    let vectors = x.view.spec.shape.elements() / kernel.block.vector;
     let params = Params { x: x.address, y: y.address, faults, vectors: vectors as u32, unused: 0 };
     Launch::kernel(entry, blocks(vectors), BLOCK, 0, &params)
 }

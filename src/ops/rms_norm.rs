@@ -67,7 +67,7 @@ impl Op for RmsNorm {
             x_stride: x.stride(),
             y_stride: y.stride(),
         };
-        vec![Launch::kernel("rms_norm", [params.rows, 1, 1], 32 * kernel.define("ROW_WARPS") as u32, 0, &params)]
+        vec![Launch::kernel("rms_norm", [params.rows, 1, 1], kernel.block.threads, 0, &params)]
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::Arg;
+use super::{Arg, Args};
+use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
 /// A CUDA architecture, as ten times its compute capability: 80, 89, 90.
@@ -33,42 +34,128 @@ impl View {
     }
 }
 
-/// A kernel configuration: which source, with which compile-time constants.
+/// What computes a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
-    /// Stem of the file in `kernels/`, or `cublaslt`.
-    pub source: &'static str,
-    /// Constants handed to the compiler.
-    pub defines: Vec<(&'static str, usize)>,
+    /// Where it comes from.
+    pub how: How,
     /// Bytes of working memory that a run needs.
     pub scratch: usize,
+    /// Which of its op's variants it is, in the order in which they were asked.
+    pub(super) variant: usize,
+    /// What its launch needs to know of the constants.
+    pub(super) block: Block,
+}
+
+/// Where a kernel comes from, with all that was decided about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum How {
+    /// It is compiled from a source of our own.
+    Compiled {
+        /// Stem of the file in `kernels/`.
+        source: &'static str,
+        /// Constants handed to the compiler.
+        defines: Vec<(&'static str, usize)>,
+    },
+    /// It is a product of cuBLASLt.
+    Product(ProductConfig),
+}
+
+/// What tells one product of cuBLASLt from another, beside shapes and types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProductConfig {
+    /// A bias is added to every row.
+    pub bias: bool,
+    /// The tanh form of GELU is applied at the end.
+    pub gelu: bool,
+    /// Bytes at whose multiples the operands' rows start; at most 16.
+    pub alignment: usize,
+}
+
+/// A block of a compiled kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    /// Elements that a thread reads or writes at a time.
+    pub(super) vector: usize,
+    /// Rows, channels or queries of its results, as the kernel counts them.
+    pub(super) tile: usize,
+    pub(super) threads: u32,
+    /// Dynamic shared memory, in bytes.
+    pub(super) shared_bytes: u32,
+}
+
+impl Block {
+    /// Of a kernel that numbers elements.
+    pub(super) const USUAL: Block = Block { vector: 1, tile: 1, threads: BLOCK, shared_bytes: 0 };
 }
 
 impl Kernel {
-    pub(super) fn new(source: &'static str, defines: Vec<(&'static str, usize)>) -> Kernel {
-        Kernel { source, defines, scratch: 0 }
+    /// A source of our own, with the usual block.
+    pub(super) fn new(source: &'static str, defines: impl Into<Vec<(&'static str, usize)>>) -> Kernel {
+        let how = How::Compiled { source, defines: defines.into() };
+        Kernel { how, scratch: 0, variant: 0, block: Block::USUAL }
     }
 
-    /// Whether it is compiled from `kernels/`, not a library's.
-    pub fn is_compiled(&self) -> bool {
-        self.source != "cublaslt"
+    /// A product of cuBLASLt.
+    pub(super) fn product(config: ProductConfig, scratch: usize) -> Kernel {
+        Kernel { how: How::Product(config), scratch, variant: 0, block: Block::USUAL }
     }
 
-    /// The value of a constant.
-    pub(super) fn define(&self, name: &str) -> usize {
-        let found = self.defines.iter().find(|(n, _)| *n == name);
-        found.unwrap_or_else(|| panic!("{self} has no constant {name}")).1
+    /// The same with more constants.
+    pub(super) fn with(mut self, more: impl IntoIterator<Item = (&'static str, usize)>) -> Kernel {
+        if let How::Compiled { defines, .. } = &mut self.how {
+            defines.extend(more);
+        }
+        self
+    }
+
+    /// Stem of its source and the compiler's constants; none of a library's kernel.
+    pub fn compiled(&self) -> Option<(&'static str, &[(&'static str, usize)])> {
+        match &self.how {
+            How::Compiled { source, defines } => Some((source, defines)),
+            How::Product(_) => None,
+        }
     }
 }
 
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(self.source)?;
-        for (name, value) in &self.defines {
-            write!(f, " {name}={value}")?;
+        match &self.how {
+            How::Compiled { source, defines } => {
+                f.write_str(source)?;
+                defines.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
+            }
+            How::Product(ProductConfig { bias, gelu, alignment }) => {
+                write!(f, "cublaslt BIAS={} GELU={} ALIGN={alignment}", *bias as usize, *gelu as usize)
+            }
         }
-        Ok(())
     }
+}
+
+/// One of several kernels of an op.
+pub(super) struct Variant<O> {
+    /// What it requires of the operands, and the configuration for them.
+    pub(super) fits: fn(&O, Arch, &[View], &[View]) -> Result<Kernel, Unsupported>,
+    /// Its launch.
+    pub(super) launch: fn(&O, &Kernel, &Args) -> Launch,
+}
+
+/// The first variant that takes the operands. If none does, the last one, which asks least, says why.
+pub(super) fn first_fit<O>(
+    variants: &[Variant<O>],
+    op: &O,
+    arch: Arch,
+    inputs: &[View],
+    outputs: &[View],
+) -> Result<Kernel, Unsupported> {
+    let mut refused = Unsupported::new("there is no kernel");
+    for (variant, asked) in variants.iter().enumerate() {
+        match (asked.fits)(op, arch, inputs, outputs) {
+            Ok(kernel) => return Ok(Kernel { variant, ..kernel }),
+            Err(reason) => refused = Err(reason),
+        }
+    }
+    refused
 }
 
 /// Why no kernel takes the operands.
@@ -87,6 +174,11 @@ impl Unsupported {
 /// Portable kernels start at sm_80, where bf16 arithmetic does.
 pub(super) fn portable(arch: Arch) -> Result<(), Unsupported> {
     if arch < Arch(80) { Unsupported::new(format!("sm_{} is below sm_80, the first with bf16", arch.0)) } else { Ok(()) }
+}
+
+/// The number by which kernels know an element type.
+pub(super) fn code(dtype: DType) -> Result<usize, Unsupported> {
+    dtype.code().ok_or_else(|| Unsupported { reason: format!("no kernel takes {dtype}") })
 }
 
 /// Kernels number elements in 32 bits.
@@ -115,9 +207,10 @@ pub(super) fn row_kernel(source: &'static str, arch: Arch, inputs: &[View], outp
     countable(outputs)?;
     let operands = || inputs.iter().chain(outputs).filter(|l| l.spec.shape.elements() > 1);
     let vector = operands().map(|l| (l.alignment() / l.spec.dtype.bytes()).min(largest_divisor(l.spec.shape.cols()))).min();
-    let code = |ls: &[View]| ls.first().map_or(0, |l| l.spec.dtype.code());
-    let defines = vec![("VECTOR", vector.unwrap_or(1).clamp(1, 8)), ("X_TYPE", code(inputs)), ("Y_TYPE", code(outputs))];
-    Ok(Kernel::new(source, defines))
+    let vector = vector.unwrap_or(1).clamp(1, 8);
+    let code = |views: &[View]| views.first().map_or(Ok(0), |view| code(view.spec.dtype));
+    let kernel = Kernel::new(source, [("VECTOR", vector), ("X_TYPE", code(inputs)?), ("Y_TYPE", code(outputs)?)]);
+    Ok(Kernel { block: Block { vector, ..kernel.block }, ..kernel })
 }
 
 /// A kernel that copies leaves the element type alone.
@@ -151,15 +244,15 @@ pub(super) fn held_row_kernel(
     inputs: &[View],
     outputs: &[View],
 ) -> Result<Kernel, Unsupported> {
-    let mut kernel = row_kernel(source, arch, inputs, outputs)?;
+    let kernel = row_kernel(source, arch, inputs, outputs)?;
     one_type(inputs)?;
-    let (cols, vector) = (inputs[0].spec.shape.cols(), kernel.define("VECTOR"));
+    let (cols, vector) = (inputs[0].spec.shape.cols(), kernel.block.vector);
     let warps = cols.div_ceil(32 * 16);
     if warps > 16 {
         return Unsupported::new(format!("rows of {cols} elements; a block holds {}", 16 * 32 * 16));
     }
-    kernel.defines.extend([("ROW_WARPS", warps), ("ROW_VECTORS", (cols / vector).div_ceil(32 * warps))]);
-    Ok(kernel)
+    let kernel = Kernel { block: Block { threads: 32 * warps as u32, ..kernel.block }, ..kernel };
+    Ok(kernel.with([("ROW_WARPS", warps), ("ROW_VECTORS", (cols / vector).div_ceil(32 * warps))]))
 }
 
 /// Refuses operands of several types where a kernel is compiled for one.
@@ -196,7 +289,7 @@ pub(super) const STREAM_THREADS: u32 = 256;
 
 /// The grid of a pointwise kernel over `y`: a thread takes two vectors.
 pub(super) fn stream_grid(kernel: &Kernel, y: &Arg) -> [u32; 3] {
-    let vectors = (y.rows() * y.cols() / kernel.define("VECTOR")) as u32;
+    let vectors = (y.rows() * y.cols() / kernel.block.vector) as u32;
     [vectors.div_ceil(2 * STREAM_THREADS), 1, 1]
 }
 

@@ -60,7 +60,7 @@ impl Op for StepSlice {
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
         let ([table, counter], y) = (&args.inputs[..], &args.outputs[0]) else { unreachable!("two operands") };
-        let vectors_of_row = y.cols() / kernel.define("VECTOR");
+        let vectors_of_row = y.cols() / kernel.block.vector;
         let params = Params {
             table: table.address,
             counter: counter.address,

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, portable, typed};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, code, portable, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -40,7 +40,7 @@ impl Op for TimestepEmbedding {
     fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         typed(&inputs[0], DType::F32)?;
-        Ok(Kernel::new("timestep_embedding", vec![("Y_TYPE", outputs[0].spec.dtype.code())]))
+        Ok(Kernel::new("timestep_embedding", [("Y_TYPE", code(outputs[0].spec.dtype)?)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {

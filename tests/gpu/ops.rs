@@ -6,7 +6,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use step1x_edit::exec::{Difference, Executor, Reference};
 use step1x_edit::graph::{Graph, Node, TensorId};
-use step1x_edit::ops::{Arch, Case, HostValues, Kernel, Op, Operand, Output, WeightOrder, cases, round};
+use step1x_edit::ops::{Arch, Case, HostValues, Op, Operand, Output, WeightOrder, cases, round};
 use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::tensor::{Component, DType, Spec};
 use step1x_edit::weights::WeightSource;
@@ -165,7 +165,7 @@ fn parity(
             other => other.clone(),
         };
         let difference = Difference::of(&exec.read(*view)?, &rounded)?;
-        good &= difference.within(bound(case, &plan.kernels[0]));
+        good &= difference.within(case.bound_of(&plan.kernels[0]));
         line += &format!(" {} {difference};", expected.spec);
         if view != buffer {
             // The gaps held NaN before: the poison of the arena, or what was written there.
@@ -179,13 +179,6 @@ fn parity(
         }
     }
     Ok(Some((line, good)))
-}
-
-/// The case's bound. cuBLASLt's products of rows at multiples of 8 bytes round once more before they add the bias: without
-/// one they are within 2.3e-9 of the reference, with one within 8.8e-6.
-fn bound(case: &Case, kernel: &Kernel) -> f64 {
-    let twice = kernel.defines.contains(&("ALIGN", 8)) && kernel.defines.contains(&("BIAS", 1));
-    if twice { 2.0 * case.bound } else { case.bound }
 }
 
 #[test]
