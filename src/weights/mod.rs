@@ -13,7 +13,7 @@ mod file;
 mod folder;
 mod json;
 mod layout;
-mod synth;
+mod splitmix;
 pub mod tokenizer;
 mod write;
 
@@ -21,7 +21,7 @@ pub use check::{Expected, check};
 pub use decode::{decode_f32, e4m3_to_f32, f32_to_e4m3};
 pub use file::{Entry, WeightFile, parse_header};
 pub use folder::ModelFolder;
-pub use synth::{Recipe, fill};
+pub use splitmix::{Splitmix, fill};
 pub use write::{PlannedTensor, check_absent_or_empty, write_model};
 
 use std::fmt;
