@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::fetch::{Feed, WeightKey};
+use super::fetch::Feed;
 use crate::cuda::{Compiler, Cubin, Device, Gemms, Memory, Module, Nvtx, Setup, Staging, Stream};
 use crate::plan::{Itinerary, Plan};
-use crate::weights::WeightSource;
+use crate::weights::{WeightKey, WeightSource};
 
 /// A GPU with what programs share.
 pub struct Gpu {
@@ -129,7 +129,7 @@ impl Gpu {
         };
         let mut resident: Vec<bool> = keys.iter().enumerate().map(there).collect();
         weights.there.clear(); // until the upload has ended well
-        let mut feed = Feed::start(plan, &itinerary.visits(), &mut resident, &self.staging, region.address, &self.source)?;
+        let mut feed = Feed::start(plan, keys, &itinerary.visits(), &mut resident, &self.staging, region.address, &self.source)?;
         let left = keys.iter().enumerate().filter(|(i, _)| resident[*i]);
         feed.leaves = left.filter_map(|(i, key)| Some((key.clone()?, offset(i)?))).collect();
         weights.feed = Some(feed);

@@ -117,7 +117,7 @@ pub trait Op: Debug + Send + Sync {
 }
 
 /// Order of a weight's elements in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WeightOrder {
     /// As in the checkpoint.
     AsStored,

@@ -138,7 +138,7 @@ impl Engine {
         let Loaded { program, exec, .. } = &mut self.programs[at];
         material.write_inputs(&self.model, program, &mut **exec)?;
         let prepare = begun.elapsed().as_secs_f64() - plan;
-        let Ran { pixels, seconds: stages, until_step } = run_program(&mut **exec, &self.model, program, progress, ended)?;
+        let Ran { pixels, seconds: stages, until_step } = run_program(&mut **exec, program, progress, ended)?;
         Ok(Edited {
             picture: Rgb { width: material.size.0, height: material.size.1, data: pixels },
             seconds: Seconds { plan, prepare, stages, until_step },

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 
-use super::{Model, Program, Progress};
+use super::{Program, Progress};
 use crate::exec::Executor;
 use crate::graph::{BodyId, TensorId};
 use crate::ops::HostValues;
@@ -28,7 +28,6 @@ pub type Ended<'e> = dyn FnMut(BodyId, &dyn Executor) -> Result<()> + 'e;
 /// What `progress` or `ended` return, values that are not finite, or what the executor reports.
 pub fn run_program(
     exec: &mut dyn Executor,
-    model: &Model,
     program: &Program,
     progress: &mut dyn Progress,
     ended: &mut Ended,
@@ -43,7 +42,6 @@ pub fn run_program(
             if body == t.bodies.step && turn == 0 {
                 until_step = begun.elapsed().as_secs_f64();
             }
-            model.folder.check_lengths()?;
             exec.run(body, &mut |_, _| progress.node())?;
             if body == t.bodies.step && (exec.waits() || turn + 1 == visits.len()) {
                 check_fault(exec, t.denoised.fault, visits.len())?;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::fetch::{WeightKey, keys};
+use super::fetch::weight_keys;
 use super::gpu::Gpu;
 use super::values::{check_count, load, load_weight, store};
 use super::{Executor, Watch};
@@ -20,6 +20,7 @@ use crate::error::ResourceError;
 use crate::graph::{BodyId, Kind, Node, StorageId, TensorId};
 use crate::ops::{Arg, Args, HostValues, View, Values};
 use crate::plan::{ALIGNMENT, Itinerary, KERNEL_BYTES, Plan, Target, format_bytes};
+use crate::weights::WeightKey;
 
 /// Replays under way.
 const IN_FLIGHT: usize = 2;
@@ -76,7 +77,7 @@ impl Cuda {
         arena.fill(0xff, &gpu.stream)?; // products were timed on it
         gpu.stream.synchronize()?;
         Ok(Cuda {
-            keys: keys(&plan.graph)?,
+            keys: weight_keys(&plan.graph)?,
             warm: vec![false; plan.graph.bodies.len()],
             plan,
             work,
