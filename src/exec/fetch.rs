@@ -22,6 +22,8 @@ pub(super) struct Feed {
     /// For each storage, the visits before which it comes, with its pieces, until somebody has waited for them. They arrive
     /// in any order.
     pieces: HashMap<StorageId, VecDeque<(usize, Range<usize>)>>,
+    /// Bytes that come.
+    pub(super) bytes: u64,
     /// The weights that lie in the region after the run, and where.
     pub(super) leaves: Vec<(WeightKey, usize)>,
 }
@@ -61,11 +63,12 @@ impl Feed {
             }
             of_storage.entry(storage).or_default().push_back((visit, first..pieces.len()));
         }
+        let bytes = pieces.iter().map(|piece| piece.bytes as u64).sum();
         let weights = weights.clone();
         let fill =
             move |piece: usize, bytes: &mut [u8]| Ok(origins[piece].key.fill(&*weights, origins[piece].elements.start, bytes)?);
         let upload = Uploads::start(staging, pieces, visits.len().max(1), Arc::new(fill))?;
-        Ok(Feed { plan: plan.clone(), visits, at: None, upload, pieces: of_storage, leaves: vec![] })
+        Ok(Feed { plan: plan.clone(), visits, at: None, upload, pieces: of_storage, bytes, leaves: vec![] })
     }
 
     pub(super) fn is_of(&self, plan: &Arc<Plan>) -> bool {

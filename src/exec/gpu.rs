@@ -19,11 +19,25 @@ pub struct Gpu {
     gemms: Mutex<Gemms>,
     weights: Mutex<DeviceWeights>,
     staging: Arc<Staging>,
+    made: Mutex<Made>,
     pub(super) source: Arc<dyn WeightSource + Send + Sync>,
     pub(super) nvtx: Nvtx,
     pub(super) stream: Stream,
     /// The device itself.
     pub device: Arc<Device>,
+}
+
+/// What has been made so far; what a program finds there already is not made again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Made {
+    /// Modules compiled or read from the cache, and loaded.
+    pub modules: usize,
+    /// Launches made ready.
+    pub launches: usize,
+    /// Bodies captured.
+    pub captures: usize,
+    /// Bytes of weights sent.
+    pub uploaded_bytes: u64,
 }
 
 /// The weights' region and which of them are whole in it.
@@ -52,12 +66,22 @@ impl Gpu {
             modules: Mutex::default(),
             gemms: Mutex::new(Gemms::new(device, setup)?),
             weights: Mutex::default(),
+            made: Mutex::default(),
             staging: Staging::new(device),
             source,
             nvtx: Nvtx::attach(setup.profiler.as_deref()),
             stream: Stream::new(device)?,
             device: device.clone(),
         }))
+    }
+
+    /// What has been made so far.
+    pub fn made(&self) -> Made {
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn count(&self, more: impl FnOnce(&mut Made)) {
+        more(&mut self.made.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     pub(super) fn gemms(&self) -> MutexGuard<'_, Gemms> {
@@ -81,6 +105,7 @@ impl Gpu {
                 .collect::<Result<_>>()?;
             for (name, cubin) in cubins {
                 modules.insert(name, Module::load(&self.device, &cubin.image)?);
+                self.count(|made| made.modules += 1);
             }
         }
         Ok(plan.kernels.iter().map(|k| modules.get(&k.to_string()).cloned()).collect())
@@ -130,6 +155,7 @@ impl Gpu {
         let mut resident: Vec<bool> = keys.iter().enumerate().map(there).collect();
         weights.there.clear(); // until the upload has ended well
         let mut feed = Feed::start(plan, keys, &itinerary.visits(), &mut resident, &self.staging, region.address, &self.source)?;
+        self.count(|made| made.uploaded_bytes += feed.bytes);
         let left = keys.iter().enumerate().filter(|(i, _)| resident[*i]);
         feed.leaves = left.filter_map(|(i, key)| Some((key.clone()?, offset(i)?))).collect();
         weights.feed = Some(feed);

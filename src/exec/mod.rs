@@ -16,7 +16,7 @@ use crate::plan::{Itinerary, Plan};
 
 pub use compare::{Compared, Difference, Report, compare};
 pub use cuda::Cuda;
-pub use gpu::Gpu;
+pub use gpu::{Gpu, Made};
 pub use reference::Reference;
 
 /// Called after each node, or each replay of a captured body, is done or under way, with what runs it; an error stops the

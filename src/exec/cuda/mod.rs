@@ -74,6 +74,7 @@ impl Cuda {
         }
         gemms.save();
         drop(gemms);
+        gpu.count(|made| made.launches += work.iter().map(Vec::len).sum::<usize>());
         arena.fill(0xff, &gpu.stream)?; // products were timed on it
         gpu.stream.synchronize()?;
         Ok(Cuda {
@@ -165,6 +166,7 @@ impl Cuda {
         if !self.captured.contains_key(&body) {
             let graph = stream.capture(device, || nodes.clone().try_for_each(|at| self.enqueue(at)))?;
             self.captured.insert(body, graph);
+            self.gpu.count(|made| made.captures += 1);
         }
         if self.in_flight.len() == IN_FLIGHT
             && let Some(earliest) = self.in_flight.pop_front()
