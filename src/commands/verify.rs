@@ -15,7 +15,7 @@ use half::bf16;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
-use crate::cli::{self, VerifyArgs};
+use super::PlaceChoice;
 use crate::exec::{Executor, read_f32};
 use crate::graph::TensorId;
 use crate::image::Rgb;
@@ -27,6 +27,21 @@ use crate::sampling::{pack_noise, schedule};
 use crate::tensor::DType;
 use crate::weights::ModelError;
 
+/// A recorded edit to compute again.
+#[derive(Clone, Debug)]
+pub struct VerifyJob {
+    /// The model's folder or transformer file.
+    pub model: PathBuf,
+    /// Folder of the recorded runs.
+    pub golden: PathBuf,
+    /// Name of the run.
+    pub name: String,
+    /// Where to run.
+    pub place: PlaceChoice,
+    /// Report as one JSON object instead of a table.
+    pub json: bool,
+}
+
 /// Largest distance to the truth, in distances of the official code.
 const FARTHER: f64 = 1.05;
 /// Least peak signal-to-noise ratio against the official picture, in dB.
@@ -36,16 +51,15 @@ const PICTURE_DB: f64 = 42.0;
 ///
 /// # Errors
 /// Files that are missing or do not fit each other or the model, or whatever stops an edit.
-pub fn run(args: &VerifyArgs, progress: &mut dyn Progress) -> Result<(String, Result<()>)> {
-    args.memory.check(args.device)?;
-    let golden = Golden::open(&args.golden, &args.name)?;
-    let setup = cli::setup();
-    let (engine, precision) = Engine::choose(args.device, None, &setup)?;
-    let model = Model::open(&args.model)?;
+pub fn run(job: &VerifyJob, progress: &mut dyn Progress) -> Result<(String, Result<()>)> {
+    let golden = Golden::open(&job.golden, &job.name)?;
+    let PlaceChoice { device, precision, max_vram, setup } = &job.place;
+    let (engine, precision) = Engine::choose(*device, *precision, setup)?;
+    let model = Model::open(&job.model)?;
     let recorded = Recorded::new(&golden, &model)?;
     let mut program = Program::new(&model.config, &model.settings, &recorded.request(), precision, engine.target())?;
-    engine.fit(&mut program.plan, args.memory.max_vram)?;
-    let mut exec = engine.executor(&program.plan, &model, &setup)?;
+    engine.fit(&mut program.plan, *max_vram)?;
+    let mut exec = engine.executor(&program.plan, &model, setup)?;
     let mut table = Table { rows: vec![] };
     let tokens = recorded.whole(&mut *exec, &model, &program, progress, &mut table)?;
     recorded.with_other_embeddings(&mut *exec, &model, &program, &tokens, &mut table)?;
@@ -54,8 +68,8 @@ pub fn run(args: &VerifyArgs, progress: &mut dyn Progress) -> Result<(String, Re
         names if names.is_empty() => Ok(()),
         names => Err(anyhow::anyhow!("{} of {} results are too far off: {}", names.len(), table.rows.len(), names.join(", "))),
     };
-    let title = format!("{} on {}, {precision}", args.name, engine.name());
-    let text = if args.json { format!("{:#}\n", table.json(&title)) } else { table.text(&title)? };
+    let title = format!("{} on {}, {precision}", job.name, engine.name());
+    let text = if job.json { format!("{:#}\n", table.json(&title)) } else { table.text(&title)? };
     Ok((text, held))
 }
 
