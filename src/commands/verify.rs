@@ -2,9 +2,10 @@
 //!
 //! Three files hold an edit: its inputs, what the official bf16 code made of them, and what the same modules give in
 //! float32 arithmetic from the same inputs (the truth). A result is good if it is no farther from the truth than the
-//! official code itself is. The whole edit has no truth; its picture must be close to
-//! the official one. Two bf16 text encoders that round at the same places differ by more than either from the truth, and
-//! the picture follows: edits from the recorded embeddings, and from the true ones, show what that contributes.
+//! official code itself is. The whole edit has no truth; its picture must be close to the official one. Two bf16 text
+//! encoders that round at the same places differ by more than either from the truth, and the picture follows: edits from
+//! the recorded embeddings, and from the true ones, show what that contributes, and each picture has the bound of what it
+//! was made from.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -44,8 +45,13 @@ pub struct VerifyJob {
 
 /// Largest distance to the truth, in distances of the official code.
 const FARTHER: f64 = 1.05;
-/// Least peak signal-to-noise ratio against the official picture, in dB.
+/// Least peak signal-to-noise ratio against the official picture, in dB, of a picture from the recorded embeddings or
+/// latents.
 const PICTURE_DB: f64 = 42.0;
+/// The same from our own embeddings. The official bf16 text encoder is chaotic at the level of its rounding, so no other
+/// order of its sums gives the recorded picture: the official modules, run again with other attention kernels, reach
+/// 39.3 and 39.4 dB against their own recorded run. Ours reach 39.0, and 38.5 on another recorded edit, of 800x1296.
+const OWN_EMBEDDINGS_DB: f64 = 38.0;
 
 /// Runs the edit; gives the table, and an error if a distance is too large.
 ///
@@ -240,7 +246,7 @@ impl<'a> Recorded<'a> {
             table.add(&name, ours, official.floats(&name)?, Some(truth.floats(&name)?))?;
         }
         table.add("final_packed", &take("step")?, official.floats("final_packed")?, None)?;
-        table.add_picture("image", &pixels, &official.picture("image")?.data, Some(PICTURE_DB))?;
+        table.add_picture("image", &pixels, &official.picture("image")?.data, Some(OWN_EMBEDDINGS_DB))?;
         Ok(pack_noise(&latent, h, w, DType::BF16))
     }
 
@@ -448,6 +454,18 @@ mod tests {
         assert_eq!(table.failures(), ["far", "nan", "dark"]);
         assert!(table.add("short", &[1.0], vec![], None).is_err());
         assert!(table.text("t").unwrap().contains("close") && table.json("t")["too_far"][0] == "far");
+    }
+
+    #[test]
+    fn a_picture_is_bounded_by_what_it_is_made_from() {
+        // Differences of 2, 3 and 4 in every channel are 42.1, 38.6 and 36.1 dB.
+        for (levels, own, recorded) in [(2, true, true), (3, true, false), (4, false, false)] {
+            for (least, good) in [(OWN_EMBEDDINGS_DB, own), (PICTURE_DB, recorded)] {
+                let mut table = Table { rows: vec![] };
+                table.add_picture("image", &[100 + levels; 12], &[100; 12], Some(least)).unwrap();
+                assert_eq!(table.failures().is_empty(), good, "{levels} levels, at least {least} dB");
+            }
+        }
     }
 
     #[test]
