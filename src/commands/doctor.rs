@@ -7,10 +7,18 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::cli::{self, DoctorArgs};
 use crate::cuda::{Compiler, Device, Found, Gemms, Module, Nvml, Setup};
 use crate::pipeline::OLDEST;
 use crate::plan::format_bytes;
+
+/// A look at what edits on a GPU need.
+#[derive(Clone, Debug)]
+pub struct DoctorJob {
+    /// Where libraries and the cache are looked for.
+    pub setup: Setup,
+    /// Report as one JSON object.
+    pub json: bool,
+}
 
 /// Exit code if something is missing, to which the bits of what it is are added.
 const MISSING: u8 = 16;
@@ -23,9 +31,9 @@ const CUBLASLT: u8 = 4;
 
 /// Looks, and gives the report with the exit code: 0 if a GPU can run edits, otherwise 16 and 1 for the driver or device,
 /// 2 for NVRTC, 4 for cuBLASLt.
-pub fn run(args: &DoctorArgs) -> (String, u8) {
-    let findings = Findings::look(&cli::setup());
-    let text = if args.json { format!("{}\n", findings.json()) } else { findings.text() };
+pub fn run(job: &DoctorJob) -> (String, u8) {
+    let findings = Findings::look(&job.setup);
+    let text = if job.json { format!("{}\n", findings.json()) } else { findings.text() };
     (text, findings.exit_code())
 }
 

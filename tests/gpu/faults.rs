@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use step1x_edit::commands::synth;
+use step1x_edit::commands::synth::{self, SynthJob};
 use step1x_edit::cuda::Device;
 use step1x_edit::error::ResourceError;
 use step1x_edit::exec::{Cuda, Reference};
@@ -91,7 +91,8 @@ fn cut(path: &Path) {
 fn a_file_cut_off_under_way_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("model");
-    synth::write(&folder, Preset::Tiny, Version::V1_1, 0, &AtomicBool::new(false), &ProgressBar::hidden()).unwrap();
+    let job = SynthJob { output: folder.clone(), preset: Preset::Tiny, version: Version::V1_1, seed: 0 };
+    synth::run(&job, &AtomicBool::new(false), &ProgressBar::hidden()).unwrap();
     let model = Model::open(&folder).unwrap();
     let vae = model.folder.files().map(|(path, ..)| path.to_path_buf()).find(|path| path.ends_with("vae.safetensors")).unwrap();
     let edit = TinyEdit::planned(Precision::F32, Target::Cpu, Version::V1_1, Savings::ALL);

@@ -26,14 +26,14 @@ const LAYERS: [(&str, &[&str]); 18] = [
         &["cuda", "error", "exec", "graph", "image", "inputs", "model", "ops", "plan", "prompt", "sampling", "tensor", "weights"],
     ),
     ("progress", &["error", "pipeline"]),
-    ("cli", &["cuda", "error", "image", "model", "ops", "pipeline", "plan", "sampling"]),
     (
         "commands",
         &[
-            "cli", "cuda", "error", "exec", "graph", "image", "model", "ops", "pipeline", "plan", "prompt", "sampling", "tensor",
+            "cuda", "error", "exec", "graph", "image", "model", "ops", "pipeline", "plan", "prompt", "sampling", "tensor",
             "weights",
         ],
     ),
+    ("cli", &["commands", "cuda", "error", "image", "model", "ops", "pipeline", "plan", "sampling"]),
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {

@@ -13,21 +13,22 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-pub use bench::run as bench;
-pub use compare::run as compare;
-pub use profile::run as profile;
+pub use bench::{BenchJob, run as bench};
+pub use compare::{CompareJob, run as compare};
+pub use profile::{ProfileJob, run as profile};
 
-use crate::cuda::{Device, Setup};
+use super::PlaceChoice;
+use crate::cuda::Device;
 use crate::error::usage;
-use crate::pipeline::{DeviceChoice, Engine};
+use crate::pipeline::Engine;
 use crate::plan::Precision;
 
-/// The GPU that was asked for; `who` says in a refusal what needs it.
-fn gpu(who: &str, choice: DeviceChoice, setup: &Setup) -> Result<(Engine, Arc<Device>, Precision)> {
-    let (engine, precision) = Engine::choose(choice, Some(Precision::Bf16), setup)?;
+/// The GPU that was asked for; `who` needs it.
+fn gpu(who: &str, place: &PlaceChoice) -> Result<(Engine, Arc<Device>, Precision)> {
+    let (engine, precision) = Engine::choose(place.device, Some(Precision::Bf16), &place.setup)?;
     match &engine {
         Engine::Cuda(device) => Ok((engine.clone(), device.clone(), precision)),
-        Engine::Cpu(_) => Err(usage(anyhow::anyhow!("{who} a GPU: say --device cuda"))),
+        Engine::Cpu(_) => Err(usage(anyhow::anyhow!("{who} needs a GPU; name one with --device cuda"))),
     }
 }
 

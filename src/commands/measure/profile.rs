@@ -1,6 +1,7 @@
 //! The `profile` command: every node of an edit's stages against what the device could do.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -10,7 +11,7 @@ use super::roofline::{Rates, Timed};
 use super::sample::Sample;
 use super::trace::trace;
 use super::{check_stages, gpu};
-use crate::cli::{self, ProfileArgs};
+use crate::commands::PlaceChoice;
 use crate::cuda::{Ceilings, Device, Setup};
 use crate::error::usage;
 use crate::exec::{Cuda, Executor};
@@ -18,6 +19,29 @@ use crate::image::Output;
 use crate::ops::Values;
 use crate::pipeline::{Model, Program, Progress};
 use crate::tensor::DType;
+
+/// An edit to profile.
+#[derive(Clone, Debug)]
+pub struct ProfileJob {
+    /// The model's folder or transformer file.
+    pub model: PathBuf,
+    /// Working width and height.
+    pub size: (usize, usize),
+    /// What to do.
+    pub prompt: String,
+    /// Stages to profile.
+    pub stages: Vec<String>,
+    /// Denoising steps of the edit.
+    pub steps: usize,
+    /// Where a trace goes; none: no trace.
+    pub trace: Option<PathBuf>,
+    /// Replace a trace that is there.
+    pub force: bool,
+    /// The GPU.
+    pub place: PlaceChoice,
+    /// Report as one JSON object instead of tables.
+    pub json: bool,
+}
 
 /// Times that each node and the uncaptured stage are run; medians count.
 const PASSES: usize = 3;
@@ -28,45 +52,43 @@ const REPLAYS: usize = 10;
 ///
 /// # Errors
 /// No device, an output that cannot be written, or whatever stops an edit.
-pub fn run(args: &ProfileArgs, progress: &mut dyn Progress, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
-    let output = args.trace.as_deref().map(|path| Output::reserve(path, args.force)).transpose().map_err(usage)?;
-    let setup = cli::setup();
-    let (engine, device, precision) = gpu("profile needs", args.device, &setup)?;
-    let model = Model::open(&args.model)?;
-    let edit = Sample::new(&model, &engine, precision, args.size, &args.prompt, args.steps as usize, None)?;
+pub fn run(job: &ProfileJob, progress: &mut dyn Progress, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+    let output = job.trace.as_deref().map(|path| Output::reserve(path, job.force)).transpose().map_err(usage)?;
+    let (engine, device, precision) = gpu("profile", &job.place)?;
+    let model = Model::open(&job.model)?;
+    let edit = Sample::new(&model, &engine, precision, job.size, &job.prompt, job.steps, None)?;
     let program = edit.repeatable()?;
     // The device is still at work's temperature and clocks when its ceilings are measured.
-    let stages = time_stages(args, &edit, &program, &device, &setup, progress)?;
-    let rates = measure_rates(&stages, &device, &setup)?;
+    let stages = time_stages(job, &edit, &program, &device, progress)?;
+    let rates = measure_rates(&stages, &device, &job.place.setup)?;
     let profile = Profile { device: engine.name(), size: edit.size(), rows: program.spec.step_rows().total(), rates, stages };
     if let Some(output) = output {
         output.commit(trace(&profile).to_string().as_bytes())?;
     }
-    print(&if args.json { format!("{}\n", profile.json()) } else { profile.text() })
+    print(&if job.json { format!("{}\n", profile.json()) } else { profile.text() })
 }
 
 fn time_stages(
-    args: &ProfileArgs,
+    job: &ProfileJob,
     edit: &Sample,
     program: &Program,
     device: &Arc<Device>,
-    setup: &Setup,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Stage>> {
     let mut names: Vec<&'static str> = program.plan.graph.stages.iter().map(|s| s.name).collect();
-    check_stages(&args.stage, &names)?;
-    let wanted = |name: &str| args.stage.iter().any(|stage| stage == name);
+    check_stages(&job.stages, &names)?;
+    let wanted = |name: &str| job.stages.iter().any(|stage| stage == name);
     while names.last().is_some_and(|name| !wanted(name)) {
         names.pop();
     }
-    let mut exec = Cuda::new(&program.plan, edit.model.folder.clone(), device, setup)?;
+    let mut exec = Cuda::new(&program.plan, edit.model.folder.clone(), device, &job.place.setup)?;
     edit.write_inputs(&mut exec, program)?;
     exec.begin(&names)?;
     let mut stages = Vec::new();
     for name in names {
         exec.run(name, &mut |_| progress.node())?; // also loads what libraries load late
         if wanted(name) {
-            stages.push(time_stage(&mut exec, program, name, args.steps as usize, progress)?);
+            stages.push(time_stage(&mut exec, program, name, job.steps, progress)?);
         }
     }
     Ok(stages)
