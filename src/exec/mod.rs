@@ -77,4 +77,9 @@ pub trait Executor {
 
     /// Whether a body is done when `run` returns, so that reading a tensor costs nothing.
     fn waits(&self) -> bool;
+
+    /// The CUDA executor, for what only it can do; none if it is another.
+    fn as_cuda(&mut self) -> Option<&mut Cuda> {
+        None
+    }
 }

@@ -10,10 +10,10 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::memory;
-use super::run::{Ended, Ran, run_program};
+use super::run::{Ran, run_program};
 use super::{EditParameters, Material, Model, Place, Program, Progress};
-use crate::exec::{Cuda, Executor, Gpu, Reference};
-use crate::image::Rgb;
+use crate::exec::{Cuda, Executor, Gpu, Made, Reference};
+use crate::image::{self, Filter, Rgb};
 use crate::model::edit::EditSpec;
 use crate::plan::{Budget, CONTEXT_BYTES, Plan, Policy};
 
@@ -44,6 +44,8 @@ pub struct Engine {
     programs: Vec<Loaded>,
     /// Weights once displaced for want of room are not given a larger region again.
     fastest: Policy,
+    /// Programs planned so far.
+    planned: usize,
 }
 
 /// A program with its memory.
@@ -53,6 +55,8 @@ pub struct Loaded {
     /// What runs it.
     pub exec: Box<dyn Executor>,
     purpose: Purpose,
+    /// When its plan was made.
+    planned: Instant,
 }
 
 /// What a program is kept ready for.
@@ -74,6 +78,13 @@ pub struct Edited {
     pub plan: Arc<Plan>,
     /// Bytes of the GPU's memory in use at the end, by everyone; none on the CPU.
     pub device_bytes: Option<usize>,
+}
+
+impl Edited {
+    /// The picture at an original's size.
+    pub fn at(&self, original: &Rgb) -> Rgb {
+        image::resize(&self.picture, original.width, original.height, Filter::Bicubic)
+    }
 }
 
 /// Seconds of an edit's parts.
@@ -104,7 +115,7 @@ impl Engine {
     pub fn open(model: Model, place: Place) -> Result<Engine> {
         let source = model.folder.clone();
         let gpu = place.device().map(|device| Gpu::open(device, &place.setup, source)).transpose()?;
-        Ok(Engine { model, place, gpu, programs: vec![], fastest: Policy::RESIDENT })
+        Ok(Engine { model, place, gpu, programs: vec![], fastest: Policy::RESIDENT, planned: 0 })
     }
 
     /// Edits a picture, or makes one from the prompt alone.
@@ -114,31 +125,20 @@ impl Engine {
     /// arithmetic or device. The engine can be used again after any of them but the device's.
     pub fn edit(&mut self, edit: &EditParameters, picture: Option<&Rgb>, progress: &mut dyn Progress) -> Result<Edited> {
         let material = Material::new(edit, &self.model, picture, progress)?;
-        self.make(&material, progress, &mut |_, _| Ok(()))
+        self.make(&material, progress)
     }
 
-    /// Makes an edit of material that is ready; `ended` sees what each leg leaves.
+    /// Makes an edit of material that is ready.
     ///
     /// # Errors
     /// As for [`Engine::edit`].
-    pub fn make(&mut self, material: &Material, progress: &mut dyn Progress, ended: &mut Ended) -> Result<Edited> {
+    pub fn make(&mut self, material: &Material, progress: &mut dyn Progress) -> Result<Edited> {
         let begun = Instant::now();
-        let known = self.known(material.spec(), Purpose::Edit);
-        let planned = match known {
-            Some(_) => None,
-            None => Some(self.plan(material.spec(), Purpose::Edit)?),
-        };
-        let plan = begun.elapsed().as_secs_f64();
-        let loaded = match planned {
-            Some(program) => self.keep(program, Purpose::Edit)?,
-            None => self.touch(known.unwrap_or_default()),
-        };
-        // Borrowed apart: the program is the engine's, and so is the model.
-        let at = loaded;
-        let Loaded { program, exec, .. } = &mut self.programs[at];
-        material.write_inputs(&self.model, program, &mut **exec)?;
+        let at = self.load(material.spec(), Purpose::Edit)?;
+        let plan = self.programs[at].planned.saturating_duration_since(begun).as_secs_f64();
+        let Loaded { program, exec, .. } = self.fill(at, material)?;
         let prepare = begun.elapsed().as_secs_f64() - plan;
-        let Ran { pixels, seconds: stages, until_step } = run_program(&mut **exec, program, progress, ended)?;
+        let Ran { pixels, seconds: stages, until_step } = run_program(&mut **exec, program, progress, &mut |_, _| Ok(()))?;
         Ok(Edited {
             picture: Rgb { width: material.size.0, height: material.size.1, data: pixels },
             seconds: Seconds { plan, prepare, stages, until_step },
@@ -147,24 +147,34 @@ impl Engine {
         })
     }
 
-    /// The program of an edit of this shape, loaded.
+    /// The program that makes an edit of this material, loaded, its inputs written: for those who run it themselves.
     ///
     /// # Errors
     /// What the planner refuses, or too little memory.
-    pub fn load(&mut self, spec: &EditSpec, purpose: Purpose) -> Result<&mut Loaded> {
-        let at = match self.known(spec, purpose) {
-            Some(at) => self.touch(at),
-            None => {
-                let program = self.plan(spec, purpose)?;
-                self.keep(program, purpose)?
-            }
-        };
-        Ok(&mut self.programs[at])
+    pub fn ready(&mut self, material: &Material, purpose: Purpose) -> Result<&mut Loaded> {
+        let at = self.load(material.spec(), purpose)?;
+        self.fill(at, material)
     }
 
-    /// How many programs are kept.
-    pub fn kept(&self) -> usize {
-        self.programs.len()
+    /// What has been made so far: a second edit of the same shape makes nothing.
+    pub fn made(&self) -> (usize, Made) {
+        (self.planned, self.gpu.as_ref().map_or_else(Made::default, |gpu| gpu.made()))
+    }
+
+    fn load(&mut self, spec: &EditSpec, purpose: Purpose) -> Result<usize> {
+        match self.known(spec, purpose) {
+            Some(at) => Ok(self.touch(at)),
+            None => {
+                let program = self.plan(spec, purpose)?;
+                self.keep(program, purpose)
+            }
+        }
+    }
+
+    fn fill(&mut self, at: usize, material: &Material) -> Result<&mut Loaded> {
+        let loaded = &mut self.programs[at];
+        material.write_inputs(&self.model, &loaded.program, &mut *loaded.exec)?;
+        Ok(loaded)
     }
 
     fn known(&self, spec: &EditSpec, purpose: Purpose) -> Option<usize> {
@@ -180,12 +190,13 @@ impl Engine {
 
     /// Plans a program and makes room for it.
     fn plan(&mut self, spec: &EditSpec, purpose: Purpose) -> Result<Program> {
+        self.planned += 1;
         let mut program = Program::new(&self.model.config, spec, self.place.precision, self.place.target())?;
         if purpose == Purpose::Measure {
             program = program.repeatable()?;
         }
         match self.gpu.clone() {
-            Some(gpu) => self.fit(program, &gpu),
+            Some(gpu) => self.fit(program, &gpu, purpose),
             None => {
                 let kept = self.programs.iter().map(|loaded| loaded.program.plan.arena_bytes).collect();
                 let gone = memory::check(&program.plan, kept)?;
@@ -197,11 +208,12 @@ impl Engine {
 
     /// Has the weights share places as far as needed for the program to fit what is free and allowed, and lets go of
     /// programs for which no room is left.
-    fn fit(&mut self, program: Program, gpu: &Gpu) -> Result<Program> {
+    fn fit(&mut self, program: Program, gpu: &Gpu, purpose: Purpose) -> Result<Program> {
         let own = |loaded: &Loaded| loaded.program.plan.arena_bytes + PROGRAM_BYTES;
         let kept: usize = self.programs.iter().map(own).sum();
         let free = gpu.device.memory()?.0 + gpu.region_bytes() + kept + CONTEXT_BYTES;
-        let budget = Budget::of(self.place.max_vram, free);
+        // What is measured keeps more than an edit needs.
+        let budget = Budget::of(self.place.max_vram.filter(|_| purpose == Purpose::Edit), free);
         let program = program.fit(budget, self.fastest)?;
         let plan = &program.plan;
         if plan.weights.policy != self.fastest || plan.weights.bytes > gpu.region_bytes() {
@@ -219,11 +231,12 @@ impl Engine {
 
     /// Loads a planned program and keeps it as the most recently used; gives its number.
     fn keep(&mut self, program: Program, purpose: Purpose) -> Result<usize> {
+        let planned = Instant::now();
         let exec: Box<dyn Executor> = match &self.gpu {
             Some(gpu) => Box::new(Cuda::load(gpu, program.plan.clone())?),
             None => Box::new(Reference::new(program.plan.clone(), self.model.folder.clone())?),
         };
-        self.programs.push(Loaded { program, exec, purpose });
+        self.programs.push(Loaded { program, exec, purpose, planned });
         Ok(self.programs.len() - 1)
     }
 }

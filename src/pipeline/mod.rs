@@ -78,12 +78,12 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
 
     let mut engine = Engine::open(model, place)?;
     let begun = job.started.elapsed().as_secs_f64();
-    let edited = engine.make(&material, progress, &mut |_, _| Ok(()))?;
+    let edited = engine.make(&material, progress)?;
     let Engine { model, place, .. } = engine; // what it held of the device is free before the picture is encoded
 
     let picture = image::resize(&edited.picture, last.0, last.1, Filter::Bicubic);
     let parameters = Parameters::new(job, &model, &edited, last);
-    output.commit(&image::encode(&picture, format, &serde_json::to_string(&parameters)?)?)?;
+    output.commit(&image::encode(&picture, format, &parameters.to_string())?)?;
     Ok(Report::new(job, parameters, &edited, &place, begun, original.as_ref()))
 }
 

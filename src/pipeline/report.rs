@@ -1,9 +1,11 @@
 //! What `edit` says of an edit: the parameters that make the picture again, which the picture carries too, and what it took.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::Serialize;
+use serde_json::json;
 
 use super::memory::peak_resident_bytes;
 use super::{EditJob, Edited, Model, Place, Rng};
@@ -97,6 +99,20 @@ impl Parameters {
             working_size: [edited.picture.width, edited.picture.height],
             output_size: [output.0, output.1],
         }
+    }
+}
+
+impl fmt::Display for Parameters {
+    /// As one JSON object, keys in order.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}", json!(self))
+    }
+}
+
+impl fmt::Display for Report {
+    /// As one JSON object, keys in order.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}", json!(self))
     }
 }
 

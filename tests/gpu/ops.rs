@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use step1x_edit::exec::{Difference, Executor, Reference};
-use step1x_edit::graph::{Graph, Node, TensorId};
+use step1x_edit::exec::{Difference, Executor, Reference, unwatched};
+use step1x_edit::graph::{BodyId, Graph, Node, TensorId};
 use step1x_edit::ops::{Arch, Case, HostValues, Op, Operand, Output, WeightOrder, cases, round};
 use step1x_edit::plan::{Itinerary, Plan, Precision, Target};
 use step1x_edit::tensor::{Component, DType, Spec};

@@ -253,6 +253,10 @@ impl Executor for Cuda {
     fn waits(&self) -> bool {
         false
     }
+
+    fn as_cuda(&mut self) -> Option<&mut Cuda> {
+        Some(self)
+    }
 }
 
 impl Drop for Cuda {
