@@ -13,7 +13,7 @@ use step1x_edit::plan::Precision;
 use step1x_edit::tensor::Component;
 use step1x_edit::tensor::DType::{BF16, F32};
 
-use crate::common::{Floats, Golden, SyntheticWeights, assert_close, planned};
+use crate::common::{Floats, Golden, assert_close, executor, planned};
 
 /// float32 in another summation order; an independent implementation is within 2e-6.
 const BOUND: f32 = 5e-5;

@@ -6,7 +6,7 @@ use step1x_edit::model::edit::{self, EditSpec, NoiseSource, Savings};
 use step1x_edit::model::text::TextRows;
 use step1x_edit::model::{Config, PromptRows, Version};
 use step1x_edit::ops::Values;
-use step1x_edit::plan::Precision;
+use step1x_edit::plan::{Itinerary, Precision};
 use step1x_edit::sampling::step_table;
 use step1x_edit::tensor::DType::BF16;
 
