@@ -96,7 +96,8 @@ fn edit(args: &EditArgs, stop: &AtomicBool) -> Result<()> {
     progress.finish();
     let report = result?;
     if args.json {
-        print(&format!("{report}\n")).with_context(|| format!("{} is made, but not its JSON", job.output.display()))?;
+        print(&format!("{report}\n"))
+            .with_context(|| format!("{} is written, but its JSON cannot be printed", job.output.display()))?;
     } else if !args.quiet {
         say(&format!("wrote {}", job.output.display()));
     }
@@ -106,7 +107,10 @@ fn edit(args: &EditArgs, stop: &AtomicBool) -> Result<()> {
 /// Bounds the CPU threads, if a number is given.
 fn use_threads(threads: Option<u32>) -> Result<()> {
     let Some(threads) = threads else { return Ok(()) };
-    rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global().context("cannot start threads")
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads as usize)
+        .build_global()
+        .with_context(|| format!("cannot start {threads} CPU threads; give fewer with --threads"))
 }
 
 /// Prints a result. A reader that has gone away, such as `head`, has had what it wanted.

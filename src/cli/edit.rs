@@ -140,7 +140,7 @@ impl EditArgs {
         let usage_unless = |ok: bool, text: String| if ok { Ok(()) } else { Err(usage(anyhow::anyhow!(text))) };
         usage_unless(
             self.model.is_some() || self.image.is_some(),
-            "the built-in demo model only edits; give a picture with -i, or another model with -m".into(),
+            "the built-in demo model only edits pictures; give one with -i, or another model with -m".into(),
         )?;
         let edit = self.parameters()?;
         for (flag, side) in [("--width", edit.size.0), ("--height", edit.size.1)] {

@@ -49,7 +49,7 @@ struct Cell {
 pub fn run(job: &DemoJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Result<String> {
     let output = Output::reserve(&job.output, job.force).map_err(usage)?;
     let format = Format::of(&job.output).map_err(usage)?;
-    let (gallery, mut page) = template().context("the built-in gallery; the build is damaged")?;
+    let (gallery, mut page) = template().context("the built-in gallery is damaged; build the program again")?;
     let PlaceChoice { device, precision, max_vram, setup } = &job.place;
     let (engine, precision) = Engine::choose(*device, *precision, setup)?;
     let model = Model::demo()?;
@@ -58,7 +58,8 @@ pub fn run(job: &DemoJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Res
         let source = cut(&page, cell.source, gallery.side);
         let edit = EditParameters { steps: job.steps, ..EditParameters::new(&cell.instruction) };
         let place = (&engine, precision, *max_vram);
-        let edited = edit_picture(&edit, &source, &model, place, setup, progress).with_context(|| cell.instruction.clone())?;
+        let edited = edit_picture(&edit, &source, &model, place, setup, progress)
+            .with_context(|| format!("cannot make the edit {:?}", cell.instruction))?;
         paste(&mut page, &edited, cell.result);
         bar.inc(1);
     }
@@ -79,7 +80,7 @@ fn template() -> Result<(Gallery, Rgb)> {
     let gallery: Gallery = serde_json::from_slice(include_bytes!("../../assets/gallery/cases.json"))?;
     let page = image::decode_bytes(include_bytes!("../../assets/gallery/template.png"))?;
     let inside = |(x, y): (usize, usize)| x + gallery.side <= page.width && y + gallery.side <= page.height;
-    ensure!(gallery.cells.iter().all(|cell| inside(cell.source) && inside(cell.result)), "a picture lies outside the page");
+    ensure!(gallery.cells.iter().all(|cell| inside(cell.source) && inside(cell.result)), "a cell lies outside the page");
     Ok((gallery, page))
 }
 

@@ -38,7 +38,7 @@ fn devices() {
     // Without a driver, or with too few devices.
     refused(&["--device", "cuda:999"], 4, &["--device cpu"]);
     refused(&["--device", "cuda", "--precision", "f32"], 2, &["--precision f32", "--device cpu"]);
-    refused(&["--device", "tpu"], 2, &["--device <DEVICE>", "auto, cpu and cuda"]);
+    refused(&["--device", "tpu"], 2, &["--device <DEVICE>", "auto, cpu, cuda or cuda:N"]);
 }
 
 #[test]

@@ -35,7 +35,9 @@ fn gpu(who: &str, place: &PlaceChoice) -> Result<(Engine, Arc<Device>, Precision
 /// Refuses stages that there are not.
 fn check_stages(wanted: &[String], names: &[&str]) -> Result<()> {
     match wanted.iter().find(|stage| !names.contains(&stage.as_str())) {
-        Some(unknown) => Err(usage(anyhow::anyhow!("--stage {unknown}: the stages are {}", names.join(", ")))),
+        Some(unknown) => {
+            Err(usage(anyhow::anyhow!("--stage {unknown} is not a stage of this edit; choose from {}", names.join(", "))))
+        }
         None => Ok(()),
     }
 }

@@ -39,7 +39,9 @@ impl<'a> Sample<'a> {
     ) -> Result<Sample<'a>> {
         let fits = |side: usize| side.is_multiple_of(16) && (16..=4096).contains(&side);
         if !(fits(width) && fits(height)) {
-            return Err(usage(anyhow::anyhow!("--size {width}x{height}: sides are multiples of 16 up to 4096")));
+            return Err(usage(anyhow::anyhow!(
+                "--size is {width}x{height}; give sides that are multiples of 16 from 16 to 4096"
+            )));
         }
         let picture = Rgb { width, height, data: (0..width * height * 3).map(|i| (i / 3 * 7 + i / width) as u8).collect() };
         let patches = prompt::patches(&picture, &model.settings).map_err(usage)?;
