@@ -291,7 +291,7 @@ fn check_packed(entries: &BTreeMap<String, Entry>, start: u64, data_len: u64) ->
                 false => ("leaves a gap before it of", begin - end),
             };
             return Err(ModelError::new(format!(
-                "tensor {name:?} {fault} {count} bytes: the header is damaged; fetch the file again"
+                "tensor {name:?} {fault} {count} bytes, so the header is damaged; fetch the file again"
             )));
         }
         end = entry.range.end;

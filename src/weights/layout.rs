@@ -94,7 +94,7 @@ impl Layout {
 
 fn incomplete(dir: &Path, missing: &[String]) -> ModelError {
     let hint = match dir.join("model_index.json").is_file() {
-        true => "\nthis is the diffusers layout, where the official one is needed",
+        true => "\nthis is the diffusers layout; download the files in the official layout",
         false => "",
     };
     ModelError::new(format!("{}: not a complete model folder{}{hint}", dir.display(), listed("missing", missing)))
@@ -136,7 +136,7 @@ fn find_dit(dir: &Path) -> Result<Option<PathBuf>> {
         [] => Ok(None),
         [only] => Ok(Some(dir.join(only))),
         several => Err(ModelError::new(format!(
-            "{}: which model is meant? It holds {}; give --model the path of one of these files",
+            "{}: the folder holds several models, {}; give --model the path of one of these files",
             dir.display(),
             several.join(", ")
         ))),

@@ -55,7 +55,7 @@ fn the_dit_file_is_chosen_or_asked_for() {
     let community = Layout::find(dir.path()).unwrap();
     assert!(community.dit.ends_with("step1x-edit-i1258-FP8.safetensors"));
     touch(dir.path(), &["step1x-edit-other.safetensors"]);
-    assert!(fault(dir.path()).contains("which model is meant?"));
+    assert!(fault(dir.path()).contains("the folder holds several models"));
     touch(dir.path(), &[DIT_V1_0]);
     assert!(Layout::find(dir.path()).unwrap().dit.ends_with(DIT_V1_0));
     touch(dir.path(), &[DIT_V1_1]);

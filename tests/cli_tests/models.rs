@@ -77,7 +77,7 @@ fn two_transformers_make_the_model_unclear() {
     let place = Place::new();
     let dir = place.linked_model("model", &[]);
     fs::hard_link(dir.join(DIT), dir.join("step1x-edit-i1258.safetensors")).unwrap();
-    place.edit_refused(&["-m", "model"], 3, &["which model is meant", "step1x-edit-i1258.safetensors", DIT]);
+    place.edit_refused(&["-m", "model"], 3, &["the folder holds several models", "step1x-edit-i1258.safetensors", DIT]);
     let file = dir.join(DIT);
     place.edited(&["-m", file.to_str().unwrap(), "-i", &fixture("grey.png"), "--steps", "1"]);
 }
