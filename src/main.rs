@@ -29,12 +29,12 @@ fn main() -> ExitCode {
 
 /// Runs a command and gives its exit code.
 fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
-    let unseen = &mut Display::new(true, stop);
+    let silent = &mut Display::new(true, stop);
     match command {
         Command::Edit(args) => edit(args, stop)?,
         Command::Demo(args) => {
             use_threads(args.place.threads)?;
-            let done = demo::run(&args.job()?, unseen, &case_bar(args.quiet))?;
+            let done = demo::run(&args.job()?, silent, &case_bar(args.quiet))?;
             if !args.quiet {
                 say(&done);
             }
@@ -45,17 +45,17 @@ fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
             print(&text)?;
             return Ok(code);
         }
-        Command::Bench(args) => measure::bench(&args.job()?, unseen, &mut print)?,
-        Command::Profile(args) => measure::profile(&args.job(), unseen, &mut print)?,
+        Command::Bench(args) => measure::bench(&args.job()?, silent, &mut print)?,
+        Command::Profile(args) => measure::profile(&args.job(), silent, &mut print)?,
         Command::Verify(args) => {
-            let (text, held) = verify::run(&args.job()?, unseen)?;
+            let (text, held) = verify::run(&args.job()?, silent)?;
             print(&text)?;
             held?;
         }
         Command::Compare(args) => measure::compare(&args.job()?, &mut print)?,
         Command::Judge(args) => {
             use_threads(args.place.threads)?;
-            print(&judge::run(&args.job()?, unseen, &case_bar(args.quiet))?)?
+            print(&judge::run(&args.job()?, silent, &case_bar(args.quiet))?)?
         }
         Command::Synth(args) => synth::run(&args.job(), stop, &byte_bar(args.quiet))?,
     }

@@ -147,10 +147,10 @@ impl Memory {
         // SAFETY: freed when dropped.
         let address = unsafe { result::malloc_sync(bytes.max(1)) };
         let address = address.map_err(|e| {
-            let free = device.memory().map_or(0, |(free, _)| free);
+            let [free, needed] = [device.memory().map_or(0, |(free, _)| free), bytes].map(|n| n as f64 / 1e9);
+            let fault = describe(e);
             ResourceError(format!(
-                "the GPU has {free} bytes free, but {bytes} are needed ({}); use a smaller --max-vram or --size-level",
-                describe(e)
+                "the GPU has {free:.2} GB free, but {needed:.2} GB are needed ({fault}); use a smaller --size-level"
             ))
         })?;
         Ok(Memory { device: device.clone(), address, bytes })
@@ -268,7 +268,7 @@ impl Stream {
     /// What the driver reports.
     pub unsafe fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
         // SAFETY: asked of the caller.
-        unsafe { result::memcpy_htod_async(address, bytes, self.handle) }.map_err(of("take bytes"))
+        unsafe { result::memcpy_htod_async(address, bytes, self.handle) }.map_err(of("read bytes from the host"))
     }
 }
 

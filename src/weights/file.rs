@@ -67,7 +67,7 @@ impl WeightFile {
         let file = File::open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         if !metadata.is_file() {
-            let fault = "not a regular file; a .safetensors file is expected here";
+            let fault = "this is not a regular file; give a .safetensors file";
             return Err(ModelError::new(fault).at(path));
         }
         if metadata.len() < LENGTH_BYTES {
@@ -141,13 +141,13 @@ impl WeightFile {
         if now >= self.bytes() {
             return Ok(());
         }
-        let fault = format!("it had {} bytes when it was opened and has {now} now: something has cut it off", self.bytes());
+        let fault = format!("the file had {} bytes when it was opened and has {now} now; fetch it again", self.bytes());
         Err(ModelError::new(fault).at(&self.path))
     }
 }
 
 fn cut_off(path: &Path) -> ModelError {
-    ModelError::new("something has cut it off since it was opened").at(path)
+    ModelError::new("the file has become shorter since it was opened; fetch it again").at(path)
 }
 
 #[cfg(unix)]
@@ -210,18 +210,18 @@ fn too_short(len: u64) -> ModelError {
 /// Bytes that the file has after its header.
 fn data_bytes(length: &[u8; 8], header_len: u64, file_len: u64) -> Result<u64> {
     if length == b"version " {
-        return Err(ModelError::new("a Git LFS pointer, not the weights themselves; run `git lfs pull`"));
+        return Err(ModelError::new("this is a Git LFS pointer, not the weights; run `git lfs pull`"));
     }
     let after = file_len.saturating_sub(LENGTH_BYTES);
     if header_len > MAX_HEADER_BYTES {
         return Err(ModelError::new(format!(
-            "claims a header of {header_len} bytes, where at most {MAX_HEADER_BYTES} are accepted; \
+            "the file claims a header of {header_len} bytes, where at most {MAX_HEADER_BYTES} are accepted; \
              probably not a safetensors file"
         )));
     }
     after.checked_sub(header_len).ok_or_else(|| {
         ModelError::new(format!(
-            "claims a header of {header_len} bytes, but {after} follow; either not a safetensors file, or {INCOMPLETE}"
+            "the file claims a header of {header_len} bytes, but {after} follow; it is not a safetensors file, or {INCOMPLETE}"
         ))
     })
 }
@@ -299,13 +299,13 @@ fn check_packed(entries: &BTreeMap<String, Entry>, start: u64, data_len: u64) ->
     let (needed, found) = (end as u64, start + data_len);
     if needed > found {
         return Err(ModelError::new(format!(
-            "{} bytes are missing: its header tells of {needed}, it has {found}; {INCOMPLETE}",
+            "{} bytes are missing: the header needs {needed}, the file has {found}; {INCOMPLETE}",
             needed - found
         )));
     }
     if needed < found {
         return Err(ModelError::new(format!(
-            "{} bytes follow the last tensor: its header tells of {needed}, it has {found}; fetch the file again",
+            "{} bytes follow the last tensor: the header needs {needed}, the file has {found}; fetch the file again",
             found - needed
         )));
     }

@@ -172,7 +172,7 @@ fn canonical_names(files: &[WeightFile]) -> Result<BTreeMap<String, (usize, Stri
         for (stored, _) in file.tensors() {
             let name = canonical(stored);
             if let Some((_, other)) = names.insert(name, (place, stored.to_string())) {
-                let fault = format!("{stored} and {other} are two names of one tensor");
+                let fault = format!("{stored} and {other} are two names of one tensor; the file must hold one of them");
                 return Err(ModelError::new(fault).at(file.path()));
             }
         }

@@ -69,7 +69,7 @@ impl Layout {
             (dir, dit)
         } else {
             return Err(ModelError::new(format!(
-                "{}: no such folder or file; --model takes the folder of a model, or its step1x-edit*.safetensors",
+                "{}: there is no such folder or file; give --model the folder of a model, or its step1x-edit*.safetensors",
                 path.display()
             )));
         };

@@ -40,7 +40,7 @@ impl<'a> Sample<'a> {
         let fits = |side: usize| side.is_multiple_of(16) && (16..=4096).contains(&side);
         if !(fits(width) && fits(height)) {
             return Err(usage(anyhow::anyhow!(
-                "--size is {width}x{height}; give sides that are multiples of 16 from 16 to 4096"
+                "--size {width}x{height} is out of range; give sides that are multiples of 16 from 16 to 4096"
             )));
         }
         let picture = Rgb { width, height, data: (0..width * height * 3).map(|i| (i / 3 * 7 + i / width) as u8).collect() };
