@@ -336,7 +336,11 @@ fn a_refusal_names_nodes_and_reasons() {
     let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap();
     let refused = Program::new(&model.config, &inputs.spec, Precision::Bf16, Target::Cuda(Arch(75)));
     let text = format!("{:#}", refused.err().unwrap());
-    assert!(text.contains("encoder.conv_in (conv2d): sm_75 is below sm_80") && text.contains("no sm_75 kernel takes"), "{text}");
+    assert!(
+        text.contains("encoder.conv_in (conv2d): the GPU is sm_75; the kernel needs sm_80")
+            && text.contains("no sm_75 kernel takes"),
+        "{text}"
+    );
     let refused = Program::new(&model.config, &inputs.spec, Precision::F32, Target::Cuda(Arch(90)));
     assert!(format!("{:#}", refused.err().unwrap()).contains("f32 runs on the CPU"));
 }

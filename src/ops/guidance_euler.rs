@@ -58,7 +58,11 @@ impl Op for GuidanceEuler {
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
         let (v, x) = (&inputs[0].shape, &inputs[1].shape);
         ensure!(v.cols() == x.cols() && v.rows() == 2 * x.rows(), "velocities {v} are not two branches of latents {x}");
-        ensure!(inputs[2].shape.cols() == 2 && inputs[3..].iter().all(|s| s.dtype == DType::I32), "schedule {}", inputs[2]);
+        ensure!(
+            inputs[2].shape.cols() == 2 && inputs[3..].iter().all(|s| s.dtype == DType::I32),
+            "the schedule is {}; it must have two columns, and the counters must be i32",
+            inputs[2]
+        );
         Ok(vec![inputs[1].clone(), inputs[3].clone(), inputs[4].clone()])
     }
 
@@ -77,7 +81,9 @@ impl Op for GuidanceEuler {
         }
         let channels = inputs[0].spec.shape.cols();
         if !channels.is_multiple_of(32) || channels > MOST_CHANNELS {
-            return Unsupported::new(format!("{channels} channels a token; a warp takes multiples of 32 up to {MOST_CHANNELS}"));
+            return Unsupported::new(format!(
+                "a token has {channels} channels; the kernel takes multiples of 32 up to {MOST_CHANNELS}"
+            ));
         }
         let defines = [("CHANNELS", channels), ("V_TYPE", code(inputs[0].spec.dtype)?)];
         let blocks = inputs[1].spec.shape.rows().div_ceil(WARPS);

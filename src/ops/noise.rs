@@ -105,7 +105,7 @@ impl Op for Noise {
 
     fn infer(&self, _: &[Spec]) -> Result<Vec<Spec>> {
         let (h, w) = self.size;
-        ensure!(h.is_multiple_of(2) && w.is_multiple_of(2), "latents of {h}x{w} do not pack in 2x2 squares");
+        ensure!(h.is_multiple_of(2) && w.is_multiple_of(2), "the latents are {h}x{w}; both sides must be even");
         Ok(vec![Spec::new(DType::F32, [h / 2 * w / 2, 64])])
     }
 

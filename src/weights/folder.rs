@@ -163,7 +163,7 @@ fn recipes(files: &[Arc<WeightFile>], canonical: fn(&str) -> String) -> Result<B
         for (stored, _) in file.tensors() {
             let name = canonical(stored);
             if let Some(other) = stored_names.insert(name.clone(), stored) {
-                let fault = format!("{stored} and {other} are two names of one tensor");
+                let fault = format!("{stored} and {other} are two names of one tensor; the file must hold one of them");
                 return Err(ModelError::new(fault).at(file.path()));
             }
             recipes.insert(name, Recipe::Stored(Stored::new(file, stored)?));

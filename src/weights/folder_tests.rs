@@ -102,10 +102,10 @@ fn truncated_and_malformed_parts_are_named() {
     fs::write(&shard, whole).unwrap();
     let config = dir.path().join("Qwen2.5-VL-7B-Instruct/config.json");
     fs::write(&config, "{").unwrap();
-    assert!(fault(dir.path()).contains("config.json: not the JSON expected"));
+    assert!(fault(dir.path()).contains("config.json: this is not the JSON expected"));
     fs::write(&config, "{}").unwrap();
     fs::write(dir.path().join("step1x.json"), "nonsense").unwrap();
-    assert!(fault(dir.path()).contains("step1x.json: not the JSON expected"));
+    assert!(fault(dir.path()).contains("step1x.json: this is not the JSON expected"));
 }
 
 #[test]

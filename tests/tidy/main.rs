@@ -110,6 +110,15 @@ fn only_the_top_reads_arguments_and_environment() {
 }
 
 #[test]
+fn only_cli_knows_flags() {
+    let src = Path::new(ROOT).join("src");
+    for path in sources(&src) {
+        let cli = path.starts_with(src.join("cli"));
+        assert!(cli || !shipped(&path).contains("clap"), "{} names clap; commands take jobs", path.display());
+    }
+}
+
+#[test]
 fn names_are_found_in_paths_and_groups() {
     assert_eq!(named("use crate::exec::Reference;\nuse crate::{graph, plan};"), ["exec", "graph", "plan"]);
 }
