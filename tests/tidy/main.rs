@@ -1,4 +1,7 @@
-//! Rules of the source tree, enforced: who may name whom, file sizes, an op's files.
+//! Rules of the source tree, enforced: who may name whom, sizes of files and functions, an op's files.
+
+mod circles;
+mod functions;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -128,6 +131,14 @@ fn files_stay_readable() {
         assert!(lines <= 500, "{} has {lines} lines; does it hold two ideas?", path.display());
         assert!(!text.contains("TODO") && !text.contains("FIXME"), "{} has unfinished work", path.display());
     }
+}
+
+#[test]
+fn modules_lie_where_cargo_looks() {
+    let sources = ["src", "tests", "benches"].map(|folder| sources(&Path::new(ROOT).join(folder))).concat();
+    let paths = sources.iter().map(|path| fs::read_to_string(path).unwrap());
+    let count: usize = paths.map(|text| text.lines().filter(|line| line.trim_start().starts_with("#[path")).count()).sum();
+    assert!(count <= 2, "{count} times #[path]: two targets share tests/common, the rest needs none");
 }
 
 #[test]
