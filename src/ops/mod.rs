@@ -53,6 +53,7 @@ pub use group_norm::GroupNorm;
 pub use guidance_euler::GuidanceEuler;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
+pub(crate) use linear::matmul;
 pub use noise::{H100_GRID_THREADS, Noise, drawn_at, normal as philox_normal};
 pub use patchify::{Pack, Unpack};
 pub use pixels::{PixelsIn, PixelsOut};
@@ -153,7 +154,7 @@ pub trait Op: Debug + Send + Sync {
 }
 
 /// Order of a weight's elements in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WeightOrder {
     /// As in the checkpoint.
     AsStored,

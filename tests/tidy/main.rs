@@ -21,7 +21,7 @@ const LAYERS: [(&str, &[&str]); 24] = [
     ("sampling", &["ops", "tensor"]),
     ("image", &[]),
     ("prompt", &["image"]),
-    ("weights", &["model", "tensor"]),
+    ("weights", &["model", "ops", "tensor"]),
     ("exec", &["cuda", "error", "graph", "ops", "plan", "tensor", "weights"]),
     ("inputs", &["model", "prompt"]),
     (
