@@ -7,7 +7,7 @@ use crate::image::Rgb;
 use crate::inputs::{PictureInputs, PromptInputs};
 use crate::model::Config;
 use crate::model::edit::{self, EditSpec, EditTensors, NoiseSource, Savings};
-use crate::ops::Buffer;
+use crate::ops::HostValues;
 use crate::plan::{Plan, Precision, Target};
 use crate::prompt::{Patches, PromptSettings, PromptTokens};
 use crate::sampling;
@@ -95,32 +95,32 @@ pub struct HostInputs<'a> {
 
 impl Program {
     /// The values of every input.
-    pub fn inputs(&self, config: &Config, host: &HostInputs) -> Vec<(TensorId, Buffer)> {
+    pub fn inputs(&self, config: &Config, host: &HostInputs) -> Vec<(TensorId, HostValues)> {
         let (t, rows) = (&self.tensors, self.spec.step_rows());
         let schedule = sampling::schedule(self.spec.steps, rows.tokens());
         let times = schedule[..self.spec.steps].iter().flat_map(|&time| [time, time]).collect();
         let mut inputs = vec![
-            (t.vision.pixel_values, Buffer::F32(host.patches.pixel_values.clone())),
-            (t.vision.window_rows, Buffer::I32(self.picture.window_rows.clone())),
-            (t.vision.rope, Buffer::F32(self.picture.rope.clone())),
-            (t.text.index, Buffer::I32(self.prompts.index.clone())),
-            (t.text.rope, Buffer::F32(self.prompts.rope.clone())),
-            (t.embedding_rows, Buffer::I32(self.prompts.embedding_rows.clone())),
-            (t.denoised.times, Buffer::F32(times)),
-            (t.denoised.schedule, Buffer::F32(sampling::step_table(&schedule, host.guidance_limit))),
-            (t.denoised.rope, Buffer::F32(rows.rope_table(config))),
-            (t.denoised.counter, Buffer::I32(vec![0])),
-            (t.denoised.fault, Buffer::I32(vec![0])),
+            (t.vision.pixel_values, HostValues::F32(host.patches.pixel_values.clone())),
+            (t.vision.window_rows, HostValues::I32(self.picture.window_rows.clone())),
+            (t.vision.rope, HostValues::F32(self.picture.rope.clone())),
+            (t.text.index, HostValues::I32(self.prompts.index.clone())),
+            (t.text.rope, HostValues::F32(self.prompts.rope.clone())),
+            (t.embedding_rows, HostValues::I32(self.prompts.embedding_rows.clone())),
+            (t.denoised.times, HostValues::F32(times)),
+            (t.denoised.schedule, HostValues::F32(sampling::step_table(&schedule, host.guidance_limit))),
+            (t.denoised.rope, HostValues::F32(rows.rope_table(config))),
+            (t.denoised.counter, HostValues::I32(vec![0])),
+            (t.denoised.fault, HostValues::I32(vec![0])),
         ];
-        inputs.extend(t.rgb.zip(host.working).map(|(id, picture)| (id, Buffer::U8(picture.data.clone()))));
-        inputs.extend(t.text.key_bias.map(|id| (id, Buffer::F32(self.prompts.key_bias.clone()))));
-        inputs.extend(t.denoised.key_bias.map(|id| (id, Buffer::F32(rows.prompt.key_bias()))));
+        inputs.extend(t.rgb.zip(host.working).map(|(id, picture)| (id, HostValues::U8(picture.data.clone()))));
+        inputs.extend(t.text.key_bias.map(|id| (id, HostValues::F32(self.prompts.key_bias.clone()))));
+        inputs.extend(t.denoised.key_bias.map(|id| (id, HostValues::F32(rows.prompt.key_bias()))));
         // The CPU generator's first draw is the noise, its second the posterior's.
         let (n, (h, w)) = (64 * rows.tokens(), self.spec.latent);
         for (draw, id) in [t.denoised.host_noise, t.host_posterior_noise].into_iter().enumerate() {
             inputs.extend(id.map(|id| {
                 let noise = sampling::torch_cpu_normal(host.seed, (draw + 1) * n);
-                (id, Buffer::F32(sampling::pack_noise(&noise[draw * n..], h, w, DType::BF16)))
+                (id, HostValues::F32(sampling::pack_noise(&noise[draw * n..], h, w, DType::BF16)))
             }));
         }
         inputs
