@@ -1,4 +1,7 @@
-//! Rules of the source tree, enforced: who may name whom, file sizes, an op's files.
+//! Rules of the source tree, enforced: who may name whom, sizes of files and functions, an op's files.
+
+mod circles;
+mod functions;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -147,6 +150,16 @@ fn op_files() -> Vec<(String, String)> {
 fn in_order(name: &str, text: &str, parts: &[&str]) {
     let place = |part: &&str| text.find(part).unwrap_or_else(|| panic!("{name} lacks {part}"));
     assert!(parts.iter().map(place).is_sorted(), "{name} is not in the order {parts:?}");
+}
+
+#[test]
+fn modules_lie_where_cargo_looks() {
+    let files = ["src", "tests", "benches"].map(|folder| sources(&Path::new(ROOT).join(folder))).concat();
+    let texts = files.iter().map(|path| fs::read_to_string(path).unwrap());
+    let count: usize = texts.map(|text| text.lines().filter(|line| line.trim_start().starts_with("#[path")).count()).sum();
+    assert!(count <= 2, "{count} times #[path]: two targets share tests/common, the rest needs none");
+    let beside = files.iter().find(|file| file.with_extension("").is_dir());
+    assert!(beside.is_none(), "{} lies beside its folder; it is the folder's mod.rs", beside.unwrap().display());
 }
 
 #[test]
