@@ -95,14 +95,14 @@ pub fn record(g: &mut Graph, config: &Config, rows: &PromptRows, embedding: Tens
             }
             Version::V1_1 => mean,
         };
-        let pooled = g.linear("global_proj_out", pooled, config.dit.vec_in, true);
+        let pooled = g.linear("global_proj_out", pooled, config.dit.vec_in).op();
         let text = g.scoped("S", |g| {
             let time = g.op("t_embedding", TimestepEmbedding(BF16), &[t]);
             let time = mlp(g, ["t_embedder.mlp.0", "t_embedder.mlp.1", "t_embedder.mlp.2"], time, width);
             let context = mlp(g, ["c_embedder.linear_1", "c_embedder.act", "c_embedder.linear_2"], mean, width);
             let c = g.op("c", Add, &[time, context]);
             g.op_into("c.silu", Activation::Silu, &[c], &[c]);
-            let mut h = g.linear("input_embedder", embedding, width, true);
+            let mut h = g.linear("input_embedder", embedding, width).op();
             for i in 0..config.dit.connector_depth {
                 h = g.scoped(format_args!("individual_token_refiner.blocks.{i}"), |g| block(g, config, rows, h, c));
             }
@@ -114,30 +114,30 @@ pub fn record(g: &mut Graph, config: &Config, rows: &PromptRows, embedding: Tens
 
 /// Linear, SiLU, Linear.
 pub(super) fn mlp(g: &mut Graph, names: [&str; 3], x: TensorId, width: usize) -> TensorId {
-    let h = g.linear(names[0], x, width, true);
+    let h = g.linear(names[0], x, width).op();
     g.op_into(names[1], Activation::Silu, &[h], &[h]);
-    g.linear(names[2], h, width, true)
+    g.linear(names[2], h, width).op()
 }
 
 /// One refiner block: h [T] or [times · T] rows, c [times · B]; gives [times · T]. Norms are affine; c only gates.
 fn block(g: &mut Graph, config: &Config, rows: &PromptRows, h: TensorId, c: TensorId) -> TensorId {
     let d = config.dit.connector_hidden;
-    let gates = g.linear("adaLN_modulation.1", c, 2 * d, true);
+    let gates = g.linear("adaLN_modulation.1", c, 2 * d).op();
     let (gate_attn, gate_mlp) = (g.cols(gates, 0..d), g.cols(gates, d..2 * d));
     let gated = GateResidual { rows: rows.branches(), round_product: true, norm: false };
 
     let n = g.layer_norm("norm1", h);
-    let qkv = g.linear("self_attn_qkv", n, 3 * d, true); // columns: all q, all k, all v
+    let qkv = g.linear("self_attn_qkv", n, 3 * d).op(); // columns: all q, all k, all v
     let [q, k, v] = [0, 1, 2].map(|i| g.cols(qkv, i * d..(i + 1) * d));
     let (heads, segments) = (d / HEAD_WIDTH, rows.segments(g.rows_of(h) / rows.total()));
     let attended = g.op("self_attn", Attention { heads, kv_heads: heads, causal: false, segments }, &[q, k, v]);
-    let projected = g.linear("self_attn_proj", attended, d, true);
+    let projected = g.linear("self_attn_proj", attended, d).op();
     let h = g.op("residual1", gated.clone(), &[h, projected, gate_attn]);
 
     let n = g.layer_norm("norm2", h);
-    let m = g.linear("mlp.fc1", n, config.dit.connector_mlp, true);
+    let m = g.linear("mlp.fc1", n, config.dit.connector_mlp).op();
     g.op_into("mlp.act", Activation::Silu, &[m], &[m]);
-    let m = g.linear("mlp.fc2", m, d, true);
+    let m = g.linear("mlp.fc2", m, d).op();
     g.op_into("residual2", gated, &[h, m, gate_mlp], &[h]);
     h
 }
