@@ -11,7 +11,7 @@ use crate::image;
 use crate::model::Config;
 use crate::model::edit::NoiseSource;
 use crate::ops::{Arch, H100_GRID_THREADS};
-use crate::pipeline::{Model, Program, Request};
+use crate::pipeline::{EditInputs, Model, Program, Request};
 use crate::plan::{Budget, Plan, Precision, StageMemory, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
 use crate::synth::PresetModel;
@@ -153,11 +153,10 @@ pub fn plan_edit(
         grid,
         tokens: &[encode(prompt)?, encode("")?],
         steps: job.steps,
-        cfg_scale: 6.0,
-        noise: NoiseSource::Philox { seed: 42, grid_threads: H100_GRID_THREADS },
+        noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
         sample_posterior: false,
         savings: job.savings,
     };
     let target = if job.precision == Precision::Bf16 { Target::Cuda(Arch(90)) } else { Target::Cpu };
-    Program::new(config, settings, &request, job.precision, target)
+    Program::new(config, EditInputs::new(config, settings, &request)?.spec, job.precision, target)
 }

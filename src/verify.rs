@@ -21,7 +21,7 @@ use crate::graph::TensorId;
 use crate::image::Rgb;
 use crate::model::edit::{NoiseSource, Savings};
 use crate::ops::{Buffer, Values};
-use crate::pipeline::{Engine, HostInputs, Model, Program, Progress, Request, run_stages};
+use crate::pipeline::{EditInputs, Engine, HostInputs, Model, Program, Progress, Request, run_stages};
 use crate::prompt;
 use crate::sampling::{pack_noise, schedule};
 use crate::tensor::DType;
@@ -43,7 +43,7 @@ pub fn run(args: &VerifyArgs, progress: &mut dyn Progress) -> Result<(String, Re
     let (engine, precision) = Engine::choose(args.device, None, &setup)?;
     let model = Model::open(&args.model)?;
     let recorded = Recorded::new(&golden, &model)?;
-    let mut program = Program::new(&model.config, &model.settings, &recorded.request(), precision, engine.target())?;
+    let mut program = Program::new(&model.config, recorded.inputs.spec.clone(), precision, engine.target())?;
     engine.fit(&mut program.plan, args.memory.max_vram)?;
     let mut exec = engine.executor(&program.plan, &model, &setup)?;
     let mut table = Table { rows: vec![] };
@@ -138,7 +138,7 @@ struct Recorded<'a> {
     golden: &'a Golden,
     working: Rgb,
     patches: prompt::Patches,
-    tokens: Vec<prompt::PromptTokens>,
+    inputs: EditInputs,
     steps: usize,
     cfg_scale: f32,
     seed: u64,
@@ -149,42 +149,39 @@ const BRANCHES: [&str; 2] = ["cond", "uncond"];
 
 impl<'a> Recorded<'a> {
     fn new(golden: &'a Golden, model: &Model) -> Result<Recorded<'a>> {
-        let (inputs, official) = (&golden.inputs, &golden.official);
-        let working = inputs.picture("rgb")?;
+        let (given, official) = (&golden.inputs, &golden.official);
+        let working = given.picture("rgb")?;
         let patches = prompt::patches(&working, &model.settings)?;
         let mut tokens = Vec::new();
         for (branch, text) in BRANCHES.iter().zip([official.text("prompt")?, ""]) {
             let ours = model.tokenizer.encode_prompt(text, patches.image_tokens())?;
-            let recorded = inputs.integers(&format!("{branch}.input_ids"))?;
+            let recorded = given.integers(&format!("{branch}.input_ids"))?;
             let same = ours.ids.len() == recorded.len() && ours.ids.iter().zip(&recorded).all(|(a, b)| *a as i64 == *b as i64);
             ensure!(same, "the model's tokenizer gives other {branch} tokens than were recorded; take the recorded release");
             tokens.push(ours);
         }
-        let pixels = inputs.floats("pixel_values")?;
+        let pixels = given.floats("pixel_values")?;
         ensure!(pixels.len() == patches.pixel_values.len(), "the picture has other patches than were recorded");
         let (steps, cfg_scale, seed) = (official.number("steps")?, official.number("cfg")?, official.number("seed")?);
-        Ok(Recorded { golden, working, patches, tokens, steps, cfg_scale, seed })
-    }
-
-    fn request(&self) -> Request<'_> {
-        Request {
-            size: (self.working.width, self.working.height),
+        let request = Request {
+            size: (working.width, working.height),
             reference: true,
-            grid: self.patches.grid,
-            tokens: &self.tokens,
-            steps: self.steps,
-            cfg_scale: self.cfg_scale,
+            grid: patches.grid,
+            tokens: &tokens,
+            steps,
             noise: NoiseSource::Host,
             sample_posterior: false,
             savings: Savings::ALL,
-        }
+        };
+        let inputs = EditInputs::new(&model.config, &model.settings, &request)?;
+        Ok(Recorded { golden, working, patches, inputs, steps, cfg_scale, seed })
     }
 
     /// Writes every input; the noise is the recorded one.
     fn write_inputs(&self, exec: &mut dyn Executor, model: &Model, program: &Program) -> Result<()> {
         let (working, patches) = (Some(&self.working), &self.patches);
-        let host = HostInputs { working, patches, seed: self.seed, guidance_limit: 0.93 };
-        for (id, values) in program.inputs(&model.config, &host) {
+        let host = HostInputs { working, patches, seed: self.seed, cfg_scale: self.cfg_scale, guidance_limit: 0.93 };
+        for (id, values) in self.inputs.values(&model.config, &program.tensors, &host) {
             exec.write(id, values.values())?;
         }
         let (h, w) = program.spec.latent;

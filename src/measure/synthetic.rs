@@ -7,7 +7,7 @@ use crate::exec::Executor;
 use crate::image::Rgb;
 use crate::model::edit::{NoiseSource, Savings};
 use crate::ops::H100_GRID_THREADS;
-use crate::pipeline::{Engine, HostInputs, Model, Program, Request};
+use crate::pipeline::{EditInputs, Engine, HostInputs, Model, Program, Request};
 use crate::plan::{Plan, Precision};
 use crate::prompt::{self, Patches};
 
@@ -20,8 +20,7 @@ pub(super) struct Synthetic<'a> {
     precision: Precision,
     picture: Rgb,
     patches: Patches,
-    prompt: &'a str,
-    steps: usize,
+    inputs: EditInputs,
     max_vram: Option<usize>,
 }
 
@@ -33,7 +32,7 @@ impl<'a> Synthetic<'a> {
         engine: &'a Engine,
         precision: Precision,
         (width, height): (usize, usize),
-        prompt: &'a str,
+        prompt: &str,
         steps: usize,
         max_vram: Option<usize>,
     ) -> Result<Synthetic<'a>> {
@@ -43,7 +42,19 @@ impl<'a> Synthetic<'a> {
         }
         let picture = Rgb { width, height, data: (0..width * height * 3).map(|i| (i / 3 * 7 + i / width) as u8).collect() };
         let patches = prompt::patches(&picture, &model.settings).map_err(usage)?;
-        Ok(Synthetic { model, engine, precision, picture, patches, prompt, steps, max_vram })
+        let encode = |text| model.tokenizer.encode_prompt(text, patches.image_tokens()).map_err(usage);
+        let request = Request {
+            size: (width, height),
+            reference: true,
+            grid: patches.grid,
+            tokens: &[encode(prompt)?, encode("")?],
+            steps,
+            noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
+            sample_posterior: false,
+            savings: Savings::ALL,
+        };
+        let inputs = EditInputs::new(&model.config, &model.settings, &request)?;
+        Ok(Synthetic { model, engine, precision, picture, patches, inputs, max_vram })
     }
 
     /// The edit's program.
@@ -51,20 +62,7 @@ impl<'a> Synthetic<'a> {
     /// # Errors
     /// What the planner refuses.
     pub(super) fn program(&self) -> Result<Program> {
-        let encode = |text| self.model.tokenizer.encode_prompt(text, self.patches.image_tokens()).map_err(usage);
-        let request = Request {
-            size: (self.picture.width, self.picture.height),
-            reference: true,
-            grid: self.patches.grid,
-            tokens: &[encode(self.prompt)?, encode("")?],
-            steps: self.steps,
-            cfg_scale: 6.0,
-            noise: NoiseSource::Philox { seed: SEED, grid_threads: H100_GRID_THREADS },
-            sample_posterior: false,
-            savings: Savings::ALL,
-        };
-        let (config, settings) = (&self.model.config, &self.model.settings);
-        let mut program = Program::new(config, settings, &request, self.precision, self.engine.target())?;
+        let mut program = Program::new(&self.model.config, self.inputs.spec.clone(), self.precision, self.engine.target())?;
         self.engine.fit(&mut program.plan, self.max_vram)?;
         Ok(program)
     }
@@ -92,8 +90,8 @@ impl<'a> Synthetic<'a> {
     /// What the executor reports.
     pub(super) fn write_inputs(&self, exec: &mut dyn Executor, program: &Program) -> Result<()> {
         let (working, patches) = (Some(&self.picture), &self.patches);
-        let host = HostInputs { working, patches, seed: SEED, guidance_limit: 0.93 };
-        let inputs = program.inputs(&self.model.config, &host);
-        inputs.into_iter().try_for_each(|(id, values)| exec.write(id, values.values()))
+        let host = HostInputs { working, patches, seed: SEED, cfg_scale: 6.0, guidance_limit: 0.93 };
+        let values = self.inputs.values(&self.model.config, &program.tensors, &host);
+        values.into_iter().try_for_each(|(id, values)| exec.write(id, values.values()))
     }
 }

@@ -1,6 +1,6 @@
 //! The connector: the text encoder's rows to the transformer's text rows and a pooled vector.
 //!
-//! Text rows of both branches lie one after another, each branch `[valid rows | padding rows]`. All padding rows of a
+//! Text rows of all branches lie one after another, each branch `[valid rows | padding rows]`. All padding rows of a
 //! branch are and stay equal, so one row may stand for them. Everything is computed for several times t at once: row
 //! blocks repeat once a time, and only the gates differ. (The first block's attention does not depend on t at all, so it
 //! is computed once.)
@@ -13,7 +13,7 @@ use crate::ops::{Activation, Add, Attention, BranchRows, GateResidual, Segment, 
 use crate::tensor::DType::BF16;
 
 /// Text rows of each branch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PromptRows {
     /// Rows that hold tokens; at least one a branch.
     pub valid: Vec<usize>,
@@ -31,12 +31,17 @@ impl PromptRows {
         PromptRows { valid: valid.to_vec(), padding, padding_meant }
     }
 
+    /// Number of branches.
+    pub fn count(&self) -> usize {
+        self.valid.len()
+    }
+
     /// Rows of each branch.
     pub fn branches(&self) -> BranchRows {
         BranchRows::of(&self.valid.iter().zip(&self.padding).map(|(v, p)| v + p).collect::<Vec<_>>())
     }
 
-    /// Rows of both branches.
+    /// Rows of all branches.
     pub fn total(&self) -> usize {
         self.branches().period()
     }
@@ -51,14 +56,14 @@ impl PromptRows {
     /// How many rows each row stands for, as the logarithm that is added to its score as a key.
     pub fn key_bias(&self) -> Vec<f32> {
         let weight = |b: usize| if self.padding[b] == 1 { (self.padding_meant[b] as f32).ln() } else { 0.0 };
-        (0..self.valid.len()).flat_map(|b| [vec![0.0; self.valid[b]], vec![weight(b); self.padding[b]]].concat()).collect()
+        (0..self.count()).flat_map(|b| [vec![0.0; self.valid[b]], vec![weight(b); self.padding[b]]].concat()).collect()
     }
 
     /// Valid rows see the valid rows; a padding row sees only row 0 of its branch, as the official mask has it.
     fn segments(&self, times: usize) -> Vec<Segment> {
         let mut segments = Vec::new();
         for base in (0..times).map(|s| s * self.total()) {
-            for b in 0..self.valid.len() {
+            for b in 0..self.count() {
                 let start = base + self.branch(b).start;
                 let end = start + self.valid[b];
                 segments.push(Segment::all(start..end));
@@ -85,7 +90,7 @@ pub fn record(g: &mut Graph, config: &Config, rows: &PromptRows, embedding: Tens
     g.scoped("connector", |g| {
         let width = config.dit.connector_hidden;
         let segments: Vec<Range<usize>> =
-            (0..rows.valid.len()).map(|b| rows.branch(b).start..rows.branch(b).start + rows.valid[b]).collect();
+            (0..rows.count()).map(|b| rows.branch(b).start..rows.branch(b).start + rows.valid[b]).collect();
         let mean = g.op("mean", SegmentMean { segments: segments.clone() }, &[embedding]);
         // v1.0 scales the pooled mean; the mean that joins the time embedding never is.
         let pooled = match config.version {

@@ -1,13 +1,14 @@
-//! The diffusion transformer: what is prepared for all steps, and one step for both guidance branches.
+//! The diffusion transformer: what is prepared for all steps, and one step for all guidance branches, two or one.
 //!
-//! One buffer holds the rows of both branches:
+//! One buffer holds the rows of all branches:
 //!
 //! ```text
 //! [txt 0 | txt 1 | ref 0 | noisy 0 | noisy 1 | ref 1]        (without ref in text-to-image)
+//! [txt 0 | ref 0 | noisy 0]                                  (one branch)
 //! ```
 //!
 //! Text and image rows are one range each, so their products are; a branch's image rows are one range for attention
-//! (keys have no order, positions come from the rotary table); and the noisy rows of both branches, all that the last
+//! (keys have no order, positions come from the rotary table); and the noisy rows of all branches, all that the last
 //! block and the final layer need, are one range too.
 
 use std::ops::Range;
@@ -21,7 +22,7 @@ use crate::tensor::DType::{BF16, F32};
 /// Where the rows of a step lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepRows {
-    /// Text rows of both branches.
+    /// Text rows of each branch.
     pub prompt: PromptRows,
     /// Latent height and width in tokens.
     pub grid: (usize, usize),
@@ -30,6 +31,11 @@ pub struct StepRows {
 }
 
 impl StepRows {
+    /// Guidance branches, two or one.
+    pub fn branches(&self) -> usize {
+        self.prompt.count()
+    }
+
     /// Noisy tokens of a branch.
     pub fn tokens(&self) -> usize {
         self.grid.0 * self.grid.1
@@ -41,13 +47,13 @@ impl StepRows {
 
     /// All rows.
     pub fn total(&self) -> usize {
-        self.prompt.total() + 2 * self.image_rows()
+        self.prompt.total() + self.branches() * self.image_rows()
     }
 
-    /// Noisy rows of both branches.
+    /// Noisy rows of all branches.
     pub fn noisy(&self) -> Range<usize> {
         let before = self.prompt.total() + self.image_rows() - self.tokens();
-        before..before + 2 * self.tokens()
+        before..before + self.branches() * self.tokens()
     }
 
     /// Noisy rows of a branch.
@@ -69,7 +75,8 @@ impl StepRows {
 
     /// Each branch attends to its text and image rows; `queries` picks the rows that ask, by branch.
     fn segments(&self, queries: impl Fn(usize) -> Vec<Range<usize>>) -> Vec<Segment> {
-        (0..2).map(|b| Segment { q: queries(b), k: vec![self.prompt.branch(b), self.image_of(b)] }).collect()
+        let segment = |b| Segment { q: queries(b), k: vec![self.prompt.branch(b), self.image_of(b)] };
+        (0..self.branches()).map(segment).collect()
     }
 
     fn all_queries(&self, branch: usize) -> Vec<Range<usize>> {
@@ -77,7 +84,7 @@ impl StepRows {
     }
 
     fn image_branches(&self) -> BranchRows {
-        BranchRows::of(&[self.image_rows(); 2])
+        BranchRows::of(&vec![self.image_rows(); self.branches()])
     }
 
     /// Text and image rows, which the double blocks give products of their own.
@@ -87,7 +94,7 @@ impl StepRows {
     }
 
     fn noisy_branches(&self) -> BranchRows {
-        BranchRows::of(&[self.tokens(); 2])
+        BranchRows::of(&vec![self.tokens(); self.branches()])
     }
 
     /// (cos, sin) pairs of every row [rows, 128]: text rows stand at (0, 0, 0), noisy tokens at (0, y, x), reference
@@ -103,7 +110,7 @@ impl StepRows {
         };
         (0..self.prompt.total()).for_each(|row| fill(row, [0; 3]));
         let shift = (config.version == Version::V1_1) as usize;
-        for branch in 0..2 {
+        for branch in 0..self.branches() {
             for token in 0..self.tokens() {
                 let (y, x) = (token / self.grid.1, token % self.grid.1);
                 fill(self.noisy_of(branch).start + token, [0, y, x]);
@@ -220,7 +227,7 @@ pub fn image_in(g: &mut Graph, rows: &StepRows, x: TensorId, branch: usize, nois
     }
 }
 
-/// Records all blocks over the rows of `inputs.x` and gives the velocities of the noisy rows [2n, 64]. `trim` leaves out
+/// Records all blocks over the rows of `inputs.x` and gives the velocities of the noisy rows [B·n, 64]. `trim` leaves out
 /// of the last block what nobody reads.
 pub fn blocks(g: &mut Graph, config: &DitConfig, rows: &StepRows, inputs: StepInputs, trim: bool) -> TensorId {
     let d = config.hidden;

@@ -1,7 +1,7 @@
-//! Qwen2.5-VL's text model, for both prompts at once.
+//! Qwen2.5-VL's text model, for all prompts at once.
 //!
 //! Rows are `[shared prefix | tail of branch 0 | tail of branch 1]`: template and picture come before the prompt, the
-//! model is causal, so what both branches share is computed once and the tails see it as keys. Without sharing the
+//! model is causal, so what the branches share is computed once and the tails see it as keys. Without sharing the
 //! prefix is empty and the tails are whole sequences.
 
 use std::ops::Range;
@@ -12,9 +12,9 @@ use crate::ops::{Add, Attention, Gather, RopeHalf, Segment, SwiGlu};
 use crate::tensor::DType::{BF16, F32, I32};
 
 /// Which rows there are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TextRows {
-    /// Rows that both branches share.
+    /// Rows that all branches share.
     pub prefix: usize,
     /// Rows of each branch after them.
     pub tails: Vec<usize>,

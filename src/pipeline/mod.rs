@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 pub use self::engine::{DeviceChoice, Engine, OLDEST};
 pub use self::model::Model;
-pub use self::program::{HostInputs, Program, Request};
+pub use self::program::{EditInputs, HostInputs, Program, Request};
 use crate::cuda::Setup;
 use crate::error::usage;
 use crate::exec::{Executor, read_f32};
@@ -46,7 +46,9 @@ pub struct EditParameters {
     pub negative_prompt: String,
     /// Denoising steps.
     pub steps: usize,
-    /// Guidance scale.
+    /// Guidance scale. At 1 the prompt's branch runs alone, in half the time, and its velocity is used as it is at every step.
+    /// (The official rule with two branches rounds u + 1·(c − u), and above `guidance_limit` divides c − u by a power of its
+    /// norm.)
     pub cfg_scale: f32,
     /// Times above it use the norm-limited rule.
     pub guidance_limit: f64,
@@ -148,12 +150,12 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Value> {
     };
     format.check_size(last.0, last.1).map_err(usage)?;
     progress.device(&engine);
-    let request = material.request(&job.edit);
-    let mut program = Program::new(&model.config, &model.settings, &request, precision, engine.target())?;
+    let inputs = material.inputs(&job.edit, &model)?;
+    let mut program = Program::new(&model.config, inputs.spec.clone(), precision, engine.target())?;
     engine.fit(&mut program.plan, job.max_vram)?;
     let planned = since_start();
     let mut exec = engine.executor(&program.plan, &model, &job.setup)?;
-    material.write_inputs(&job.edit, &model, &program, &mut *exec)?;
+    material.write_inputs(&job.edit, &model, &program, &inputs, &mut *exec)?;
     let ready = since_start();
     let mut seconds = BTreeMap::from([("load", planned), ("prepare", ready - planned)]);
     let pixels = run_stages(&mut *exec, &model, &program, progress, &mut seconds, &[])?;
@@ -191,11 +193,11 @@ pub fn edit_picture(
     progress: &mut dyn Progress,
 ) -> Result<Rgb> {
     let material = Material::new(edit, model, Some(picture), progress)?;
-    let request = material.request(edit);
-    let mut program = Program::new(&model.config, &model.settings, &request, precision, engine.target())?;
+    let inputs = material.inputs(edit, model)?;
+    let mut program = Program::new(&model.config, inputs.spec.clone(), precision, engine.target())?;
     engine.fit(&mut program.plan, max_vram)?;
     let mut exec = engine.executor(&program.plan, model, setup)?;
-    material.write_inputs(edit, model, &program, &mut *exec)?;
+    material.write_inputs(edit, model, &program, &inputs, &mut *exec)?;
     let data = run_stages(&mut *exec, model, &program, progress, &mut BTreeMap::new(), &[])?;
     let edited = Rgb { width: material.size.0, height: material.size.1, data };
     Ok(image::resize(&edited, picture.width, picture.height, Filter::Bicubic))
@@ -217,7 +219,7 @@ struct Material {
     working: Option<Rgb>,
     /// The picture as the encoder sees it.
     patches: Patches,
-    /// Tokens of prompt and negative prompt.
+    /// Tokens of the prompt and, if guidance uses it, of the negative prompt.
     tokens: Vec<PromptTokens>,
 }
 
@@ -246,34 +248,55 @@ impl Material {
         Ok(Material { size, working, patches, tokens })
     }
 
-    fn write_inputs(&self, edit: &EditParameters, model: &Model, program: &Program, exec: &mut dyn Executor) -> Result<()> {
-        let (working, patches) = (self.working.as_ref(), &self.patches);
-        let host = HostInputs { working, patches, seed: edit.seed, guidance_limit: edit.guidance_limit };
-        program.inputs(&model.config, &host).into_iter().try_for_each(|(id, values)| exec.write(id, values.values()))
+    fn write_inputs(
+        &self,
+        edit: &EditParameters,
+        model: &Model,
+        program: &Program,
+        inputs: &EditInputs,
+        exec: &mut dyn Executor,
+    ) -> Result<()> {
+        let host = HostInputs {
+            working: self.working.as_ref(),
+            patches: &self.patches,
+            seed: edit.seed,
+            cfg_scale: edit.cfg_scale,
+            guidance_limit: edit.guidance_limit,
+        };
+        inputs
+            .values(&model.config, &program.tensors, &host)
+            .into_iter()
+            .try_for_each(|(id, values)| exec.write(id, values.values()))
     }
 
-    fn request(&self, edit: &EditParameters) -> Request<'_> {
-        Request {
+    fn inputs(&self, edit: &EditParameters, model: &Model) -> Result<EditInputs> {
+        let request = Request {
             size: self.size,
             reference: self.working.is_some(),
             grid: self.patches.grid,
             tokens: &self.tokens,
             steps: edit.steps,
-            cfg_scale: edit.cfg_scale,
             noise: match edit.rng {
-                Rng::Cuda { grid_threads } => NoiseSource::Philox { seed: edit.seed, grid_threads },
+                Rng::Cuda { grid_threads } => NoiseSource::Philox { grid_threads },
                 Rng::Cpu => NoiseSource::Host,
             },
             sample_posterior: edit.sample_posterior,
             savings: edit.savings,
-        }
+        };
+        EditInputs::new(&model.config, &model.settings, &request)
     }
 }
 
-/// Ids of prompt and negative prompt; a tail that does not fit is reported.
+/// Ids of the prompt and, unless guidance of scale 1 leaves it without effect, of the negative prompt; a tail that does not fit is
+/// reported.
 fn tokenize(model: &Model, edit: &EditParameters, image_tokens: usize, progress: &mut dyn Progress) -> Result<Vec<PromptTokens>> {
-    let mut both = Vec::new();
-    for (name, text) in [("prompt", &edit.prompt), ("negative prompt", &edit.negative_prompt)] {
+    let guided = edit.cfg_scale != 1.0;
+    if !guided && !edit.negative_prompt.is_empty() {
+        progress.notice("the negative prompt has no effect at a guidance scale of 1; choose another --cfg-scale to use it");
+    }
+    let mut branches = Vec::new();
+    let prompts = [("prompt", &edit.prompt), ("negative prompt", &edit.negative_prompt)];
+    for (name, text) in prompts.into_iter().take(if guided { 2 } else { 1 }) {
         let tokens = model.tokenizer.encode_prompt(text, image_tokens).map_err(usage)?;
         let lost = tokens.lost(&model.settings);
         if lost > 0 {
@@ -282,9 +305,9 @@ fn tokenize(model: &Model, edit: &EditParameters, image_tokens: usize, progress:
                 "the {name} is too long: its last {lost} tokens are cut, since the model reads {most} with the picture's"
             ));
         }
-        both.push(tokens);
+        branches.push(tokens);
     }
-    Ok(both)
+    Ok(branches)
 }
 
 /// What [`run_stages`] calls the seconds until the first step began.

@@ -274,6 +274,10 @@ pub fn planned(graph: Graph, precision: Precision) -> Plan {
     plan
 }
 
+/// What a branch's velocity may change when it runs alone: where it then has one row (its pooled text), the CPU's product
+/// sums in another order.
+pub const ONE_ROW: f32 = 1e-5;
+
 /// An observer that looks at nothing.
 pub fn unobserved(_: &Node, _: &Reference) -> anyhow::Result<()> {
     Ok(())

@@ -11,7 +11,7 @@ use step1x_edit::image::Rgb;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
 use step1x_edit::ops::{Arch, Buffer, H100_GRID_THREADS};
-use step1x_edit::pipeline::{HostInputs, Program, Request};
+use step1x_edit::pipeline::{EditInputs, HostInputs, Program, Request};
 use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::prompt::{self, Patches};
 use step1x_edit::synth::PresetModel;
@@ -60,6 +60,7 @@ const SEED: u64 = 11;
 pub struct TinyEdit {
     pub model: PresetModel,
     pub program: Program,
+    inputs: EditInputs,
     picture: Rgb,
     patches: Patches,
 }
@@ -83,15 +84,15 @@ impl TinyEdit {
             grid: patches.grid,
             tokens: &tokens,
             steps: STEPS,
-            cfg_scale: 6.0,
-            noise: NoiseSource::Philox { seed: SEED, grid_threads: H100_GRID_THREADS },
+            noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
             sample_posterior: false,
             savings,
         };
-        let program = Program::new(&model.config, &model.settings, &request, precision, target);
+        let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap_or_else(|e| panic!("{e:#}"));
+        let program = Program::new(&model.config, inputs.spec.clone(), precision, target);
         let program = program.unwrap_or_else(|e| panic!("{e:#}"));
         assert_eq!(program.plan.overlaps(), []);
-        TinyEdit { model, program, picture, patches }
+        TinyEdit { model, program, inputs, picture, patches }
     }
 
     pub fn plan(&self) -> &Plan {
@@ -107,8 +108,12 @@ impl TinyEdit {
     }
 
     pub fn write_inputs(&self, exec: &mut dyn Executor) -> anyhow::Result<()> {
-        let host = HostInputs { working: Some(&self.picture), patches: &self.patches, seed: SEED, guidance_limit: 0.93 };
-        self.program.inputs(&self.model.config, &host).iter().try_for_each(|(id, values)| exec.write(*id, values.values()))
+        let (working, patches) = (Some(&self.picture), &self.patches);
+        let host = HostInputs { working, patches, seed: SEED, cfg_scale: 6.0, guidance_limit: 0.93 };
+        self.inputs
+            .values(&self.model.config, &self.program.tensors, &host)
+            .iter()
+            .try_for_each(|(id, values)| exec.write(*id, values.values()))
     }
 
     /// Runs it; gives what each stage, and each step, leaves.
