@@ -11,7 +11,6 @@ use crate::cli::{self, DoctorArgs};
 use crate::cuda::{Compiler, Device, Found, Gemms, Module, Nvml, Setup};
 use crate::pipeline::OLDEST;
 use crate::plan::format_bytes;
-use crate::tensor::DType;
 
 /// Exit code if something is missing, to which the bits of what it is are added.
 const MISSING: u8 = 16;
@@ -210,7 +209,7 @@ fn compiler(setup: &Setup, device: Option<&Arc<Device>>) -> Result<Found> {
     let version = || format!("NVRTC {}.{} is there, but of no use", found.version.0, found.version.1);
     let fresh = Setup { cache: None, ..setup.clone() };
     let compiler = Compiler::new(device.map_or(OLDEST, |device| device.capability), &fresh)?;
-    let cubin = compiler.compile("timestep_embedding", &[("Y_TYPE", DType::F32.code())]).with_context(version)?;
+    let cubin = compiler.compile("noise", &[]).with_context(version)?;
     if let Some(device) = device {
         device.make_current()?;
         Module::load(device, &cubin.image).with_context(version)?;

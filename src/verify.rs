@@ -20,7 +20,7 @@ use crate::exec::{Executor, read_f32};
 use crate::graph::TensorId;
 use crate::image::Rgb;
 use crate::model::edit::{NoiseSource, Savings};
-use crate::ops::{Buffer, Values};
+use crate::ops::{HostValues, Values};
 use crate::pipeline::{EditInputs, Engine, HostInputs, Model, Program, Progress, Request, run_stages};
 use crate::prompt;
 use crate::sampling::{pack_noise, schedule};
@@ -327,7 +327,7 @@ impl Progress for Caught<'_> {
 
 fn pixels(exec: &mut dyn Executor, id: TensorId) -> Result<Vec<u8>> {
     match exec.read(id)? {
-        Buffer::U8(values) => Ok(values),
+        HostValues::U8(values) => Ok(values),
         _ => bail!("not a picture"),
     }
 }

@@ -130,21 +130,62 @@ fn files_stay_readable() {
     }
 }
 
+/// The rust files of `ops`, with their paths below it.
+fn op_files() -> Vec<(String, String)> {
+    let ops = Path::new(ROOT).join("src/ops");
+    let named = |path: PathBuf| {
+        let name = path.strip_prefix(&ops).unwrap().to_string_lossy().into_owned();
+        (name, fs::read_to_string(path).unwrap())
+    };
+    module_files("ops").into_iter().map(named).collect()
+}
+
+/// Checks that a file has these parts in this order.
+fn in_order(name: &str, text: &str, parts: &[&str]) {
+    let place = |part: &&str| text.find(part).unwrap_or_else(|| panic!("{name} lacks {part}"));
+    assert!(parts.iter().map(place).is_sorted(), "{name} is not in the order {parts:?}");
+}
+
 #[test]
 fn every_op_file_is_listed_and_reads_alike() {
     let list = fs::read_to_string(Path::new(ROOT).join("src/ops/mod.rs")).unwrap();
-    for path in module_files("ops") {
-        let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
-        if ["mod", "attention_kernels", "branches", "conv2d_kernels", "case", "select", "tests", "values"]
-            .contains(&stem.as_str())
-        {
-            continue;
-        }
-        let text = fs::read_to_string(&path).unwrap();
-        assert!(list.contains(&format!("        {stem}::cases,\n")), "{stem} is missing in the list of cases");
-        let order = ["//!", "impl Op for", "fn infer", "fn cost", "fn select", "fn reference", "fn cases"];
-        let places: Vec<usize> =
-            order.iter().map(|part| text.find(part).unwrap_or_else(|| panic!("{stem} lacks {part}"))).collect();
-        assert!(places.is_sorted(), "{stem} is not in the order {order:?}");
+    let list = list.split("\nops! {").nth(1).expect("the list of ops");
+    for (name, text) in op_files() {
+        let op = match name.split_once('/') {
+            None if ["mod.rs", "branches.rs", "case.rs", "select.rs", "tests.rs", "values.rs"].contains(&name.as_str()) => {
+                continue;
+            }
+            None => name.strip_suffix(".rs").unwrap(),
+            Some((op, "mod.rs")) => op,
+            Some(_) => {
+                in_order(&name, &text, &["//!", "VARIANT", "fn fits", "fn launch"]);
+                continue;
+            }
+        };
+        assert!(list.contains(&format!("\n    {op} {{")), "{op} is missing in the list of ops");
+        in_order(&name, &text, &["//!", "impl Op for", "fn infer", "fn cost", "fn select", "fn reference", "fn cases"]);
     }
+}
+
+/// A kernel and the Rust file that launches it name each other; an op with one kernel has its name.
+#[test]
+fn every_kernel_has_its_rust_file() {
+    let files = op_files();
+    for path in sources(&Path::new(ROOT).join("kernels")).into_iter().filter(|path| path.extension().is_some_and(|e| e == "cu")) {
+        let (stem, text) = (path.file_stem().unwrap().to_string_lossy().into_owned(), fs::read_to_string(&path).unwrap());
+        let named = text.split("as in src/ops/").nth(1).and_then(|rest| rest.split('"').next());
+        let named = named.unwrap_or_else(|| panic!("{stem}.cu does not name the Rust file of its parameters"));
+        let (_, rust) = files.iter().find(|(name, _)| name == named).unwrap_or_else(|| panic!("{stem}.cu names {named}"));
+        assert!(rust.contains(&format!("\"{stem}\"")), "{named} does not launch {stem}.cu");
+        assert!(named.contains('/') || named == format!("{stem}.rs"), "{stem}.cu belongs to {named}");
+    }
+}
+
+/// `cargo fmt` does not look into the macro that lists the ops.
+#[test]
+fn ops_are_formatted() {
+    let files = module_files("ops");
+    let run = std::process::Command::new("rustfmt").arg("--check").args(files).current_dir(ROOT).output();
+    let Ok(run) = run else { return println!("SKIPPED: there is no rustfmt") };
+    assert!(run.status.success(), "run rustfmt src/ops/*.rs src/ops/*/*.rs\n{}", String::from_utf8_lossy(&run.stdout));
 }

@@ -19,7 +19,7 @@ use crate::cuda::{Captured, Compiler, Cubin, Device, Event, Function, Gemms, Ker
 use crate::cuda::{Nvtx, Product, Setup, Staging, Stream};
 use crate::error::ResourceError;
 use crate::graph::{Kind, Node, StorageId, TensorId};
-use crate::ops::{Arg, Args, Buffer, Kernel, Layout, Values};
+use crate::ops::{Arg, Args, HostValues, Values, View};
 use crate::plan::{ALIGNMENT, KERNEL_BYTES, Plan, format_bytes};
 use crate::weights::WeightSource;
 
@@ -222,15 +222,15 @@ impl Executor for Cuda<'_> {
         self.arena.write(self.place(tensor.storage)? + own.start, &bytemuck::cast_slice(&words)[own])
     }
 
-    fn read(&mut self, id: TensorId) -> Result<Buffer> {
+    fn read(&mut self, id: TensorId) -> Result<HostValues> {
         let tensor = self.plan.graph.tensor(id);
         let storage = self.plan.graph.storage_of(id);
         if let Kind::Weight(component) = storage.kind {
             let values = super::values::load_weight(&*self.weights, component, &storage.name, tensor, self.plan.precision)?;
-            return Ok(Buffer::F32(values));
+            return Ok(HostValues::F32(values));
         }
         let words = self.download(tensor.storage)?;
-        Ok(load(&bytemuck::cast_slice(&words)[..storage.spec.bytes()], tensor)?.into_buffer())
+        Ok(load(&bytemuck::cast_slice(&words)[..storage.spec.bytes()], tensor)?.into_host_values())
     }
 
     fn begin(&mut self, stages: &[&str]) -> Result<()> {
@@ -291,11 +291,10 @@ fn check_memory(plan: &Plan, device: &Device) -> Result<()> {
 /// The module of each node's kernel; none for products. Distinct kernels compile side by side.
 fn compile(plan: &Plan, device: &Arc<Device>, setup: &Setup) -> Result<Vec<Option<Arc<Module>>>> {
     let compiler = Compiler::new(device.capability, setup)?;
-    let distinct: BTreeMap<String, &Kernel> =
-        plan.kernels.iter().filter(|k| k.is_compiled()).map(|k| (k.to_string(), k)).collect();
+    let distinct: BTreeMap<String, _> = plan.kernels.iter().filter_map(|k| Some((k.to_string(), k.compiled()?))).collect();
     let cubins: Vec<(String, Cubin)> = distinct
         .into_par_iter()
-        .map(|(name, kernel)| Ok((name, compiler.compile(kernel.source, &kernel.defines)?)))
+        .map(|(name, (source, defines))| Ok((name, compiler.compile(source, defines)?)))
         .collect::<Result<_>>()?;
     let loaded = cubins.into_iter().map(|(name, cubin)| Ok((name, Module::load(device, &cubin.image)?)));
     let modules: HashMap<String, Arc<Module>> = loaded.collect::<Result<_>>()?;
@@ -327,8 +326,8 @@ fn launches(plan: &Plan, node: &Node, at: usize, arena: &Memory, region: &Memory
             Some(offset) => arena.address + offset as u64,
             None => region.address + plan.weights.offsets[tensor.storage.0].unwrap_or(0) as u64,
         };
-        let layout = Layout { spec: tensor.spec.clone(), row_stride: tensor.row_stride, offset: tensor.offset };
-        Arg { address: base + (tensor.offset * tensor.spec.dtype.bytes()) as u64, layout }
+        let view = View { spec: tensor.spec.clone(), row_stride: tensor.row_stride, offset: tensor.offset };
+        Arg { address: base + (tensor.offset * tensor.spec.dtype.bytes()) as u64, view }
     };
     let (inputs, outputs) = (node.inputs.iter().map(arg).collect(), node.outputs.iter().map(arg).collect());
     let scratch = arena.address + plan.scratch_offset as u64;

@@ -10,7 +10,7 @@ mod values;
 use anyhow::{Result, bail};
 
 use crate::graph::{Node, TensorId};
-use crate::ops::{Buffer, Values};
+use crate::ops::{HostValues, Values};
 
 pub use compare::{Compared, Difference, Report, compare};
 pub use cuda::Cuda;
@@ -25,7 +25,7 @@ pub type Watch<'w> = dyn FnMut(&Node) -> Result<()> + 'w;
 /// A tensor of indices or pixels, or a fault of what ran before.
 pub fn read_f32(exec: &mut dyn Executor, id: TensorId) -> Result<Vec<f32>> {
     match exec.read(id)? {
-        Buffer::F32(values) => Ok(values),
+        HostValues::F32(values) => Ok(values),
         _ => bail!("not a float tensor"),
     }
 }
@@ -42,7 +42,7 @@ pub trait Executor {
     ///
     /// # Errors
     /// A fault of what ran before.
-    fn read(&mut self, id: TensorId) -> Result<Buffer>;
+    fn read(&mut self, id: TensorId) -> Result<HostValues>;
 
     /// Announces which stages will run, in this order, so that their weights can be fetched ahead.
     ///

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::values::{Loaded, check_count, load, load_weight, store};
 use super::{Executor, Watch};
 use crate::graph::{Kind, Node, Tensor, TensorId};
-use crate::ops::{Buffer, Operand, Output, Values};
+use crate::ops::{HostValues, Operand, Output, Values};
 use crate::plan::Plan;
 use crate::weights::WeightSource;
 
@@ -55,8 +55,8 @@ impl<'a> Reference<'a> {
     ///
     /// # Errors
     /// A weight that is read by columns.
-    pub fn read(&self, id: TensorId) -> Result<Buffer> {
-        Ok(self.load(id)?.into_buffer())
+    pub fn read(&self, id: TensorId) -> Result<HostValues> {
+        Ok(self.load(id)?.into_host_values())
     }
 
     /// The values of a float tensor, dense, widened.
@@ -65,7 +65,7 @@ impl<'a> Reference<'a> {
     /// A tensor of indices or pixels.
     pub fn read_f32(&self, id: TensorId) -> Result<Vec<f32>> {
         match self.read(id)? {
-            Buffer::F32(v) => Ok(v),
+            HostValues::F32(v) => Ok(v),
             _ => bail!("{} is not a float tensor", self.plan.graph.storage_of(id).name),
         }
     }
@@ -123,7 +123,7 @@ impl Executor for Reference<'_> {
         Reference::write(self, id, values)
     }
 
-    fn read(&mut self, id: TensorId) -> Result<Buffer> {
+    fn read(&mut self, id: TensorId) -> Result<HostValues> {
         Reference::read(self, id)
     }
 

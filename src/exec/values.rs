@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::graph::Tensor;
-use crate::ops::{Buffer, Values, round};
+use crate::ops::{HostValues, Values, round};
 use crate::plan::Precision;
 use crate::tensor::{Component, DType};
 use crate::weights::{WeightSource, decode_f32};
@@ -31,11 +31,11 @@ impl Loaded<'_> {
         }
     }
 
-    pub(super) fn into_buffer(self) -> Buffer {
+    pub(super) fn into_host_values(self) -> HostValues {
         match self {
-            Loaded::F32(v) => Buffer::F32(v.into_owned()),
-            Loaded::I32(v) => Buffer::I32(v.into_owned()),
-            Loaded::U8(v) => Buffer::U8(v.into_owned()),
+            Loaded::F32(v) => HostValues::F32(v.into_owned()),
+            Loaded::I32(v) => HostValues::I32(v.into_owned()),
+            Loaded::U8(v) => HostValues::U8(v.into_owned()),
         }
     }
 }

@@ -12,7 +12,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, round, typed};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, code, portable, round, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -71,7 +71,7 @@ impl Op for GuidanceEuler {
         Cost::streaming(10 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         for operand in [&inputs[1], &inputs[2], &outputs[0]] {
             typed(operand, DType::F32)?;
@@ -80,7 +80,7 @@ impl Op for GuidanceEuler {
         if !channels.is_multiple_of(32) || channels > MOST_CHANNELS {
             return Unsupported::new(format!("{channels} channels a token; a warp takes multiples of 32 up to {MOST_CHANNELS}"));
         }
-        let defines = vec![("CHANNELS", channels), ("V_TYPE", inputs[0].spec.dtype.code())];
+        let defines = [("CHANNELS", channels), ("V_TYPE", code(inputs[0].spec.dtype)?)];
         let blocks = inputs[1].spec.shape.rows().div_ceil(WARPS);
         Ok(Kernel { scratch: blocks * size_of::<u32>(), ..Kernel::new("guidance_euler", defines) })
     }
@@ -171,7 +171,7 @@ pub(super) fn cases() -> Vec<Case> {
             Spec::new(DType::I32, [1]),
         ];
         let outputs = vec![DType::F32, DType::I32, DType::I32];
-        Case { op: Box::new(GuidanceEuler), inputs, outputs, index_bound: 1, bound, reason }
+        Case { outputs, index_bound: 1, bound, reason, ..Case::new(GuidanceEuler, inputs, DType::F32) }
     };
     vec![case(2, 1e-12, reason), case(1, 1e-12, "one product and one sum, each rounded as the reference does")]
 }
@@ -179,10 +179,10 @@ pub(super) fn cases() -> Vec<Case> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{Buffer, Values};
+    use crate::ops::{HostValues, Values};
 
     /// The second of two steps of a token of two channels, with one branch's or both branches' velocities.
-    fn step(velocity: &[f32], limited: f32) -> Vec<Buffer> {
+    fn step(velocity: &[f32], limited: f32) -> Vec<HostValues> {
         let schedule = [0.0, 0.0, 0.0, -0.5, limited, 6.0];
         let specs = [[velocity.len() / 2, 2], [1, 2], [2, 3]].map(|s| Spec::new(DType::F32, s));
         let index = Spec::new(DType::I32, [1]);
@@ -200,8 +200,8 @@ mod tests {
     fn both_rules() {
         // c = (4, 5), u = (1, 1): difference (3, 4), norm 5, p = 5^0.4 = 1.9036539.
         let plain = step(&[4.0, 5.0, 1.0, 1.0], 0.0);
-        assert_eq!(plain, [Buffer::F32(vec![1.0 - 0.5 * 19.0, 1.0 - 0.5 * 25.0]), Buffer::I32(vec![2]), Buffer::I32(vec![0])]);
-        let Buffer::F32(limited) = &step(&[4.0, 5.0, 1.0, 1.0], 1.0)[0] else { panic!() };
+        assert_eq!(plain, [HostValues::F32(vec![1.0 - 0.5 * 19.0, 1.0 - 0.5 * 25.0]), HostValues::I32(vec![2]), HostValues::I32(vec![0])]);
+        let HostValues::F32(limited) = &step(&[4.0, 5.0, 1.0, 1.0], 1.0)[0] else { panic!() };
         let p = 1.903_653_9;
         assert!(
             (limited[0] - (1.0 - 0.5 * (1.0 + 18.0 / p))).abs() < 1e-5
@@ -211,14 +211,14 @@ mod tests {
 
     #[test]
     fn a_nan_is_reported_with_its_step() {
-        assert_eq!(step(&[f32::NAN, 5.0, 1.0, 1.0], 0.0)[2], Buffer::I32(vec![2]));
+        assert_eq!(step(&[f32::NAN, 5.0, 1.0, 1.0], 0.0)[2], HostValues::I32(vec![2]));
     }
 
     #[test]
     fn one_branch_moves_by_its_own_velocity_whatever_the_rule() {
         for limited in [0.0, 1.0] {
-            let moved = Buffer::F32(vec![1.0 - 0.5 * 4.0, 1.0 - 0.5 * 5.0]);
-            assert_eq!(step(&[4.0, 5.0], limited), [moved, Buffer::I32(vec![2]), Buffer::I32(vec![0])]);
+            let moved = HostValues::F32(vec![1.0 - 0.5 * 4.0, 1.0 - 0.5 * 5.0]);
+            assert_eq!(step(&[4.0, 5.0], limited), [moved, HostValues::I32(vec![2]), HostValues::I32(vec![0])]);
         }
     }
 

@@ -9,7 +9,7 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, dense, portable, round, typed};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, blocks, dense, portable, round, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -118,11 +118,11 @@ impl Op for Noise {
         Cost::streaming(100 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, _: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, _: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         dense(outputs)?;
         typed(&outputs[0], DType::F32)?;
-        Ok(Kernel::new("noise", vec![]))
+        Ok(Kernel::new("noise", []))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {

@@ -21,7 +21,7 @@ use crate::graph::TensorId;
 use crate::image::{self, Filter, Format, Output, Rgb};
 use crate::model::Version;
 use crate::model::edit::{NoiseSource, Savings};
-use crate::ops::{Buffer, H100_GRID_THREADS};
+use crate::ops::{H100_GRID_THREADS, HostValues};
 use crate::plan::{Plan, Precision};
 use crate::prompt::{self, Patches, PromptTokens};
 
@@ -357,7 +357,7 @@ pub fn run_stages(
     let faults = index(exec, t.pixel_faults)?;
     ensure!(faults == 0, "{faults} values of the picture are not finite after the stage vae_decode; nothing was written");
     match exec.read(t.pixels)? {
-        Buffer::U8(pixels) => Ok(pixels),
+        HostValues::U8(pixels) => Ok(pixels),
         _ => bail!("the picture is not made of pixels"),
     }
 }
@@ -377,7 +377,7 @@ fn check_fault(exec: &mut dyn Executor, fault: TensorId, steps: usize) -> Result
 
 fn index(exec: &mut dyn Executor, id: TensorId) -> Result<i32> {
     match exec.read(id)? {
-        Buffer::I32(v) => Ok(v[0]),
+        HostValues::I32(v) => Ok(v[0]),
         _ => bail!("not an index tensor"),
     }
 }

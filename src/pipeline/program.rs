@@ -10,7 +10,7 @@ use crate::image::Rgb;
 use crate::inputs::{PictureInputs, PromptInputs};
 use crate::model::Config;
 use crate::model::edit::{self, EditSpec, EditTensors, NoiseSource, Savings};
-use crate::ops::{Buffer, Noise};
+use crate::ops::{HostValues, Noise};
 use crate::plan::{Plan, Precision, Target};
 use crate::prompt::{Patches, PromptSettings, PromptTokens};
 use crate::sampling;
@@ -108,48 +108,48 @@ pub struct HostInputs<'a> {
 
 impl EditInputs {
     /// The values of every input of a program of this spec.
-    pub fn values(&self, config: &Config, t: &EditTensors, host: &HostInputs) -> Vec<(TensorId, Buffer)> {
+    pub fn values(&self, config: &Config, t: &EditTensors, host: &HostInputs) -> Vec<(TensorId, HostValues)> {
         let (picture, prompts) = (&self.picture, &self.prompts);
         let mut inputs = vec![
-            (t.vision.pixel_values, Buffer::F32(host.patches.pixel_values.clone())),
-            (t.vision.window_rows, Buffer::I32(picture.window_rows.clone())),
-            (t.vision.rope, Buffer::F32(picture.rope.clone())),
-            (t.text.index, Buffer::I32(prompts.index.clone())),
-            (t.text.rope, Buffer::F32(prompts.rope.clone())),
-            (t.embedding_rows, Buffer::I32(prompts.embedding_rows.clone())),
+            (t.vision.pixel_values, HostValues::F32(host.patches.pixel_values.clone())),
+            (t.vision.window_rows, HostValues::I32(picture.window_rows.clone())),
+            (t.vision.rope, HostValues::F32(picture.rope.clone())),
+            (t.text.index, HostValues::I32(prompts.index.clone())),
+            (t.text.rope, HostValues::F32(prompts.rope.clone())),
+            (t.embedding_rows, HostValues::I32(prompts.embedding_rows.clone())),
         ];
-        inputs.extend(t.rgb.zip(host.working).map(|(id, picture)| (id, Buffer::U8(picture.data.clone()))));
-        inputs.extend(t.text.key_bias.map(|id| (id, Buffer::F32(prompts.key_bias.clone()))));
+        inputs.extend(t.rgb.zip(host.working).map(|(id, picture)| (id, HostValues::U8(picture.data.clone()))));
+        inputs.extend(t.text.key_bias.map(|id| (id, HostValues::F32(prompts.key_bias.clone()))));
         self.denoising(config, t, host, &mut inputs);
         self.noise(t, host.seed, &mut inputs);
         inputs
     }
 
     /// Times, schedule, positions and the state that a run of the steps begins with.
-    fn denoising(&self, config: &Config, t: &EditTensors, host: &HostInputs, inputs: &mut Vec<(TensorId, Buffer)>) {
+    fn denoising(&self, config: &Config, t: &EditTensors, host: &HostInputs, inputs: &mut Vec<(TensorId, HostValues)>) {
         let (rows, d) = (self.spec.step_rows(), &t.denoised);
         let schedule = sampling::schedule(self.spec.steps, rows.tokens());
         let times = schedule[..self.spec.steps].iter().flat_map(|&time| vec![time; rows.branches()]).collect();
         let table = sampling::step_table(&schedule, host.guidance_limit, host.cfg_scale);
         inputs.extend([
-            (d.times, Buffer::F32(times)),
-            (d.schedule, Buffer::F32(table)),
-            (d.rope, Buffer::F32(rows.rope_table(config))),
-            (d.counter, Buffer::I32(vec![0])),
-            (d.fault, Buffer::I32(vec![0])),
+            (d.times, HostValues::F32(times)),
+            (d.schedule, HostValues::F32(table)),
+            (d.rope, HostValues::F32(rows.rope_table(config))),
+            (d.counter, HostValues::I32(vec![0])),
+            (d.fault, HostValues::I32(vec![0])),
         ]);
-        inputs.extend(d.key_bias.map(|id| (id, Buffer::F32(rows.prompt.key_bias()))));
+        inputs.extend(d.key_bias.map(|id| (id, HostValues::F32(rows.prompt.key_bias()))));
     }
 
     /// The seed, or what the CPU generator makes of it: its first draw is the noise, its second the posterior's.
-    fn noise(&self, t: &EditTensors, seed: u64, inputs: &mut Vec<(TensorId, Buffer)>) {
-        inputs.extend(t.seed.map(|id| (id, Buffer::I32(Noise::words(seed).to_vec()))));
+    fn noise(&self, t: &EditTensors, seed: u64, inputs: &mut Vec<(TensorId, HostValues)>) {
+        inputs.extend(t.seed.map(|id| (id, HostValues::I32(Noise::words(seed).to_vec()))));
         let (h, w) = self.spec.latent;
         let n = 16 * h * w;
         for (draw, id) in [t.denoised.host_noise, t.host_posterior_noise].into_iter().enumerate() {
             inputs.extend(id.map(|id| {
                 let noise = sampling::torch_cpu_normal(seed, (draw + 1) * n);
-                (id, Buffer::F32(sampling::pack_noise(&noise[draw * n..], h, w, DType::BF16)))
+                (id, HostValues::F32(sampling::pack_noise(&noise[draw * n..], h, w, DType::BF16)))
             }));
         }
     }

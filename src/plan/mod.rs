@@ -13,7 +13,7 @@ mod residency;
 use anyhow::{Result, bail};
 
 use crate::graph::{Graph, Kind, Node, Stage, StorageId};
-use crate::ops::{Arch, Kernel, Layout};
+use crate::ops::{Arch, Kernel, View};
 
 pub use lifetime::{ALIGNMENT, Lifetime, assign, lifetimes};
 pub use memory::{Budget, CONTEXT_BYTES, KERNEL_BYTES, StageMemory};
@@ -103,13 +103,13 @@ impl Plan {
 }
 
 fn select(graph: &Graph, arch: Arch) -> Result<Vec<Kernel>> {
-    let layout = |&id: &_| {
+    let view = |&id: &_| {
         let t = graph.tensor(id);
-        Layout { spec: t.spec.clone(), row_stride: t.row_stride, offset: t.offset }
+        View { spec: t.spec.clone(), row_stride: t.row_stride, offset: t.offset }
     };
     let choose = |node: &Node| {
         let (inputs, outputs): (Vec<_>, Vec<_>) =
-            (node.inputs.iter().map(layout).collect(), node.outputs.iter().map(layout).collect());
+            (node.inputs.iter().map(view).collect(), node.outputs.iter().map(view).collect());
         node.op.select(arch, &inputs, &outputs).map_err(|e| format!("{} ({}): {}", node.name, node.op.kind(), e.reason))
     };
     let (kernels, refused): (Vec<_>, Vec<_>) = graph.nodes.iter().map(choose).partition(|k| k.is_ok());

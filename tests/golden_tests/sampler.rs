@@ -142,7 +142,7 @@ fn steps(given: &Given, config: &Config, run: &Run, savings: Savings, precision:
     };
     let steps: Vec<Step> = (0..spec.steps).map(&mut step).collect();
     let state = [denoised.counter, denoised.fault].map(|id| executor.read(id).unwrap());
-    assert_eq!(state, [vec![spec.steps as i32], vec![0]].map(step1x_edit::ops::Buffer::I32), "counter and fault");
+    assert_eq!(state, [vec![spec.steps as i32], vec![0]].map(step1x_edit::ops::HostValues::I32), "counter and fault");
     steps
 }
 

@@ -11,7 +11,7 @@ use step1x_edit::inputs::PictureInputs;
 use step1x_edit::model::edit::{self, EditSpec, NoiseSource, Savings};
 use step1x_edit::model::text::{self, TextRows};
 use step1x_edit::model::{PromptRows, Version, vae, vision};
-use step1x_edit::ops::{Buffer, H100_GRID_THREADS, LATENT_SCALE, LATENT_SHIFT, philox_normal};
+use step1x_edit::ops::{H100_GRID_THREADS, HostValues, LATENT_SCALE, LATENT_SHIFT, philox_normal};
 use step1x_edit::pipeline::{EditInputs, HostInputs, Program, Request};
 use step1x_edit::plan::{Precision, Target};
 use step1x_edit::prompt::{self, Patches, PromptTokens};
@@ -90,7 +90,7 @@ fn run(run: &mut Reference, s: &Setup, program: &Program, inputs: &EditInputs, (
         run.read(id).unwrap()
     };
     let float = |buffer| match buffer {
-        Buffer::F32(v) => v,
+        HostValues::F32(v) => v,
         other => panic!("{other:?} are no floats"),
     };
     let reference = float(after("vae_encode", t.reference_latent.unwrap()));
@@ -99,12 +99,12 @@ fn run(run: &mut Reference, s: &Setup, program: &Program, inputs: &EditInputs, (
     after("conditioning", t.denoised.latents);
     let steps: Vec<_> = (0..STEPS).map(|_| after("step", t.denoised.latents)).collect();
     let latents = float(steps[STEPS - 1].clone());
-    let Buffer::U8(pixels) = after("vae_decode", t.pixels) else { panic!("pixels") };
+    let HostValues::U8(pixels) = after("vae_decode", t.pixels) else { panic!("pixels") };
     Edit { reference, embedding, latents, pixels }
 }
 
 /// Runs one stage recorded by `record`, which gives inputs with their values and the tensor to read.
-fn stage(record: impl FnOnce(&mut Graph) -> (Vec<(TensorId, Buffer)>, TensorId)) -> Vec<f32> {
+fn stage(record: impl FnOnce(&mut Graph) -> (Vec<(TensorId, HostValues)>, TensorId)) -> Vec<f32> {
     let mut graph = Graph::new();
     let (inputs, result) = graph.stage("part", 1, record);
     let plan = planned(graph, Precision::F32);
@@ -121,7 +121,7 @@ fn reference(s: &Setup) -> Vec<f32> {
     let config = &s.model.config.vae;
     let moments = stage(|g| {
         let x = g.input("picture", BF16, [SIZE.1, SIZE.0, 3]);
-        (vec![(x, Buffer::F32(picture))], g.with_weights(Component::Vae, |g| vae::encoder(g, config, x)))
+        (vec![(x, HostValues::F32(picture))], g.with_weights(Component::Vae, |g| vae::encoder(g, config, x)))
     });
     let means = moments.chunks_exact(2 * config.latent).flat_map(|pixel| &pixel[..config.latent]);
     means.map(|mean| LATENT_SCALE * (mean - LATENT_SHIFT)).collect()
@@ -142,12 +142,12 @@ fn hidden(s: &Setup, tokens: &PromptTokens) -> Vec<f32> {
             let tower = vision::record(g, &config.vision, picture.window_rows.len(), &picture.windows);
             let model = text::record(g, &config.text, &rows, tower.merged);
             let inputs = vec![
-                (tower.pixel_values, Buffer::F32(s.patches.pixel_values.clone())),
-                (tower.window_rows, Buffer::I32(picture.window_rows.clone())),
-                (tower.rope, Buffer::F32(picture.rope.clone())),
-                (model.index, Buffer::I32(all.clone().map(index).collect())),
-                (model.rope, Buffer::F32(text::rope_table(&positions, &config.text))),
-                (model.key_bias.unwrap(), Buffer::F32(all.map(bias).collect())),
+                (tower.pixel_values, HostValues::F32(s.patches.pixel_values.clone())),
+                (tower.window_rows, HostValues::I32(picture.window_rows.clone())),
+                (tower.rope, HostValues::F32(picture.rope.clone())),
+                (model.index, HostValues::I32(all.clone().map(index).collect())),
+                (model.rope, HostValues::F32(text::rope_table(&positions, &config.text))),
+                (model.key_bias.unwrap(), HostValues::F32(all.map(bias).collect())),
             ];
             (inputs, model.hidden)
         })
@@ -182,14 +182,14 @@ fn latents(s: &Setup, embedding: Vec<f32>, valid: &[usize], reference: &[f32]) -
     let noise: Vec<f32> = (0..64 * tokens).map(|e| philox_normal(SEED, 0, 64 * tokens, H100_GRID_THREADS, e)).collect();
     let times = schedule(STEPS, tokens);
     for (id, values) in [
-        (text, Buffer::F32(embedding)),
-        (image, Buffer::F32(pack_noise(&channels_first, h, w, F32))),
-        (d.host_noise.unwrap(), Buffer::F32(pack_noise(&noise, h, w, DType::BF16))),
-        (d.times, Buffer::F32(times[..STEPS].iter().flat_map(|&t| [t, t]).collect())),
-        (d.schedule, Buffer::F32(step_table(&times, 0.93, 6.0))),
-        (d.rope, Buffer::F32(spec.step_rows().rope_table(&s.model.config))),
-        (d.counter, Buffer::I32(vec![0])),
-        (d.fault, Buffer::I32(vec![0])),
+        (text, HostValues::F32(embedding)),
+        (image, HostValues::F32(pack_noise(&channels_first, h, w, F32))),
+        (d.host_noise.unwrap(), HostValues::F32(pack_noise(&noise, h, w, DType::BF16))),
+        (d.times, HostValues::F32(times[..STEPS].iter().flat_map(|&t| [t, t]).collect())),
+        (d.schedule, HostValues::F32(step_table(&times, 0.93, 6.0))),
+        (d.rope, HostValues::F32(spec.step_rows().rope_table(&s.model.config))),
+        (d.counter, HostValues::I32(vec![0])),
+        (d.fault, HostValues::I32(vec![0])),
     ] {
         run.write(id, values.values()).unwrap();
     }
@@ -209,7 +209,7 @@ fn pixels(s: &Setup, packed: &[f32]) -> Vec<u8> {
     let z = (0..16 * h * w).map(|i| place(i) / LATENT_SCALE + LATENT_SHIFT).collect();
     let picture = stage(|g| {
         let x = g.input("z", F32, [h, w, 16]);
-        (vec![(x, Buffer::F32(z))], g.with_weights(Component::Vae, |g| vae::decoder(g, &s.model.config.vae, x)))
+        (vec![(x, HostValues::F32(z))], g.with_weights(Component::Vae, |g| vae::decoder(g, &s.model.config.vae, x)))
     });
     picture.iter().map(|v| ((v.clamp(-1.0, 1.0) * 0.5 + 0.5) * 255.0) as u8).collect()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use step1x_edit::exec::{Executor, Reference, compare};
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::Savings;
-use step1x_edit::ops::Buffer;
+use step1x_edit::ops::HostValues;
 use step1x_edit::plan::{Policy, Precision, Residency, Target};
 
 use crate::common::relative_l2;
@@ -55,11 +55,11 @@ fn every_stage_is_as_near_to_float32_as_the_cpu_in_bf16() {
     assert!(far.is_empty(), "{}", far.join("\n"));
 }
 
-fn distance(a: &Buffer, b: &Buffer) -> f64 {
+fn distance(a: &HostValues, b: &HostValues) -> f64 {
     let widened = |pixels: &[u8]| pixels.iter().map(|&p| f32::from(p)).collect::<Vec<f32>>();
     match (a, b) {
-        (Buffer::F32(a), Buffer::F32(b)) => relative_l2(a, b),
-        (Buffer::U8(a), Buffer::U8(b)) => relative_l2(&widened(a), &widened(b)),
+        (HostValues::F32(a), HostValues::F32(b)) => relative_l2(a, b),
+        (HostValues::U8(a), HostValues::U8(b)) => relative_l2(&widened(a), &widened(b)),
         (a, b) => f64::from(u8::from(a != b)),
     }
 }
@@ -71,12 +71,12 @@ fn captured_uncaptured_and_repeated_runs_give_the_same_bytes() {
         let weights = Arc::new(edit.weights());
         let mut captured = gpu.executor(edit.plan(), weights.clone());
         let first = edit.run(&mut captured).unwrap();
-        let latents = |(name, values): &(String, Buffer)| match values {
-            Buffer::F32(v) => assert!(v.iter().all(|v| v.is_finite()), "{what}: {name}"),
-            _ => assert!(!name.contains("fault") || *values == Buffer::I32(vec![0]), "{what}: {name} is {values:?}"),
+        let latents = |(name, values): &(String, HostValues)| match values {
+            HostValues::F32(v) => assert!(v.iter().all(|v| v.is_finite()), "{what}: {name}"),
+            _ => assert!(!name.contains("fault") || *values == HostValues::I32(vec![0]), "{what}: {name} is {values:?}"),
         };
         first.iter().for_each(latents);
-        let same = |how: &str, again: Vec<(String, Buffer)>| {
+        let same = |how: &str, again: Vec<(String, HostValues)>| {
             for ((name, a), (_, b)) in first.iter().zip(&again) {
                 assert!(a == b, "{what}: {name} is another in a run {how}");
             }

@@ -10,7 +10,7 @@ use step1x_edit::exec::{Cuda, Executor};
 use step1x_edit::image::Rgb;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
-use step1x_edit::ops::{Arch, Buffer, H100_GRID_THREADS};
+use step1x_edit::ops::{Arch, H100_GRID_THREADS, HostValues};
 use step1x_edit::pipeline::{EditInputs, HostInputs, Program, Request};
 use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::prompt::{self, Patches};
@@ -117,7 +117,7 @@ impl TinyEdit {
     }
 
     /// Runs it; gives what each stage, and each step, leaves.
-    pub fn run(&self, exec: &mut dyn Executor) -> anyhow::Result<Vec<(String, Buffer)>> {
+    pub fn run(&self, exec: &mut dyn Executor) -> anyhow::Result<Vec<(String, HostValues)>> {
         let t = &self.program.tensors;
         self.write_inputs(exec)?;
         exec.begin(&self.stages())?;

@@ -4,15 +4,29 @@
 //! x and w are of one type, bf16, f16 or f32 (which the device multiplies as TF32: 11 bits, as f16); y and b of another,
 //! bf16 or f32. Sums are f32, and there is one rounding, at the end.
 
+mod hopper;
+mod portable;
+mod thin_in;
+mod thin_out;
+
 use anyhow::{Result, ensure};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::conv2d_kernels as kernels;
 use super::linear::matmul;
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, WeightOrder, dense, portable};
+use super::{Arch, Arg, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, Variant, View, WeightOrder};
+use super::{code, dense, first_fit};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
+
+/// In the order in which they are asked.
+const VARIANTS: [Variant<Conv2d>; 4] = [hopper::VARIANT, thin_in::VARIANT, thin_out::VARIANT, portable::VARIANT];
+
+/// Values of all taps of a few channels, or of all outputs, that the thin kernels take at a time.
+const MOST_TAPS: usize = 32;
+
+/// Rows of the lowest tile of any kernel.
+const LOWEST_TILE: usize = 4;
 
 /// Elements of the patch matrix that the reference builds at a time (16 MiB).
 const PATCH_ELEMENTS: usize = 4 << 20;
@@ -74,8 +88,8 @@ impl Op for Conv2d {
     }
 
     /// Implicit GEMM on tensor cores, by the kernel that fits types and extents best.
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        portable(arch)?;
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
+        super::portable(arch)?;
         dense(inputs)?;
         dense(outputs)?;
         let [x, w, bias] = inputs else { return Unsupported::new("a picture, a weight and a bias are needed") };
@@ -94,7 +108,11 @@ impl Op for Conv2d {
                 w.spec
             ));
         }
-        kernels::select(self, arch, [x, w, y])
+        let rows = y.spec.shape.0[0];
+        if w.spec.shape.elements() > u32::MAX as usize || rows.div_ceil(LOWEST_TILE) > 65535 {
+            return Unsupported::new(format!("{} rows of {}: more than 32-bit offsets or a grid hold", rows, w.spec));
+        }
+        first_fit(&VARIANTS, self, arch, inputs, outputs)
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -125,8 +143,28 @@ impl Op for Conv2d {
     }
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
-        vec![kernels::launch(self, kernel, args)]
+        vec![(VARIANTS[kernel.variant].launch)(self, kernel, args)]
     }
+}
+
+/// Whether a dense operand starts at a multiple of 16 bytes.
+fn aligned(view: &View) -> bool {
+    (view.offset * view.spec.dtype.bytes()).is_multiple_of(16)
+}
+
+/// The types of picture and result as constants.
+fn types(x: &View, y: &View) -> Result<[(&'static str, usize); 2], Unsupported> {
+    Ok([("X_TYPE", code(x.spec.dtype)?), ("Y_TYPE", code(y.spec.dtype)?)])
+}
+
+/// Height, width and channels of a picture.
+fn extents(picture: &Arg) -> [usize; 3] {
+    [0, 1, 2].map(|i| picture.view.spec.shape.0[i])
+}
+
+/// Of x, w, bias and y.
+fn addresses(args: &Args) -> [u64; 4] {
+    [&args.inputs[0], &args.inputs[1], &args.inputs[2], &args.outputs[0]].map(|arg| arg.address)
 }
 
 impl Conv2d {

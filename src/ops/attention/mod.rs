@@ -4,6 +4,9 @@
 //! windows and a shared prefix are read in place through strides. The bias of a key is 0, ln n for a row that stands
 //! for n equal ones, or -∞ for one that nobody may see; key rows from B on have none. Softmax in f32.
 
+mod hopper;
+mod portable;
+
 use std::ops::Range;
 
 use anyhow::{Result, ensure};
@@ -11,11 +14,12 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::linear::matmul;
-use super::{
-    Arch, Args, Case, Cost, Kernel, Layout, ONE_ROUNDING, Op, Operand, Output, Unsupported, attention_kernels, portable,
-};
+use super::{Arch, Args, Case, Cost, Kernel, ONE_ROUNDING, Op, Operand, Output, Unsupported, Variant, View, first_fit};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
+
+/// In the order in which they are asked.
+const VARIANTS: [Variant<Attention>; 2] = [hopper::VARIANT, portable::VARIANT];
 
 /// Query rows of one matrix product in the reference; bounds its score matrix to this many rows.
 const QUERY_TILE: usize = 256;
@@ -103,28 +107,12 @@ impl Op for Attention {
         Cost::streaming(4 * pairs * inputs[0].shape.cols(), inputs, outputs)
     }
 
-    /// On sm_90, heads of 128 bf16 columns in up to two segments, without a causal mask, go to a kernel of their own, which
-    /// keeps all biases in shared memory.
-    ///
-    /// The portable kernel: head widths of 80, 128 and 512 (the autoencoder's, neither causal nor biased), a 16-bit type, rows
-    /// at multiples of 16 bytes. The tiles of keys for width 512 are as large as a block's shared memory allows.
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        portable(arch)?;
-        let width = inputs[0].spec.shape.cols() / self.heads;
-        let (queries, keys) = match (width, arch.0) {
-            (80, _) => (64, 64),
-            (128, _) => (128, 64),
-            (512, 90 | 100 | 103) => (64, 64), // 227 KB
-            (512, 80 | 87) => (64, 32),        // 163 KB
-            (512, _) => (64, 16),              // 99 KB
-            _ => return Unsupported::new(format!("head width {width}; kernels exist for 80, 128 and 512")),
-        };
-        let (dtype, biased) = (inputs[0].spec.dtype, inputs.len() > 3);
+    /// All variants take rows of one 16-bit type at multiples of 16 bytes, f32 biases, and up to two ranges in a segment.
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
+        super::portable(arch)?;
+        let dtype = inputs[0].spec.dtype;
         if !matches!(dtype, DType::BF16 | DType::F16) {
             return Unsupported::new(format!("queries of {dtype}; the kernel takes bf16 and f16"));
-        }
-        if width == 512 && (self.causal || biased) {
-            return Unsupported::new("a causal mask or key bias with head width 512; the kernel takes neither");
         }
         if let Some(s) = self.segments.iter().find(|s| s.q.len() > 2 || s.k.len() > 2) {
             return Unsupported::new(format!("{} and {} row ranges in a segment; the kernel takes two", s.q.len(), s.k.len()));
@@ -144,19 +132,7 @@ impl Op for Attention {
         if let Some(bias) = inputs.get(3).filter(|b| b.spec.dtype != DType::F32) {
             return Unsupported::new(format!("a key bias of {}; the kernel takes f32", bias.spec));
         }
-        let few_biases = inputs.get(3).is_none_or(|bias| bias.spec.shape.cols() <= attention_kernels::HOPPER_BIASES);
-        if arch == Arch(90) && width == 128 && dtype == DType::BF16 && !self.causal && self.segments.len() <= 2 && few_biases {
-            return Ok(Kernel::new("attention_hopper", vec![]));
-        }
-        let defines = vec![
-            ("HEAD_WIDTH", width),
-            ("QUERIES", queries),
-            ("KEYS", keys),
-            ("X_TYPE", dtype.code()),
-            ("CAUSAL", self.causal as usize),
-            ("KEY_BIAS", biased as usize),
-        ];
-        Ok(Kernel::new("attention", defines))
+        first_fit(&VARIANTS, self, arch, inputs, outputs)
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -180,15 +156,35 @@ impl Op for Attention {
     }
 
     fn table(&self) -> Vec<u32> {
-        attention_kernels::table(self)
+        portable::table(self)
     }
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
-        vec![attention_kernels::launch(self, kernel, args)]
+        vec![(VARIANTS[kernel.variant].launch)(self, kernel, args)]
     }
 }
 
+/// Address of the keys' biases; 0 without.
+fn bias(args: &Args) -> u64 {
+    args.inputs.get(3).map_or(0, |bias| bias.address)
+}
+
+/// How many there are.
+fn biases(args: &Args) -> u32 {
+    args.inputs.get(3).map_or(0, |bias| bias.cols() as u32)
+}
+
+/// log2(e) / √width.
+fn scale_log2(width: usize) -> f32 {
+    (std::f64::consts::LOG2_E / (width as f64).sqrt()) as f32
+}
+
 impl Attention {
+    /// Columns of a head of `q`.
+    fn width(&self, q: &View) -> usize {
+        q.spec.shape.cols() / self.heads
+    }
+
     /// Output rows [rows, E] of one head for query `rows`, the first of which is number `first` of the segment.
     fn tile(&self, inputs: &[Operand], segment: &Segment, first: usize, rows: &[usize], head: usize) -> Vec<f32> {
         let width = inputs[0].cols() / self.heads;
@@ -342,5 +338,16 @@ mod tests {
         let spec = Spec::new(DType::F32, [4, 8]);
         let op = Attention { heads: 1, kv_heads: 1, causal: false, segments: vec![Segment::all(0..3)] };
         assert!(op.infer(&[spec.clone(), spec.clone(), spec]).is_err());
+    }
+
+    #[test]
+    fn every_configuration_fits_the_shared_memory_of_its_architecture() {
+        for (arch, limit) in [(80, 163), (86, 99), (87, 163), (89, 99), (90, 227), (100, 227), (120, 99)] {
+            for case in cases() {
+                let views: Vec<View> = case.inputs.iter().map(View::dense).collect();
+                let kernel = case.op.select(Arch(arch), &views, &views[..1]).unwrap();
+                assert!(kernel.block.shared_bytes <= limit << 10, "sm_{arch}: {kernel}");
+            }
+        }
     }
 }
