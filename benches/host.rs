@@ -37,14 +37,13 @@ fn plan(c: &mut Criterion) {
         grid,
         tokens: &tokens,
         steps: 28,
-        cfg_scale: 6.0,
-        noise: NoiseSource::Philox { seed: 42, grid_threads: H100_GRID_THREADS },
+        noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
         sample_posterior: false,
         savings: Savings::ALL,
     };
     let plan = || {
         let inputs = EditInputs::new(&model.config, &model.settings, &request)?;
-        Program::new(&model.config, &inputs.spec, Precision::Bf16, Target::Cuda(Arch(90)))
+        Program::new(&model.config, inputs.spec, Precision::Bf16, Target::Cuda(Arch(90)))
     };
     c.bench_function("record and plan 1024x1024", |b| b.iter(|| plan().expect("a program")));
 }

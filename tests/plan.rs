@@ -275,14 +275,13 @@ proptest! {
             grid: (2 * gh, 2 * gw),
             tokens: &[encode(&"red! ".repeat(words)), encode("")],
             steps: 1 + words % 4,
-            cfg_scale: 6.0,
-            noise: if host { NoiseSource::Host } else { NoiseSource::Philox { seed: 1, grid_threads: 256 } },
+            noise: if host { NoiseSource::Host } else { NoiseSource::Philox { grid_threads: 256 } },
             sample_posterior: sample,
             savings: Savings { collapse_padding, trim_last_block, share_prefix, condition_once },
         };
         for (precision, target) in [(Precision::F32, Target::Cpu), (Precision::Bf16, Target::Cuda(Arch(80)))] {
             let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap();
-            let program = Program::new(&model.config, &inputs.spec, precision, target).unwrap();
+            let program = Program::new(&model.config, inputs.spec, precision, target).unwrap();
             prop_assert_eq!(program.plan.overlaps(), []);
             every_read_finds_what_was_written(&program.plan);
             let peaks = program.plan.peaks();
@@ -328,19 +327,18 @@ fn a_refusal_names_nodes_and_reasons() {
         grid: (4, 4),
         tokens: &tokens,
         steps: 1,
-        cfg_scale: 6.0,
         noise: NoiseSource::Host,
         sample_posterior: false,
         savings: Savings::ALL,
     };
-    let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap();
-    let refused = Program::new(&model.config, &inputs.spec, Precision::Bf16, Target::Cuda(Arch(75)));
+    let spec = EditInputs::new(&model.config, &model.settings, &request).unwrap().spec;
+    let refused = Program::new(&model.config, spec.clone(), Precision::Bf16, Target::Cuda(Arch(75)));
     let text = format!("{:#}", refused.err().unwrap());
     assert!(
         text.contains("encoder.conv_in (conv2d): the GPU is sm_75; the kernel needs sm_80")
             && text.contains("no sm_75 kernel takes"),
         "{text}"
     );
-    let refused = Program::new(&model.config, &inputs.spec, Precision::F32, Target::Cuda(Arch(90)));
+    let refused = Program::new(&model.config, spec, Precision::F32, Target::Cuda(Arch(90)));
     assert!(format!("{:#}", refused.err().unwrap()).contains("f32 runs on the CPU"));
 }
