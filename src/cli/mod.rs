@@ -45,13 +45,13 @@ pub enum Command {
     /// Look for driver, devices and libraries; say what is missing and how to get it
     #[command(after_help = help::DOCTORS_CODES)]
     Doctor(DoctorArgs),
-    /// Time a whole edit on a GPU, cold and warm, and each of its stages; measure memory and energy
+    /// Time a whole edit on a GPU, cold and warm, and each stage; measure memory and energy
     Bench(BenchArgs),
-    /// Time every node of an edit's stages on a GPU, beside the time that the GPU would need at best
+    /// Time every node of an edit's stages on a GPU, beside what the GPU could do at best
     Profile(ProfileArgs),
     /// Check model and program against the official code: repeat an edit that it recorded
     Verify(VerifyArgs),
-    /// Check a GPU against the CPU: run an edit on both, node by node, and name the first that differs
+    /// Check a GPU against the CPU: run an edit on both and name the first node that differs
     Compare(CompareArgs),
     /// Check edits against known results: edit a folder of cases and count the right ones
     Judge(Box<JudgeArgs>),
