@@ -2,13 +2,12 @@
 //! README's two commands are the ones that are run.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
 use clap::{Command, CommandFactory};
-use step1x_edit::cli::{Cli, normalise};
+use step1x_edit::cli::Cli;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -85,10 +84,9 @@ fn flags(command: &Command) -> BTreeSet<String> {
     names
 }
 
-/// A word's flag, as the program reads it; none for values.
+/// A word's flag, with `-` for `_` as the program reads it; none for values.
 fn flag(word: &str) -> Option<String> {
-    let normal = normalise([OsString::from(word)].into_iter()).remove(0).into_string().ok()?;
-    let name = normal.split('=').next()?.trim_end_matches([',', '.', ';', ':', ')']).to_string();
+    let name = word.split('=').next()?.trim_end_matches([',', '.', ';', ':', ')']).replace('_', "-");
     let letters = name.trim_start_matches('-');
     let plain =
         letters.starts_with(|c: char| c.is_ascii_lowercase()) && letters.chars().all(|c| c == '-' || c.is_ascii_alphanumeric());
@@ -246,6 +244,27 @@ fn every_command_and_flag_is_documented() {
             assert!(spans.contains(&format!("--{name}")), "docs/cli.md does not name --{name} of {}", command.get_name());
         }
     }
+}
+
+/// Long names of the flags that a text's tables explain: those in the first column.
+fn flags_of_tables(text: &str) -> BTreeSet<String> {
+    let cells = text.lines().filter(|line| line.starts_with("| `-")).filter_map(|line| line.split('|').nth(1));
+    let named = cells.flat_map(|cell| words(&cell.replace('`', " ")));
+    named.filter_map(|word| flag(&word)).filter(|name| name.starts_with("--")).collect()
+}
+
+#[test]
+fn the_readme_explains_the_flags_of_the_short_help() {
+    let program = Cli::command();
+    let shown = program.find_subcommand("edit").expect("a command").get_arguments().filter(|flag| !flag.is_hide_short_help_set());
+    let shown: BTreeSet<String> = shown.filter_map(|flag| Some(format!("--{}", flag.get_long()?))).collect();
+    assert_eq!(flags_of_tables(&readme()), shown, "README.md and step1x-edit edit -h");
+}
+
+#[test]
+fn flags_of_tables_are_found() {
+    let text = "| flag | default |\n|---|---|\n| `-m`, `--model` | `--none` |\nSay `--loud`.\n| `--steps` | 28 |\n";
+    assert_eq!(flags_of_tables(text), ["--model", "--steps"].map(String::from).into());
 }
 
 #[test]
