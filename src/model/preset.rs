@@ -12,6 +12,15 @@ use crate::tensor::{Component, DType, Shape};
 /// Rotary axes of the released transformer: 16 channels for time, 56 each for row and column.
 pub const AXES: [usize; 3] = [16, 56, 56];
 
+/// A size of the networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    /// The released one: 42 GB.
+    Full,
+    /// The same parts with few, narrow layers: 51 MB.
+    Tiny,
+}
+
 impl Config {
     /// The released networks.
     pub fn full(version: Version) -> Config {
@@ -113,7 +122,6 @@ impl Config {
             text: TextRows { prefix: 2, tails: vec![1, 1], pictures: vec![0..1], hidden_keys: false },
             prompt: PromptRows::new(&[2, 2], 3, true),
             steps: 1,
-            cfg_scale: 6.0,
             noise: NoiseSource::Host,
             sample_posterior: false,
             savings: Savings::ALL,

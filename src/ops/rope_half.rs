@@ -6,7 +6,7 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, one_type, portable, round};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, code, one_type, portable, round};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -40,7 +40,10 @@ impl Op for RopeHalf {
 
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
         let (x, table) = (&inputs[0].shape, &inputs[1].shape);
-        ensure!(x.rows() == table.rows() && x.cols().is_multiple_of(table.cols()), "x {x} and table {table}");
+        ensure!(
+            x.rows() == table.rows() && x.cols().is_multiple_of(table.cols()),
+            "x {x} and table {table} do not fit each other"
+        );
         Ok(vec![inputs[0].clone()])
     }
 
@@ -52,21 +55,25 @@ impl Op for RopeHalf {
         Cost::streaming(3 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         let (x, table) = (&inputs[0].spec, &inputs[1].spec);
         let width = table.shape.cols();
         if !width.is_multiple_of(16) || x.dtype.bytes() != 2 || x.shape.elements() >= 1 << 32 {
             return Unsupported::new(format!(
-                "heads of {width} in {x}; up to 2^32 elements of 16 bits in heads of 16·n are needed"
+                "x is {x} in heads of {width}; the kernel takes fewer than 2^32 elements of 16 bits, in heads of a multiple of 16"
             ));
         }
         one_type(&[&inputs[..1], outputs].concat())?;
         if let Some(l) = inputs.iter().chain(outputs).find(|l| l.alignment() < 16) {
-            return Unsupported::new(format!("rows of {} start at multiples of {} bytes, not 16", l.spec, l.alignment()));
+            return Unsupported::new(format!(
+                "rows of {} start at multiples of {} bytes; they must start at multiples of 16",
+                l.spec,
+                l.alignment()
+            ));
         }
-        let types = [("X_TYPE", x.dtype.code()), ("TABLE_TYPE", table.dtype.code())];
-        Ok(Kernel::new("rope_half", [types.as_slice(), &[("HEAD_WIDTH", width)]].concat()))
+        let (x, table) = (code(x.dtype)?, code(table.dtype)?);
+        Ok(Kernel::new("rope_half", [("X_TYPE", x), ("TABLE_TYPE", table), ("HEAD_WIDTH", width)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {

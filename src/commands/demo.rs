@@ -1,0 +1,113 @@
+//! The `demo` command: the demo model's gallery, made anew: sources, instructions and what the model makes of them.
+//!
+//! The template is part of the program (`tools/demo_model/gallery.py` writes it): all but the results.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use indicatif::ProgressBar;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::error::usage;
+use crate::image::{self, Format, Output, Rgb};
+use crate::pipeline::{EditParameters, Engine, Model, Place, PlaceChoice, Progress};
+
+/// A gallery to make.
+#[derive(Clone, Debug)]
+pub struct DemoJob {
+    /// Picture to write; the extension says the format.
+    pub output: PathBuf,
+    /// Replace a file that is there.
+    pub force: bool,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Where to run.
+    pub place: PlaceChoice,
+}
+
+/// Where pictures lie in the template: x and y of their upper left corners, in pixels.
+#[derive(Deserialize)]
+struct Gallery {
+    /// Width and height of every picture.
+    side: usize,
+    cells: Vec<Cell>,
+}
+
+#[derive(Deserialize)]
+struct Cell {
+    instruction: String,
+    source: (usize, usize),
+    result: (usize, usize),
+}
+
+/// Edits every source of the template and writes it with the results; gives what it did in a line.
+///
+/// # Errors
+/// A [`crate::error::UsageError`] for the output, or whatever stops an edit. Nothing is written then.
+pub fn run(job: &DemoJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Result<String> {
+    let output = Output::reserve(&job.output, job.force).map_err(usage)?;
+    let format = Format::of(&job.output).map_err(usage)?;
+    let (gallery, mut page) = template().context("the built-in gallery is damaged; build the program again")?;
+    let mut engine = Engine::open(Model::demo()?, Place::open(&job.place)?)?;
+    bar.set_length(gallery.cells.len() as u64);
+    for cell in &gallery.cells {
+        let source = cut(&page, cell.source, gallery.side);
+        let edit = EditParameters { steps: job.steps, ..EditParameters::new(&cell.instruction) };
+        let edited = engine.edit(&edit, Some(&source), progress);
+        let edited = edited.with_context(|| format!("cannot make the edit {:?}", cell.instruction))?;
+        paste(&mut page, &edited.at(&source), cell.result);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let precision = engine.place.precision;
+    let parameters = json!({"gallery": "demo model", "steps": job.steps, "precision": precision.to_string()});
+    output.commit(&image::encode(&page, format, &parameters.to_string())?)?;
+    Ok(format!(
+        "wrote {}: {} edits, {} steps, {}, {precision}",
+        job.output.display(),
+        gallery.cells.len(),
+        job.steps,
+        engine.place.name()
+    ))
+}
+
+/// The places, all within the page, and the page without results.
+fn template() -> Result<(Gallery, Rgb)> {
+    let gallery: Gallery = serde_json::from_slice(include_bytes!("../../assets/gallery/cases.json"))?;
+    let page = image::decode_bytes(include_bytes!("../../assets/gallery/template.png"))?;
+    let inside = |(x, y): (usize, usize)| x + gallery.side <= page.width && y + gallery.side <= page.height;
+    ensure!(gallery.cells.iter().all(|cell| inside(cell.source) && inside(cell.result)), "a cell lies outside the page");
+    Ok((gallery, page))
+}
+
+/// The square at `(x, y)`.
+fn cut(page: &Rgb, (x, y): (usize, usize), side: usize) -> Rgb {
+    let row = |line: usize| &page.data[3 * ((y + line) * page.width + x)..][..3 * side];
+    Rgb { width: side, height: side, data: (0..side).flat_map(row).copied().collect() }
+}
+
+/// Puts a picture at `(x, y)`.
+fn paste(page: &mut Rgb, picture: &Rgb, (x, y): (usize, usize)) {
+    for (line, row) in picture.data.chunks_exact(3 * picture.width).enumerate() {
+        page.data[3 * ((y + line) * page.width + x)..][..row.len()].copy_from_slice(row);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_template_has_sources_and_room_for_results() {
+        let (gallery, mut page) = template().unwrap();
+        assert!(gallery.cells.len() >= 22, "every kind of edit in two languages");
+        for cell in &gallery.cells {
+            let (source, room) = (cut(&page, cell.source, gallery.side), cut(&page, cell.result, gallery.side));
+            assert!(room.data.iter().all(|&value| value == 255), "{}: nothing may be there", cell.instruction);
+            assert!(source != room, "{}: no source", cell.instruction);
+            paste(&mut page, &source, cell.result);
+            assert!(cut(&page, cell.result, gallery.side) == source);
+        }
+    }
+}

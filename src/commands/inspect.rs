@@ -1,0 +1,204 @@
+//! The `inspect` command: what a model consists of, and the plan of an edit with it.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde_json::{Map, Value, json};
+
+use super::synth::PresetModel;
+use crate::error::usage;
+use crate::image;
+use crate::model::edit::{NoiseSource, Savings};
+use crate::model::{Config, Preset, Version};
+use crate::ops::{Arch, H100_GRID_THREADS};
+use crate::pipeline::{EditInputs, Model, Program, Request};
+use crate::plan::{BodyMemory, Budget, Plan, Policy, Precision, Target, format_bytes};
+use crate::prompt::{self, PromptSettings, Tokenizer};
+use crate::tensor::{Component, DType, Shape, Spec};
+
+/// A model to look at, and an edit to plan with it.
+#[derive(Clone, Debug)]
+pub struct InspectJob {
+    /// What to look at.
+    pub networks: Networks,
+    /// The edit to plan.
+    pub plan: PlanJob,
+    /// Bytes of a device's memory that the plan must do with; none: any.
+    pub max_vram: Option<usize>,
+    /// List every tensor.
+    pub tensors: bool,
+    /// Print the recorded graph.
+    pub graph: bool,
+    /// Report as one JSON object.
+    pub json: bool,
+}
+
+/// Networks with or without weights.
+#[derive(Clone, Debug)]
+pub enum Networks {
+    /// A model's folder or transformer file.
+    Folder(PathBuf),
+    /// Networks known without a checkpoint.
+    Preset(Preset, Version),
+}
+
+/// An edit to plan.
+#[derive(Clone, Debug)]
+pub struct PlanJob {
+    /// What to do.
+    pub prompt: String,
+    /// Width and height of the picture.
+    pub size: (usize, usize),
+    /// Its working area's side.
+    pub size_level: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Element type of activations; bf16 plans for a GPU, f32 for the CPU.
+    pub precision: Precision,
+    /// Savings in use.
+    pub savings: Savings,
+}
+
+/// What is inspected.
+struct Subject {
+    config: Config,
+    settings: PromptSettings,
+    tokenizer: Tokenizer,
+    /// Path, bytes, tensors of each file; none for a preset.
+    files: Vec<(String, u64, usize)>,
+    tensors: Vec<(Component, String, Spec)>,
+}
+
+/// The text, or the JSON object, that `inspect` prints.
+///
+/// # Errors
+/// Faults of the model's files, or sizes that cannot be planned.
+pub fn run(job: &InspectJob) -> Result<String> {
+    let subject = Subject::new(&job.networks)?;
+    let mut program = plan_edit(&subject.config, &subject.settings, &subject.tokenizer, &job.plan)?;
+    if let Some(allowed) = job.max_vram {
+        program = program.fit(Budget::Allowed(allowed), Policy::RESIDENT)?;
+    }
+    if job.json {
+        return Ok(format!("{:#}\n", subject.json(&program.plan)));
+    }
+    let mut text = subject.text(job.tensors)?;
+    let (height, width) = (8 * program.spec.latent.0, 8 * program.spec.latent.1);
+    let (tokens, rows) = (program.spec.prompt.valid.clone(), program.spec.step_rows().total());
+    writeln!(
+        text,
+        "\nplan of an edit at {width}x{height}, {} steps, prompts of {tokens:?} rows, {rows} rows a step",
+        job.plan.steps
+    )?;
+    write!(text, "{}", program.plan)?;
+    if job.graph {
+        write!(text, "\n{}", program.plan.graph)?;
+    }
+    Ok(text)
+}
+
+impl Subject {
+    fn new(networks: &Networks) -> Result<Subject> {
+        match networks {
+            Networks::Folder(path) => Subject::of_folder(path),
+            Networks::Preset(preset, version) => Subject::of_preset(*preset, *version),
+        }
+    }
+
+    fn of_preset(preset: Preset, version: Version) -> Result<Subject> {
+        let PresetModel { config, settings, tokenizer, .. } = PresetModel::new(preset, version)?;
+        let spec = |(component, name, dtype, shape): (Component, String, DType, Shape)| (component, name, Spec { dtype, shape });
+        let tensors = config.checkpoint().into_iter().map(spec).collect();
+        Ok(Subject { config, settings, tokenizer, files: vec![], tensors })
+    }
+
+    fn of_folder(path: &Path) -> Result<Subject> {
+        let Model { folder, config, settings, tokenizer, .. } = Model::open(path)?;
+        let files = folder.files().map(|(path, bytes, tensors)| (path.display().to_string(), bytes, tensors)).collect();
+        let components = [Component::Dit, Component::Vae, Component::Qwen];
+        let of = |component| folder.tensors(component).map(move |(name, spec)| (component, name.to_string(), spec.clone()));
+        let tensors = components.into_iter().flat_map(of).collect();
+        Ok(Subject { config, settings, tokenizer, files, tensors })
+    }
+
+    /// Number of tensors, parameters and bytes of a component.
+    fn totals(&self, component: Component) -> (usize, usize, usize) {
+        let own = || self.tensors.iter().filter(|(c, ..)| *c == component).map(|(_, _, spec)| spec);
+        (own().count(), own().map(|s| s.shape.elements()).sum(), own().map(Spec::bytes).sum())
+    }
+
+    fn text(&self, all_tensors: bool) -> Result<String> {
+        let mut text = format!("Step1X-Edit {}\n", self.config.version);
+        for (path, bytes, tensors) in &self.files {
+            writeln!(text, "  {path}: {}, {tensors} tensors", format_bytes(*bytes as usize))?;
+        }
+        for component in [Component::Dit, Component::Vae, Component::Qwen] {
+            let (tensors, parameters, bytes) = self.totals(component);
+            writeln!(text, "{component:<13} {tensors:>5} tensors {parameters:>15} parameters {:>10}", format_bytes(bytes))?;
+        }
+        if all_tensors {
+            for (component, name, spec) in &self.tensors {
+                writeln!(text, "  {component}: {name} {spec}")?;
+            }
+        }
+        Ok(text)
+    }
+
+    fn json(&self, plan: &Plan) -> Value {
+        let component = |c: Component| {
+            let (tensors, parameters, bytes) = self.totals(c);
+            json!({"name": c.to_string(), "tensors": tensors, "parameters": parameters, "bytes": bytes})
+        };
+        let components = [Component::Dit, Component::Vae, Component::Qwen].map(component);
+        let stages = plan.bodies.iter().map(|s| {
+            json!({"name": s.name, "nodes": s.nodes, "runs": s.runs, "weight_bytes": s.weight_bytes,
+                   "live_bytes": s.live_bytes, "flops": s.flops})
+        });
+        let files = self.files.iter().map(|(path, bytes, tensors)| json!({"path": path, "bytes": bytes, "tensors": tensors}));
+        json!({
+            "model": self.config.version.to_string(), "files": files.collect::<Vec<_>>(),
+            "components": components,
+            "plan": {"precision": plan.precision.to_string(), "arena_bytes": plan.arena_bytes, "weight_bytes": plan.weight_bytes(),
+                     "device": device(plan), "stages": stages.collect::<Vec<_>>()},
+        })
+    }
+}
+
+/// What a plan takes of a device's memory; null for the CPU's.
+fn device(plan: &Plan) -> Value {
+    if plan.target == Target::Cpu {
+        return Value::Null;
+    }
+    let peaks: Map<String, Value> = plan.peaks().into_iter().map(|(policy, bytes)| (policy.to_string(), json!(bytes))).collect();
+    let stages = plan.bodies.iter().zip(plan.memory()).map(|(stage, memory)| {
+        let BodyMemory { resident, arriving, leaving } = memory;
+        json!({"name": stage.name, "resident_bytes": resident, "arriving_bytes": arriving, "leaving_bytes": leaving})
+    });
+    json!({"residency": plan.weights.policy.to_string(), "peak_bytes": plan.peak_bytes(), "region_bytes": plan.weights.bytes,
+           "peak_bytes_by_residency": peaks, "stages": stages.collect::<Vec<_>>()})
+}
+
+/// The program of an edit of a picture of this size, without the picture. In bf16 kernels are chosen for sm_90; f32 is
+/// the CPU's.
+///
+/// # Errors
+/// Sizes, prompts or dimensions that cannot be planned.
+pub fn plan_edit(config: &Config, settings: &PromptSettings, tokenizer: &Tokenizer, job: &PlanJob) -> Result<Program> {
+    let size = image::working_size(job.size.0, job.size.1, job.size_level).map_err(usage)?;
+    let [_, (height, width)] = prompt::fit(size.1, size.0, settings).map_err(usage)?;
+    let grid = (height / 14, width / 14);
+    let encode = |text| tokenizer.encode_prompt(text, grid.0 * grid.1 / 4).map_err(usage);
+    let request = Request {
+        size,
+        reference: true,
+        grid,
+        tokens: &[encode(&job.prompt)?, encode("")?],
+        steps: job.steps,
+        noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
+        sample_posterior: false,
+        savings: job.savings,
+    };
+    let target = if job.precision == Precision::Bf16 { Target::Cuda(Arch(90)) } else { Target::Cpu };
+    Program::new(config, EditInputs::new(config, settings, &request)?.spec, job.precision, target)
+}

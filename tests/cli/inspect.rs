@@ -1,0 +1,99 @@
+//! What `inspect` tells of models and plans.
+
+use super::support::*;
+
+fn inspected(args: &[&str]) -> Answer {
+    let answer = Place::new().run(&[&["inspect"], args].concat());
+    assert_eq!((answer.code, answer.stderr.as_str()), (Some(0), ""), "{args:?}");
+    answer
+}
+
+#[test]
+fn a_model_folder_is_described() {
+    let text =
+        inspected(&["-m", model().to_str().unwrap(), "--tensors", "--size", "64x48", "--size-level", "64", "--precision", "f32"])
+            .stdout;
+    for words in ["Step1X-Edit v1.1", DIT, VAE, TEXT, "transformer: img_in.weight bf16[256, 64]", "plan of an edit at 64x48"] {
+        assert!(text.contains(words), "no {words:?} in {text}");
+    }
+}
+
+#[test]
+fn the_released_size_is_known_without_weights() {
+    let text = inspected(&["--preset", "full"]).stdout;
+    assert!(text.contains(" 12427800384 parameters"), "{text}");
+    let v1_0 = inspected(&["--preset", "full", "--version", "v1.0"]).stdout;
+    assert!(v1_0.starts_with("Step1X-Edit v1.0\n") && !v1_0.contains(" 12427800384 "), "{v1_0}");
+}
+
+#[test]
+fn json_has_components_and_plan() {
+    let json = inspected(&["--preset", "full", "--json"]).json();
+    assert_eq!(json["components"][0]["parameters"], 12_427_800_384u64);
+    assert!(json["plan"]["arena_bytes"].as_u64().unwrap() > 1 << 30, "{json}");
+    assert_eq!(json["plan"]["stages"].as_array().unwrap().len(), 6);
+}
+
+#[test]
+fn kernels_are_chosen_in_bf16_alone() {
+    let path = model().to_str().unwrap();
+    let text = inspected(&["-m", path]).stdout;
+    assert!(text.contains("bf16 activations") && text.contains("cublaslt"), "{text}");
+    let text = inspected(&["-m", path, "--precision", "f32"]).stdout;
+    assert!(text.contains("f32 activations") && !text.contains("cublaslt"), "{text}");
+    let json = inspected(&["-m", path, "--json", "--precision", "f32"]).json();
+    assert_eq!(json["files"].as_array().unwrap().len(), 3);
+    assert_eq!(json["plan"]["precision"], "f32");
+}
+
+#[test]
+fn the_residency_follows_the_memory_that_is_allowed() {
+    for (flags, residency) in [(&[][..], "resident"), (&["--max-vram", "30GB"], "overlapped"), (&["--max_vram=20GiB"], "phased")]
+    {
+        let all = [&["--preset", "full"], flags].concat();
+        let text = inspected(&all).stdout;
+        assert!(text.contains(&format!("\n* {residency}")) && text.matches("\n* ").count() == 1, "{text}");
+        let device = &inspected(&[&all[..], &["--json"]].concat()).json()["plan"]["device"];
+        assert_eq!(
+            (&device["residency"], &device["peak_bytes"]),
+            (&residency.into(), &device["peak_bytes_by_residency"][residency])
+        );
+        assert_eq!(device["stages"].as_array().unwrap().len(), 6);
+    }
+    let text = inspected(&["--preset", "tiny", "--precision", "f32"]).stdout;
+    assert!(!text.contains("on a device"), "{text}");
+}
+
+#[test]
+fn memory_that_cannot_do_is_refused() {
+    let place = Place::new();
+    let with = |value: &str| place.run(&["inspect", "--preset", "full", "--max-vram", value]);
+    with("18GB").refused(4, &["at least 20.00 GB", "--max-vram allows 18.00 GB", "use a smaller --size-level"]);
+    with("16GB").refused(4, &["even the smallest picture needs 17.82 GB"]);
+    for value in ["22G", "much", "0", "-1"] {
+        with(value).refused(2, &["--max-vram"]);
+    }
+    place.run(&["inspect", "--preset", "tiny", "--precision", "f32", "--max-vram", "1GB"]).refused(2, &["--max-vram", "GPU"]);
+}
+
+/// All blocks of a stack are alike but for their number and their columns of the modulation; the last single block,
+/// which computes fewer rows, stands alone.
+#[test]
+fn the_graph_shows_equal_blocks_once() {
+    let text = inspected(&["--preset", "full", "--graph"]).stdout;
+    let (_, step) = text.split_once("\nstage step x28:").unwrap();
+    for fold in ["double_blocks.1 to 18: as double_blocks.0", "single_blocks.1 to 36: as single_blocks.0"] {
+        assert!(step.contains(fold), "no {fold:?} in {step}");
+    }
+    assert!(text.contains("model.layers.1 to 27: as model.layers.0"), "{text}");
+    assert!(!step.contains("single_blocks.5.") && step.contains("single_blocks.37.linear2"), "{step}");
+}
+
+#[test]
+fn faults_are_refused() {
+    let place = Place::new();
+    place.run(&["inspect"]).refused(2, &["--model", "--preset"]);
+    place.run(&["inspect", "-m", "absent"]).refused(3, &["absent", "no such folder"]);
+    place.run(&["inspect", "-m", "a", "--preset", "tiny"]).refused(2, &["--model", "--preset"]);
+    place.run(&["inspect", "--preset", "tiny", "--size", "30000x1"]).refused(2, &["30000x1", "times the shorter"]);
+}
