@@ -33,7 +33,7 @@ pub fn with_includes(name: &str, folder: Option<&Path>) -> Result<Vec<Source>> {
 fn text(name: &str, folder: Option<&Path>) -> Result<Cow<'static, str>> {
     let Some(folder) = folder else {
         let embedded = EMBEDDED.iter().find(|(known, _)| *known == name);
-        return embedded.map(|(_, text)| Cow::Borrowed(*text)).with_context(|| format!("no kernel source is called {name}"));
+        return embedded.map(|(_, text)| Cow::Borrowed(*text)).with_context(|| format!("there is no kernel source {name}"));
     };
     let path = folder.join(name);
     let fault =
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_named() {
-        assert_eq!(with_includes("missing.cu", None).unwrap_err().to_string(), "no kernel source is called missing.cu");
+        assert_eq!(with_includes("missing.cu", None).unwrap_err().to_string(), "there is no kernel source missing.cu");
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("cast.cu"), "#include \"types.cuh\"\n").unwrap();
         let fault = format!("{:#}", with_includes("cast.cu", Some(folder.path())).unwrap_err());

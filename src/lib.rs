@@ -2,14 +2,14 @@
 //!
 //! Record once, plan once, run many. Dependencies point down this list; each module's invariant in a sentence:
 //!
-//! - [`commands`]: the commands besides `edit`.
-//! - [`cli`]: flags to validated jobs; nothing below reads a flag or an environment variable.
+//! - [`cli`]: flags and environment to validated jobs; nothing below reads a flag or an environment variable.
+//! - [`commands`]: the commands besides `edit`; each takes a job.
 //! - [`progress`]: what a person sees while something runs.
 //! - [`pipeline`]: one edit, from files to file.
 //! - [`error`]: faults with an exit code of their own; depends on nothing.
 //! - [`inputs`]: tokens and patches to the program's spec and input values; pure.
 //! - [`exec`]: walks a plan; decides nothing.
-//! - [`weights`]: mapped checkpoints; any bytes give an error, never a panic.
+//! - [`weights`]: checkpoints, and how each weight comes to be from them; any bytes give an error, never a panic.
 //! - [`prompt`], [`image`], [`sampling`]: the host's arithmetic, to the bit as the official code has it.
 //! - [`model`]: records the networks; knows nothing of devices, plans or execution.
 //! - [`plan`]: a pure function from graph to decisions; every check happens here, before memory is touched.

@@ -7,10 +7,18 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::cli::{self, DoctorArgs};
 use crate::cuda::{Compiler, Device, Found, Gemms, Module, Nvml, Setup};
-use crate::pipeline::OLDEST;
+use crate::pipeline::LEAST_CAPABILITY;
 use crate::plan::format_bytes;
+
+/// A look at what edits on a GPU need.
+#[derive(Clone, Debug)]
+pub struct DoctorJob {
+    /// Where libraries and the cache are looked for.
+    pub setup: Setup,
+    /// Report as one JSON object.
+    pub json: bool,
+}
 
 /// Exit code if something is missing, to which the bits of what it is are added.
 const MISSING: u8 = 16;
@@ -23,9 +31,9 @@ const CUBLASLT: u8 = 4;
 
 /// Looks, and gives the report with the exit code: 0 if a GPU can run edits, otherwise 16 and 1 for the driver or device,
 /// 2 for NVRTC, 4 for cuBLASLt.
-pub fn run(args: &DoctorArgs) -> (String, u8) {
-    let findings = Findings::look(&cli::setup());
-    let text = if args.json { format!("{}\n", findings.json()) } else { findings.text() };
+pub fn run(job: &DoctorJob) -> (String, u8) {
+    let findings = Findings::look(&job.setup);
+    let text = if job.json { format!("{}\n", findings.json()) } else { findings.text() };
     (text, findings.exit_code())
 }
 
@@ -56,17 +64,17 @@ impl Findings {
     fn look(setup: &Setup) -> Findings {
         let words = |e: anyhow::Error| format!("{e:#}");
         let driver = Found::driver().map_err(words);
-        let devices = if driver.is_ok() { devices().map_err(words) } else { Err("no driver to show any".into()) };
-        let first = devices.iter().flatten().find(|device| device.capability >= OLDEST);
+        let devices = if driver.is_ok() { devices().map_err(words) } else { Err("not known without a driver".into()) };
+        let first = devices.iter().flatten().find(|device| device.capability >= LEAST_CAPABILITY);
         Findings {
             release: Nvml::open().and_then(|nvml| nvml.driver_version()),
             driver,
             nvrtc: compiler(setup, first).map_err(words),
             cublaslt: products(setup, first).map_err(words),
-            cache: setup
-                .cache
-                .as_deref()
-                .map_or_else(|| Err(words(anyhow::anyhow!("no folder is named"))), |folder| cache(folder).map_err(words)),
+            cache: setup.cache.as_deref().map_or_else(
+                || Err(words(anyhow::anyhow!("STEP1X_CACHE, XDG_CACHE_HOME and HOME are not set; set one of them"))),
+                |folder| cache(folder).map_err(words),
+            ),
             searched: setup.libraries.clone(),
             cards: devices.and_then(|devices| devices.iter().map(|device| card(device).map_err(words)).collect()),
         }
@@ -74,7 +82,7 @@ impl Findings {
 
     /// Bits of what is missing.
     fn missing(&self) -> u8 {
-        let usable = self.cards.iter().flatten().any(|card| card.capability >= OLDEST);
+        let usable = self.cards.iter().flatten().any(|card| card.capability >= LEAST_CAPABILITY);
         let bit = |there: bool, bit: u8| if there { 0 } else { bit };
         bit(self.driver.is_ok() && usable, DRIVER) | bit(self.nvrtc.is_ok(), NVRTC) | bit(self.cublaslt.is_ok(), CUBLASLT)
     }
@@ -96,14 +104,17 @@ impl Findings {
         if missing & DRIVER != 0 {
             lines.push(match (&self.driver, &self.cards) {
                 (Err(_), _) => {
-                    "driver: install NVIDIA's, of the series 575 (CUDA 12.9) or newer; in a container, let it see the \
-                                host's (--gpus all)"
+                    "driver: install an NVIDIA driver of series 575 (CUDA 12.9) or newer; start a container with --gpus all"
                         .into()
                 }
                 (Ok(_), Ok(cards)) if !cards.is_empty() => {
-                    format!("device: kernels need compute capability {}.{} or more", OLDEST / 10, OLDEST % 10)
+                    format!(
+                        "device: the kernels need compute capability {}.{} or higher; use a newer GPU",
+                        LEAST_CAPABILITY / 10,
+                        LEAST_CAPABILITY % 10
+                    )
                 }
-                _ => "device: the driver shows none; is CUDA_VISIBLE_DEVICES empty, or the container without --gpus all?".into(),
+                _ => "device: the driver shows none; check CUDA_VISIBLE_DEVICES, and start a container with --gpus all".into(),
             });
         }
         if missing & NVRTC != 0 {
@@ -120,8 +131,10 @@ impl Findings {
             let file = found.file.as_ref().map_or_else(String::new, |file| format!(", {}", file.display()));
             format!("{}.{}{file}", found.version.0, found.version.1)
         };
-        let release =
-            self.release.as_ref().map_or_else(|| "energy not measured: no NVML".into(), |text| format!("driver {text}"));
+        let release = self
+            .release
+            .as_ref()
+            .map_or_else(|| "energy cannot be measured without NVML".into(), |text| format!("driver {text}"));
         let mut rows =
             vec![("driver".to_string(), self.driver.as_ref().map(|found| format!("CUDA {}, {release}", library(found))))];
         match &self.cards {
@@ -143,7 +156,7 @@ impl Findings {
         match advice.is_empty() {
             true => text += "edits run on the GPU\n",
             false => {
-                text += "edits run on the CPU alone; what is missing:\n";
+                text += "edits run only on the CPU; the GPU needs:\n";
                 advice.iter().for_each(|line| text += &format!("  {line}\n"));
             }
         }
@@ -159,7 +172,7 @@ impl Findings {
             json!({
                 "ordinal": card.ordinal, "name": card.name, "capability": format!("{}.{}", card.capability / 10, card.capability % 10),
                 "multiprocessors": card.multiprocessors, "free_bytes": card.free_bytes, "total_bytes": card.total_bytes,
-                "usable": card.capability >= OLDEST,
+                "usable": card.capability >= LEAST_CAPABILITY,
             })
         };
         let missing = [(DRIVER, "driver"), (NVRTC, "nvrtc"), (CUBLASLT, "cublaslt")];
@@ -179,7 +192,7 @@ impl Findings {
 
 impl Card {
     fn text(&self) -> String {
-        let old = if self.capability < OLDEST { "; too old for the kernels" } else { "" };
+        let old = if self.capability < LEAST_CAPABILITY { "; too old for the kernels" } else { "" };
         format!(
             "{}, compute capability {}.{}, {} multiprocessors, {} of {} free{old}",
             self.name,
@@ -206,9 +219,9 @@ fn card(device: &Arc<Device>) -> Result<Card> {
 /// NVRTC, if it compiles a small kernel and the device, where there is one, loads it. The cache is left out.
 fn compiler(setup: &Setup, device: Option<&Arc<Device>>) -> Result<Found> {
     let found = Found::nvrtc(&setup.libraries)?;
-    let version = || format!("NVRTC {}.{} is there, but of no use", found.version.0, found.version.1);
+    let version = || format!("NVRTC {}.{} was found, but does not work", found.version.0, found.version.1);
     let fresh = Setup { cache: None, ..setup.clone() };
-    let compiler = Compiler::new(device.map_or(OLDEST, |device| device.capability), &fresh)?;
+    let compiler = Compiler::new(device.map_or(LEAST_CAPABILITY, |device| device.capability), &fresh)?;
     let cubin = compiler.compile("noise", &[]).with_context(version)?;
     if let Some(device) = device {
         device.make_current()?;
@@ -223,14 +236,19 @@ fn products(setup: &Setup, device: Option<&Arc<Device>>) -> Result<Found> {
     if let Some(device) = device {
         device.make_current()?;
         Gemms::new(device, setup)
-            .with_context(|| format!("cuBLASLt {}.{} is there, but of no use", found.version.0, found.version.1))?;
+            .with_context(|| format!("cuBLASLt {}.{} was found, but does not work", found.version.0, found.version.1))?;
     }
     Ok(found)
 }
 
 /// The cache's folder, if files can be made in it.
 fn cache(folder: &Path) -> Result<PathBuf> {
-    let cannot = || format!("{} cannot be written; kernels are compiled anew at each start", folder.display());
+    let cannot = || {
+        format!(
+            "{} cannot be written, so every start compiles the kernels again; set STEP1X_CACHE to another folder",
+            folder.display()
+        )
+    };
     let probe = folder.join(format!(".probe.{}", std::process::id()));
     fs::create_dir_all(folder)
         .and_then(|()| fs::write(&probe, []))
@@ -258,7 +276,7 @@ mod tests {
         Findings {
             driver: library(DRIVER),
             release: driver.then(|| "580.65".to_string()),
-            cards: if driver { Ok(vec![h100()]) } else { Err("no driver to show any".into()) },
+            cards: if driver { Ok(vec![h100()]) } else { Err("not known without a driver".into()) },
             nvrtc: library(NVRTC),
             cublaslt: library(CUBLASLT),
             cache: Ok("/cache".into()),

@@ -42,7 +42,7 @@ impl Compiler {
         load_nvrtc(&setup.libraries)?;
         let (mut major, mut minor) = (0, 0);
         // SAFETY: two places to write to.
-        unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result().map_err(|e| failed("tell its version", e))?;
+        unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result().map_err(|e| failed("give its version", e))?;
         let suffix = if capability == 90 { "a" } else { "" };
         let (cache, kernels) = (setup.cache.clone(), setup.kernels.clone());
         Ok(Compiler { architecture: format!("sm_{capability}{suffix}"), version: (major, minor), cache, kernels })
@@ -97,7 +97,8 @@ impl Drop for Program {
 /// Compiles the first source; the others are what it includes.
 fn build(sources: &[Source], options: &[String]) -> Result<Cubin> {
     let strings = |(name, text): &Source| Ok((CString::new(&**name)?, CString::new(&**text)?));
-    let strings: Vec<(CString, CString)> = sources.iter().map(strings).collect::<Result<_>>().context("a source with a NUL")?;
+    let strings: Vec<(CString, CString)> =
+        sources.iter().map(strings).collect::<Result<_>>().context("a kernel source contains a NUL byte")?;
     let names: Vec<*const c_char> = strings.iter().map(|(name, _)| name.as_ptr()).collect();
     let texts: Vec<*const c_char> = strings.iter().map(|(_, text)| text.as_ptr()).collect();
     let headers = strings.len() as c_int - 1;
@@ -106,7 +107,7 @@ fn build(sources: &[Source], options: &[String]) -> Result<Cubin> {
     // SAFETY: all strings end with a NUL and outlive the program.
     let created =
         unsafe { sys::nvrtcCreateProgram(&mut handle, texts[0], names[0], headers, texts[1..].as_ptr(), names[1..].as_ptr()) };
-    created.result().map_err(|e| failed("take the source", e))?;
+    created.result().map_err(|e| failed("read the source", e))?;
     let program = Program(handle);
     // SAFETY: the program was just created.
     let compiled = unsafe { result::compile_program(program.0, options) };
@@ -115,14 +116,14 @@ fn build(sources: &[Source], options: &[String]) -> Result<Cubin> {
     // SAFETY: the log ends with a NUL.
     let log = unsafe { CStr::from_ptr(log.as_ptr()) }.to_string_lossy().into_owned();
     if compiled.is_err() {
-        bail!("NVRTC refuses it:\n{}", log.trim());
+        bail!("NVRTC cannot compile it:\n{}", log.trim());
     }
     // A warning is a fault of ours, and those on serialised wgmma cost speed silently.
     ensure!(!log.contains("warning") && !log.contains("C75"), "NVRTC warns:\n{}", log.trim());
     let mut size = 0;
     // SAFETY: compiled for a real architecture, so there is a cubin, of the size that is asked first.
     let image = unsafe {
-        sys::nvrtcGetCUBINSize(program.0, &mut size).result().map_err(|e| failed("size the cubin", e))?;
+        sys::nvrtcGetCUBINSize(program.0, &mut size).result().map_err(|e| failed("give the size of the cubin", e))?;
         let mut image = vec![0u8; size];
         sys::nvrtcGetCUBIN(program.0, image.as_mut_ptr().cast()).result().map_err(|e| failed("give the cubin", e))?;
         image

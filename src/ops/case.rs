@@ -14,6 +14,8 @@ pub struct Case {
     pub outputs: Vec<DType>,
     /// How integer operands are filled, as the exclusive upper bound of their values.
     pub index_bound: usize,
+    /// Every how many-th float is not finite.
+    pub broken: Option<usize>,
     /// Largest normalised mean square error of a kernel against the reference.
     pub bound: f64,
     /// Why that bound.
@@ -26,7 +28,7 @@ pub(super) const ONE_ROUNDING: f64 = 1.3e-6;
 impl Case {
     pub(super) fn new(op: impl Op + 'static, inputs: Vec<Spec>, output: DType) -> Case {
         let reason = "one rounding to bf16 and another summation order";
-        Case { op: Box::new(op), inputs, outputs: vec![output], index_bound: 0, bound: 4.0 * ONE_ROUNDING, reason }
+        Case { op: Box::new(op), inputs, outputs: vec![output], index_bound: 0, broken: None, bound: 4.0 * ONE_ROUNDING, reason }
     }
 
     /// The bound for a kernel. cuBLASLt's products of rows at multiples of 8 bytes round once more before they add the bias:
@@ -44,7 +46,14 @@ impl Case {
             match spec.dtype {
                 DType::I32 => HostValues::I32(values.into_iter().map(|v| index(v) as i32).collect()),
                 DType::U8 => HostValues::U8(values.into_iter().map(|v| index(v) as u8).collect()),
-                dtype => HostValues::F32(values.into_iter().map(|v| round(dtype, v)).collect()),
+                dtype => {
+                    let mut values: Vec<f32> = values.into_iter().map(|v| round(dtype, v)).collect();
+                    if let Some(every) = self.broken {
+                        let faults = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY].into_iter().cycle();
+                        values.iter_mut().step_by(every).zip(faults).for_each(|(v, fault)| *v = fault);
+                    }
+                    HostValues::F32(values)
+                }
             }
         });
         filled.collect()

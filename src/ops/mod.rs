@@ -51,6 +51,7 @@ ops! {
     attention {Attention, Segment}
     cast {Cast}
     conv2d {Conv2d}
+    count_faults {CountFaults}
     gate_residual {GateResidual}
     gather {Gather}
     group_norm {GroupNorm}

@@ -163,7 +163,7 @@ fn recipes(files: &[Arc<WeightFile>], canonical: fn(&str) -> String) -> Result<B
         for (stored, _) in file.tensors() {
             let name = canonical(stored);
             if let Some(other) = stored_names.insert(name.clone(), stored) {
-                let fault = format!("{stored} and {other} are two names of one tensor");
+                let fault = format!("{stored} and {other} are two names of one tensor; the file must hold one of them");
                 return Err(ModelError::new(fault).at(file.path()));
             }
             recipes.insert(name, Recipe::Stored(Stored::new(file, stored)?));
@@ -289,10 +289,10 @@ mod tests {
         fs::write(&shard, whole).unwrap();
         let config = dir.path().join("Qwen2.5-VL-7B-Instruct/config.json");
         fs::write(&config, "{").unwrap();
-        assert!(fault(dir.path()).contains("config.json: not the JSON expected"));
+        assert!(fault(dir.path()).contains("config.json: this is not the JSON expected"));
         fs::write(&config, "{}").unwrap();
         fs::write(dir.path().join("step1x.json"), "nonsense").unwrap();
-        assert!(fault(dir.path()).contains("step1x.json: not the JSON expected"));
+        assert!(fault(dir.path()).contains("step1x.json: this is not the JSON expected"));
     }
 
     #[test]

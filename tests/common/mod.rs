@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use step1x_edit::exec::Reference;
-use step1x_edit::graph::{Graph, Node};
+use step1x_edit::graph::Graph;
 use step1x_edit::image::Rgb;
 use step1x_edit::model::{Config, DitConfig, HEAD_WIDTH, TextConfig, Version, VisionConfig};
-use step1x_edit::plan::{Plan, Precision, Target};
+use step1x_edit::plan::{Itinerary, Plan, Precision, Target};
 use step1x_edit::tensor::{Component, DType, Spec};
 use step1x_edit::weights::{ModelError, WeightSource, fill};
 
@@ -274,16 +275,26 @@ impl WeightSource for SyntheticWeights {
     }
 }
 
-/// Plans for the CPU; no two live storages may share bytes.
-pub fn planned(graph: Graph, precision: Precision) -> Plan {
-    let plan = Plan::new(graph, precision, Target::Cpu).expect("the graph is legal");
-    assert_eq!(plan.overlaps(), []);
-    plan
+/// Plans for the CPU, every body once; no two live storages may share bytes.
+pub fn planned(graph: Graph, precision: Precision) -> Arc<Plan> {
+    let itinerary = Itinerary::of_all(&graph);
+    planned_for(graph, itinerary, precision)
 }
 
-/// An observer that looks at nothing.
-pub fn unobserved(_: &Node, _: &Reference) -> anyhow::Result<()> {
-    Ok(())
+/// Plans for the CPU; no two live storages may share bytes.
+pub fn planned_for(graph: Graph, itinerary: Itinerary, precision: Precision) -> Arc<Plan> {
+    let plan = Plan::new(graph, itinerary, precision, Target::Cpu).expect("the graph is legal");
+    assert_eq!(plan.overlaps(), []);
+    Arc::new(plan)
+}
+
+/// What a branch's velocity may change when it runs alone: where it then has one row (its pooled text), the CPU's product
+/// sums in another order.
+pub const ONE_ROW: f32 = 1e-5;
+
+/// The CPU executor of a plan with synthetic weights.
+pub fn executor(plan: &Arc<Plan>, seed: u64) -> Reference {
+    Reference::new(plan.clone(), Arc::new(SyntheticWeights::new(&plan.graph, seed))).expect("the weights are there")
 }
 
 /// Asserts that every value is within `bound` of the expected one, and gives the largest absolute difference.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use step1x_edit::exec::Reference;
-use step1x_edit::graph::{Graph, Node, TensorId};
+use step1x_edit::exec::Executor;
+use step1x_edit::graph::{BodyId, Graph, Node, TensorId};
 use step1x_edit::model::dit::{self, StepInputs, StepRows};
 use step1x_edit::model::edit::Savings;
 use step1x_edit::model::{Config, HEAD_WIDTH, PromptRows, Version};
@@ -13,12 +13,12 @@ use step1x_edit::plan::Precision;
 use step1x_edit::tensor::Component;
 use step1x_edit::tensor::DType::{BF16, F32};
 
-use crate::common::{Floats, Golden, SyntheticWeights, assert_close, planned};
+use crate::common::{Floats, Golden, ONE_ROW, assert_close, executor, planned};
 
 /// float32 in another summation order; an independent implementation is within 2e-6.
 const BOUND: f32 = 5e-5;
 
-/// What the official forward was given: batch 2, each entry with its own time.
+/// What the official forward was given: batch 2 (or one entry of it), each entry with its own time.
 struct Given {
     embedding: Floats,
     image: Floats,
@@ -41,6 +41,14 @@ impl Given {
         Given { embedding, image, times, valid: golden.valid_rows(), grid, reference, seed: golden.seed() }
     }
 
+    /// An entry of the batch alone.
+    fn alone(&self, branch: usize) -> Given {
+        let entry =
+            |floats: &Floats| Floats { shape: [&[1], &floats.shape[1..]].concat(), values: floats.entry(branch).to_vec() };
+        let (embedding, image) = (entry(&self.embedding), entry(&self.image));
+        Given { embedding, image, times: vec![self.times[branch]], valid: vec![self.valid[branch]], ..*self }
+    }
+
     fn rows(&self, savings: Savings) -> StepRows {
         let prompt = PromptRows::new(&self.valid, self.embedding.shape[1], savings.collapse_padding);
         StepRows { prompt, grid: self.grid, reference: self.reference }
@@ -61,9 +69,9 @@ struct Recorded {
 fn record(config: &Config, rows: &StepRows, trim: bool) -> (Graph, Recorded) {
     let (mut graph, n) = (Graph::new(), rows.tokens());
     let g = &mut graph;
-    let recorded = g.stage("forward", 1, |g| {
+    let (_, recorded) = g.body("forward", |g| {
         let embedding = g.input("embedding", BF16, [rows.prompt.total(), config.dit.context]);
-        let times = g.input("times", F32, [2]);
+        let times = g.input("times", F32, [rows.branches()]);
         let (rope, key_bias) = dit::step_tables(g, rows);
         g.with_weights(Component::Dit, |g| {
             let x = g.buffer("x", BF16, [rows.total(), config.dit.hidden]);
@@ -71,7 +79,7 @@ fn record(config: &Config, rows: &StepRows, trim: bool) -> (Graph, Recorded) {
             let text = g.rows(x, 0..rows.prompt.total());
             g.op_into("txt", Cast(BF16), &[conditioned.text], &[text]);
             let mut images = Vec::new();
-            for branch in 0..2 {
+            for branch in 0..rows.branches() {
                 let noisy = g.input(&format!("noisy{branch}"), BF16, [n, config.dit.in_channels]);
                 images.push((noisy, branch, 0..n));
                 let reference = rows.reference.then(|| g.input(&format!("reference{branch}"), BF16, [n, config.dit.in_channels]));
@@ -99,9 +107,9 @@ fn forward(given: &Given, config: &Config, savings: Savings) -> Forward {
     let rows = given.rows(savings);
     let (graph, recorded) = record(config, &rows, savings.trim_last_block);
     let plan = planned(graph, Precision::F32);
-    let weights = SyntheticWeights::new(&plan.graph, given.seed);
-    let mut run = Reference::new(&plan, &weights).unwrap();
-    let embedding: Vec<f32> = (0..2).flat_map(|b| given.embedding.rows(b, 0..rows.prompt.branch(b).len())).copied().collect();
+    let mut run = executor(&plan, given.seed);
+    let kept = |b| given.embedding.rows(b, 0..rows.prompt.branch(b).len());
+    let embedding: Vec<f32> = (0..rows.branches()).flat_map(kept).copied().collect();
     run.write(recorded.embedding, Values::F32(&embedding)).unwrap();
     run.write(recorded.times, Values::F32(&given.times)).unwrap();
     run.write(recorded.rope, Values::F32(&rows.rope_table(config))).unwrap();
@@ -112,13 +120,13 @@ fn forward(given: &Given, config: &Config, savings: Savings) -> Forward {
         run.write(*input, Values::F32(given.image.rows(*branch, tokens.clone()))).unwrap();
     }
     let mut tensors = HashMap::new();
-    let mut observe = |node: &Node, run: &Reference| {
+    let mut observe = |node: &Node, run: &dyn Executor| {
         if let Some((name, whole_stream)) = golden_name(&node.name, config) {
             tensors.insert(name, run.read_f32(if whole_stream { recorded.x } else { node.outputs[0] })?);
         }
         Ok(())
     };
-    run.run("forward", &mut observe).unwrap();
+    run.run(BodyId(0), &mut observe).unwrap();
     let velocity = run.read_f32(recorded.velocity).unwrap();
     Forward { rows, config: config.clone(), tensors, velocity }
 }
@@ -244,6 +252,27 @@ fn each_saving_alone_keeps_the_velocity() {
         for (name, savings) in alone {
             let worst = assert_close(name, &forward(&given, &config, savings).velocity, &plain, 1e-5);
             println!("{version}, {name}: {worst:.1e}");
+        }
+    }
+}
+
+/// A branch that runs alone gives the velocities that it gives beside the other, which are the official ones.
+#[test]
+fn one_branch_alone_gives_its_own_velocity() {
+    let (golden, given) = dit_step();
+    for (prefix, version) in golden.versions() {
+        let config = golden.config(version);
+        let expected = golden.f32(&format!("{prefix}.velocity"));
+        for savings in [Savings::NONE, Savings::ALL] {
+            let both = forward(&given, &config, savings).velocity;
+            for (branch, beside) in both.chunks(both.len() / 2).enumerate() {
+                let alone = forward(&given.alone(branch), &config, savings).velocity;
+                let official = expected.rows(branch, 0..given.rows(savings).tokens());
+                assert_close(&format!("{version} velocity of branch {branch} alone"), &alone, official, BOUND);
+                let worst =
+                    assert_close(&format!("{version} branch {branch} alone and beside the other"), &alone, beside, ONE_ROW);
+                println!("{version} branch {branch} alone: {worst:.1e}");
+            }
         }
     }
 }

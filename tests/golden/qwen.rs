@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use step1x_edit::exec::Reference;
+use step1x_edit::exec::Executor;
 use step1x_edit::graph::{Graph, Node};
 use step1x_edit::model::text::{self, TextRows};
 use step1x_edit::model::vision;
@@ -11,7 +11,7 @@ use step1x_edit::ops::Values;
 use step1x_edit::plan::Precision;
 use step1x_edit::tensor::Component;
 
-use crate::common::{Golden, SyntheticWeights, assert_close, json, number, planned, tiny_config};
+use crate::common::{Golden, assert_close, executor, json, number, planned, tiny_config};
 
 /// float32 in another summation order; an independent implementation is within 8e-6.
 const BOUND: f32 = 5e-5;
@@ -83,7 +83,7 @@ impl Case<'_> {
         let bounds = self.golden.indices(&self.name("cu_window_seqlens"));
         let windows: Vec<Range<usize>> = bounds.windows(2).map(|b| b[0]..b[1]).collect();
         let mut graph = Graph::new();
-        let (tower, model) = graph.stage("encoder", 1, |g| {
+        let (body, (tower, model)) = graph.body("encoder", |g| {
             g.with_weights(Component::Qwen, |g| {
                 let tower = vision::record(g, &config.vision, window_rows.len(), &windows);
                 let model = text::record(g, &config.text, rows, tower.merged);
@@ -91,8 +91,7 @@ impl Case<'_> {
             })
         });
         let plan = planned(graph, Precision::F32);
-        let weights = SyntheticWeights::new(&plan.graph, self.golden.seed());
-        let mut run = Reference::new(&plan, &weights).unwrap();
+        let mut run = executor(&plan, self.golden.seed());
         let indices = |values: &[usize]| values.iter().map(|&v| v as i32).collect::<Vec<i32>>();
 
         let places = self.places();
@@ -114,7 +113,7 @@ impl Case<'_> {
             run.write(key_bias, Values::F32(&bias)).unwrap();
         }
         let mut found = HashMap::new();
-        run.run("encoder", &mut |node, run| observe(node, run, &mut found)).unwrap();
+        run.run(body, &mut |node, run| observe(node, run, &mut found)).unwrap();
         found
     }
 
@@ -158,7 +157,7 @@ impl Case<'_> {
 }
 
 /// Keeps what the golden file names: outputs of nodes, and the stream that enters each layer.
-fn observe(node: &Node, run: &Reference, found: &mut HashMap<String, Vec<f32>>) -> anyhow::Result<()> {
+fn observe(node: &Node, run: &dyn Executor, found: &mut HashMap<String, Vec<f32>>) -> anyhow::Result<()> {
     let between = |start: &str, end: &str| node.name.strip_prefix(start)?.strip_suffix(end);
     let (name, tensor) = if let Some(i) = between("model.layers.", ".input_layernorm") {
         (format!("hidden.{i}"), node.inputs[0])

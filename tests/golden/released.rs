@@ -9,7 +9,7 @@ use step1x_edit::model::edit::{self, EditSpec, NoiseSource, Savings};
 use step1x_edit::model::text::TextRows;
 use step1x_edit::model::{Config, PromptRows, Version};
 use step1x_edit::ops::{Arch, H100_GRID_THREADS};
-use step1x_edit::plan::{Plan, Precision, Target};
+use step1x_edit::plan::{Itinerary, Plan, Precision, Target};
 use step1x_edit::prompt::window_order;
 use step1x_edit::tensor::{Component, Shape};
 
@@ -77,8 +77,7 @@ fn edit_graph(config: &Config, latent: usize, savings: Savings) -> Graph {
         text,
         prompt: PromptRows::new(&tails.map(|tail| prefix + tail - cut), 640, savings.collapse_padding),
         steps: 28,
-        cfg_scale: 6.0,
-        noise: NoiseSource::Philox { seed: 42, grid_threads: H100_GRID_THREADS },
+        noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
         sample_posterior: true,
         savings,
     };
@@ -112,7 +111,9 @@ fn a_gpu_takes_every_node_of_an_edit() {
         let config = config(&manifests(version));
         for savings in [Savings::ALL, Savings::NONE] {
             let graph = edit_graph(&config, latent, savings);
-            let plan = Plan::new(graph, Precision::Bf16, Target::Cuda(Arch(90))).unwrap_or_else(|error| panic!("{error}"));
+            let itinerary = Itinerary::of_all(&graph);
+            let plan =
+                Plan::new(graph, itinerary, Precision::Bf16, Target::Cuda(Arch(90))).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(plan.kernels.len(), plan.graph.nodes.len());
             assert_eq!(plan.overlaps(), []);
             let (nodes, arena, all) = (plan.graph.nodes.len(), plan.arena_bytes >> 20, savings == Savings::ALL);

@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use step1x_edit::exec::Reference;
-use step1x_edit::graph::{Graph, Node, TensorId};
+use step1x_edit::exec::Executor;
+use step1x_edit::graph::{BodyId, Graph, Node, TensorId};
 use step1x_edit::model::{Config, VaeConfig, vae};
 use step1x_edit::ops::{LATENT_SCALE, LATENT_SHIFT, Posterior, Unpack, Values};
 use step1x_edit::plan::Precision;
 use step1x_edit::tensor::Component;
 use step1x_edit::tensor::DType::{BF16, F32};
 
-use crate::common::{Golden, SyntheticWeights, assert_close, number, planned, tiny_config};
+use crate::common::{Golden, assert_close, executor, number, planned, tiny_config};
 
 /// float32 in another summation order through some thirty convolutions and group norms.
 const BOUND: f32 = 2e-4;
@@ -29,15 +29,14 @@ fn config(golden: &Golden) -> Config {
 /// Runs the one stage of a graph with these inputs; the output of every node by its name.
 fn outputs(graph: Graph, seed: u64, inputs: &[(TensorId, Vec<f32>)]) -> HashMap<String, Vec<f32>> {
     let plan = planned(graph, Precision::F32);
-    let weights = SyntheticWeights::new(&plan.graph, seed);
-    let mut run = Reference::new(&plan, &weights).unwrap();
+    let mut run = executor(&plan, seed);
     inputs.iter().for_each(|(id, values)| run.write(*id, Values::F32(values)).unwrap());
     let mut found = HashMap::new();
-    let mut observe = |node: &Node, run: &Reference| {
+    let mut observe = |node: &Node, run: &dyn Executor| {
         found.insert(node.name.clone(), run.read_f32(node.outputs[0])?);
         Ok(())
     };
-    run.run("vae", &mut observe).unwrap();
+    run.run(BodyId(0), &mut observe).unwrap();
     found
 }
 
@@ -59,7 +58,7 @@ fn encode() {
     let config = config(&golden);
     let (image, noise) = (golden.f32("in.image"), golden.f32("in.posterior_noise"));
     let mut graph = Graph::new();
-    let inputs = graph.stage("vae", 1, |g| {
+    let (_, inputs) = graph.body("vae", |g| {
         let picture = g.input("picture", BF16, [image.shape[2], image.shape[3], image.shape[1]]);
         let epsilon = g.input("epsilon", F32, [noise.shape[2], noise.shape[3], noise.shape[1]]);
         let moments = g.with_weights(Component::Vae, |g| vae::encoder(g, &config.vae, picture));
@@ -94,7 +93,7 @@ fn decode() {
     let values =
         if packs { latent.packed() } else { latent.channels_last().iter().map(|z| z / LATENT_SCALE + LATENT_SHIFT).collect() };
     let mut graph = Graph::new();
-    let input = graph.stage("vae", 1, |g| {
+    let (_, input) = graph.body("vae", |g| {
         let input = if packs { g.input("tokens", F32, [h / 2 * (w / 2), 4 * c]) } else { g.input("latent", F32, [h, w, c]) };
         let unpack = Unpack { size: (h, w), divisor: LATENT_SCALE, shift: LATENT_SHIFT };
         let z = if packs { g.op("z", unpack, &[input]) } else { input };

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use step1x_edit::commands::synth::PresetModel;
-use step1x_edit::exec::Reference;
-use step1x_edit::graph::{Graph, TensorId};
+use step1x_edit::exec::{Executor, unwatched};
+use step1x_edit::graph::{BodyId, Graph, TensorId};
 use step1x_edit::image::Rgb;
 use step1x_edit::inputs::PictureInputs;
 use step1x_edit::model::Preset;
@@ -13,14 +13,14 @@ use step1x_edit::model::edit::{self, EditSpec, NoiseSource, Savings};
 use step1x_edit::model::text::{self, TextRows};
 use step1x_edit::model::{PromptRows, Version, vae, vision};
 use step1x_edit::ops::{H100_GRID_THREADS, HostValues, LATENT_SCALE, LATENT_SHIFT, philox_normal};
-use step1x_edit::pipeline::{HostInputs, Program, Request};
-use step1x_edit::plan::{Precision, Target};
+use step1x_edit::pipeline::{EditInputs, HostInputs, Program, Request};
+use step1x_edit::plan::{Itinerary, Precision, Target};
 use step1x_edit::prompt::{self, Patches, PromptTokens};
 use step1x_edit::sampling::{pack_noise, schedule, step_table};
 use step1x_edit::tensor::Component;
 use step1x_edit::tensor::DType::{self, BF16, F32};
 
-use crate::common::{SyntheticWeights, assert_close, planned, unobserved};
+use crate::common::{assert_close, executor, planned, planned_for};
 
 /// float32 in another summation order, through all stages.
 const BOUND: f32 = 1e-4;
@@ -29,6 +29,7 @@ const STEPS: usize = 3;
 const SIZE: (usize, usize) = (80, 48);
 
 /// What an edit leaves at its stages' ends.
+#[derive(PartialEq)]
 struct Edit {
     reference: Vec<f32>,
     embedding: Vec<f32>,
@@ -54,54 +55,61 @@ fn setup() -> Setup {
     Setup { model, picture, patches, tokens: tokens.to_vec() }
 }
 
-/// The program as `edit` runs it.
-fn by_program(s: &Setup, savings: Savings) -> Edit {
+/// A request as the program takes it.
+fn inputs(s: &Setup, savings: Savings) -> EditInputs {
     let request = Request {
         size: SIZE,
         reference: true,
         grid: s.patches.grid,
         tokens: &s.tokens,
         steps: STEPS,
-        cfg_scale: 6.0,
-        noise: NoiseSource::Philox { seed: SEED, grid_threads: H100_GRID_THREADS },
+        noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
         sample_posterior: false,
         savings,
     };
-    let program = Program::new(&s.model.config, &s.model.settings, &request, Precision::F32, Target::Cpu).unwrap();
-    let weights = SyntheticWeights::new(&program.plan.graph, 0);
-    let mut run = Reference::new(&program.plan, &weights).unwrap();
-    let host = HostInputs { working: Some(&s.picture), patches: &s.patches, seed: SEED, guidance_limit: 0.93 };
-    for (id, values) in program.inputs(&s.model.config, &host) {
+    EditInputs::new(&s.model.config, &s.model.settings, &request).unwrap()
+}
+
+/// The program as `edit` runs it.
+fn by_program(s: &Setup, savings: Savings) -> Edit {
+    let inputs = inputs(s, savings);
+    let program = Program::new(&s.model.config, inputs.spec.clone(), Precision::F32, Target::Cpu).unwrap();
+    run(&mut executor(&program.plan, 0), s, &program, &inputs, (SEED, 6.0))
+}
+
+fn run(run: &mut dyn Executor, s: &Setup, program: &Program, inputs: &EditInputs, (seed, cfg_scale): (u64, f32)) -> Edit {
+    let (working, patches) = (Some(&s.picture), &s.patches);
+    let host = HostInputs { working, patches, seed, cfg_scale, guidance_limit: 0.93 };
+    for (id, values) in inputs.values(&s.model.config, &program.tensors, &host) {
         run.write(id, values.values()).unwrap();
     }
     let t = &program.tensors;
-    let mut after = |stage: &str, id: TensorId| {
-        run.run(stage, &mut unobserved).unwrap();
+    let mut after = |body: BodyId, id: TensorId| {
+        run.run(body, &mut unwatched).unwrap();
         run.read(id).unwrap()
     };
     let float = |buffer| match buffer {
         HostValues::F32(v) => v,
         other => panic!("{other:?} are no floats"),
     };
-    let reference = float(after("vae_encode", t.reference_latent.unwrap()));
-    after("vision", t.vision.merged);
-    let embedding = float(after("text", t.embedding));
-    after("conditioning", t.denoised.latents);
-    let steps: Vec<_> = (0..STEPS).map(|_| after("step", t.denoised.latents)).collect();
+    let reference = float(after(t.bodies.vae_encode.unwrap(), t.reference_latent.unwrap()));
+    after(t.bodies.vision, t.vision.merged);
+    let embedding = float(after(t.bodies.text, t.embedding));
+    after(t.bodies.conditioning, t.denoised.latents);
+    let steps: Vec<_> = (0..STEPS).map(|_| after(t.bodies.step, t.denoised.latents)).collect();
     let latents = float(steps[STEPS - 1].clone());
-    let HostValues::U8(pixels) = after("vae_decode", t.pixels) else { panic!("pixels") };
+    let HostValues::U8(pixels) = after(t.bodies.vae_decode, t.pixels) else { panic!("pixels") };
     Edit { reference, embedding, latents, pixels }
 }
 
 /// Runs one stage recorded by `record`, which gives inputs with their values and the tensor to read.
 fn stage(record: impl FnOnce(&mut Graph) -> (Vec<(TensorId, HostValues)>, TensorId)) -> Vec<f32> {
     let mut graph = Graph::new();
-    let (inputs, result) = graph.stage("part", 1, record);
+    let (body, (inputs, result)) = graph.body("part", record);
     let plan = planned(graph, Precision::F32);
-    let weights = SyntheticWeights::new(&plan.graph, 0);
-    let mut run = Reference::new(&plan, &weights).unwrap();
+    let mut run = executor(&plan, 0);
     inputs.iter().for_each(|(id, values)| run.write(*id, values.values()).unwrap());
-    run.run("part", &mut unobserved).unwrap();
+    run.run(body, &mut unwatched).unwrap();
     run.read_f32(result).unwrap()
 }
 
@@ -156,7 +164,6 @@ fn latents(s: &Setup, embedding: Vec<f32>, valid: &[usize], reference: &[f32]) -
         text: TextRows { prefix: 0, tails: vec![], pictures: vec![], hidden_keys: false },
         prompt: PromptRows::new(valid, s.model.settings.max_text, false),
         steps: STEPS,
-        cfg_scale: 6.0,
         noise: NoiseSource::Host,
         sample_posterior: false,
         savings: Savings::NONE,
@@ -164,10 +171,9 @@ fn latents(s: &Setup, embedding: Vec<f32>, valid: &[usize], reference: &[f32]) -
     let mut graph = Graph::new();
     let text = graph.input("embedding", BF16, [spec.prompt.total(), s.model.config.dit.context]);
     let image = graph.input("reference", BF16, [tokens, 64]);
-    let d = edit::denoise(&mut graph, &s.model.config, &spec, text, Some(image));
-    let plan = planned(graph, Precision::F32);
-    let weights = SyntheticWeights::new(&plan.graph, 0);
-    let mut run = Reference::new(&plan, &weights).unwrap();
+    let d = edit::denoise(&mut graph, &s.model.config, &spec, None, text, Some(image));
+    let itinerary = Itinerary::once([d.conditioning]).then_times(d.step, STEPS);
+    let mut run = executor(&planned_for(graph, itinerary, Precision::F32), 0);
 
     let channels_first: Vec<f32> = (0..16 * h * w).map(|i| reference[i % (h * w) * 16 + i / (h * w)]).collect();
     let noise: Vec<f32> = (0..64 * tokens).map(|e| philox_normal(SEED, 0, 64 * tokens, H100_GRID_THREADS, e)).collect();
@@ -177,15 +183,15 @@ fn latents(s: &Setup, embedding: Vec<f32>, valid: &[usize], reference: &[f32]) -
         (image, HostValues::F32(pack_noise(&channels_first, h, w, F32))),
         (d.host_noise.unwrap(), HostValues::F32(pack_noise(&noise, h, w, DType::BF16))),
         (d.times, HostValues::F32(times[..STEPS].iter().flat_map(|&t| [t, t]).collect())),
-        (d.schedule, HostValues::F32(step_table(&times, 0.93))),
+        (d.schedule, HostValues::F32(step_table(&times, 0.93, 6.0))),
         (d.rope, HostValues::F32(spec.step_rows().rope_table(&s.model.config))),
         (d.counter, HostValues::I32(vec![0])),
         (d.fault, HostValues::I32(vec![0])),
     ] {
         run.write(id, values.values()).unwrap();
     }
-    run.run("conditioning", &mut unobserved).unwrap();
-    (0..STEPS).for_each(|_| run.run("step", &mut unobserved).unwrap());
+    run.run(d.conditioning, &mut unwatched).unwrap();
+    (0..STEPS).for_each(|_| run.run(d.step, &mut unwatched).unwrap());
     run.read_f32(d.latents).unwrap()
 }
 
@@ -236,5 +242,32 @@ fn an_edit_joins_its_stages_right() {
             "pixels differ by {worst:?}, at most 1 where a value is truncated"
         );
         assert!(pixels.iter().min() != pixels.iter().max(), "a picture of one value shows nothing");
+    }
+}
+
+/// Seed, guidance scale and the words of the prompts are values: a program that has run serves the next request of its spec as
+/// a new one would.
+#[test]
+fn one_program_serves_every_request_of_its_spec() {
+    // Digits are tokens of their own, so that both prompts are of one length.
+    let [first, second] = ["Make 2 of it", "Make 3 of it"].map(|prompt| {
+        let s = setup();
+        let encode = |p| s.model.tokenizer.encode_prompt(p, s.patches.image_tokens()).unwrap();
+        Setup { tokens: vec![encode(prompt), encode("blurry")], ..s }
+    });
+    let [a, b] = [&first, &second].map(|s| inputs(s, Savings::ALL));
+    assert!(a.spec == b.spec && first.tokens[0].ids != second.tokens[0].ids);
+
+    let program = Program::new(&first.model.config, a.spec.clone(), Precision::F32, Target::Cpu).unwrap();
+    let weights = SyntheticWeights::new(&program.plan.graph, 0);
+    let mut used = Reference::new(&program.plan, &weights).unwrap();
+    let before = run(&mut used, &first, &program, &a, (SEED, 6.0));
+    let mut differing = vec![before];
+    for host in [(1 << 40 | 7, 6.0), (SEED, 1.5)] {
+        let again = run(&mut used, &second, &program, &b, host);
+        let fresh = run(&mut Reference::new(&program.plan, &weights).unwrap(), &second, &program, &b, host);
+        assert!(again == fresh, "{host:?}: what ran before shows");
+        assert!(differing.iter().all(|other| other.latents != again.latents), "{host:?}: an input has no effect");
+        differing.push(again);
     }
 }

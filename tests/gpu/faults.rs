@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use step1x_edit::commands::synth;
+use step1x_edit::commands::synth::{self, SynthJob};
 use step1x_edit::cuda::Device;
 use step1x_edit::error::ResourceError;
 use step1x_edit::exec::{Cuda, Reference};
@@ -16,7 +16,7 @@ use step1x_edit::model::Version;
 use step1x_edit::model::edit::Savings;
 use step1x_edit::ops::Cast;
 use step1x_edit::pipeline::Model;
-use step1x_edit::plan::{KERNEL_BYTES, Plan, Precision, Target};
+use step1x_edit::plan::{Itinerary, KERNEL_BYTES, Plan, Precision, Target};
 use step1x_edit::tensor::{Component, DType, Spec};
 use step1x_edit::weights::{ModelError, Result, WeightSource};
 
@@ -67,10 +67,10 @@ fn weights_that_cannot_be_read_end_the_run_with_their_error() {
     let all = edit.plan().graph.weights().count();
     let sound = Arc::new(edit.run(&mut gpu.executor(edit.plan(), Arc::new(edit.weights()))).unwrap());
     for reads in [0, 1, 10, all / 2, all - 1] {
-        let (edit, sound, device, setup) = (edit.clone(), sound.clone(), gpu.device.clone(), gpu.setup.clone());
+        let (edit, sound, gpu) = (edit.clone(), sound.clone(), gpu.parts());
         let text = soon(&format!("{reads} reads"), move || {
             let weights = Arc::new(Failing { weights: edit.weights(), left: reads.into() });
-            let mut exec = Cuda::new(edit.plan(), weights.clone(), &device, &setup).unwrap();
+            let mut exec = Cuda::load(&gpu.open(weights.clone()), edit.plan().clone()).unwrap();
             let error = edit.run(&mut exec).expect_err("not all weights can be read");
             // The same executor, once the disk is back.
             weights.left.store(usize::MAX, Ordering::Relaxed);
@@ -91,20 +91,21 @@ fn cut(path: &Path) {
 fn a_file_cut_off_under_way_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("model");
-    synth::write(&folder, Preset::Tiny, Version::V1_1, 0, &AtomicBool::new(false), &ProgressBar::hidden()).unwrap();
+    let job = SynthJob { output: folder.clone(), preset: Preset::Tiny, version: Version::V1_1, seed: 0 };
+    synth::run(&job, &AtomicBool::new(false), &ProgressBar::hidden()).unwrap();
     let model = Model::open(&folder).unwrap();
     let vae = model.folder.files().map(|(path, ..)| path.to_path_buf()).find(|path| path.ends_with("vae.safetensors")).unwrap();
     let edit = TinyEdit::planned(Precision::F32, Target::Cpu, Version::V1_1, Savings::ALL);
-    let mut exec = Reference::new(edit.plan(), &*model.folder).unwrap();
+    let mut exec = Reference::new(edit.plan().clone(), model.folder.clone()).unwrap();
     cut(&vae);
     let text = format!("{:#}", edit.run(&mut exec).expect_err("half of a file is gone"));
     assert!(text.contains("vae.safetensors") && text.contains("something has cut it off"), "{text}");
 
     let Some(gpu) = gpu() else { return };
-    let (target, device, setup) = (gpu.target(), gpu.device.clone(), gpu.setup.clone());
+    let (target, gpu) = (gpu.target(), gpu.parts());
     let text = soon("a cut file", move || {
         let edit = TinyEdit::new(target, Version::V1_1, Savings::ALL);
-        let mut exec = Cuda::new(edit.plan(), model.folder.clone(), &device, &setup).unwrap();
+        let mut exec = Cuda::load(&gpu.open(model.folder.clone()), edit.plan().clone()).unwrap();
         format!("{:#}", edit.run(&mut exec).expect_err("half of a file is gone"))
     });
     assert!(text.contains("vae.safetensors"), "{text}");
@@ -128,17 +129,20 @@ fn a_plan_beyond_the_free_memory_is_refused_before_any_is_taken() {
     let free = |device: &Device| device.memory().unwrap().0;
     let before = free(&gpu.device);
     let mut graph = Graph::new();
-    graph.stage("large", 1, |g| {
+    graph.body("large", |g| {
         // Inputs are there from the start; each is as large as a kernel counts.
         for part in 0..before.div_ceil(1 << 33) {
             let x = g.input(&format!("x{part}"), DType::F32, [1 << 25, 64]);
             g.op(&format!("y{part}"), Cast(DType::BF16), &[x]);
         }
     });
-    let plan = Plan::new(graph, Precision::Bf16, gpu.target()).unwrap();
+    let itinerary = Itinerary::of_all(&graph);
+    let plan = Arc::new(Plan::new(graph, itinerary, Precision::Bf16, gpu.target()).unwrap());
     assert!(plan.arena_bytes > before);
     let weights = Arc::new(SyntheticWeights::new(&plan.graph, 0));
-    let Err(error) = Cuda::new(&plan, weights, &gpu.device, &gpu.setup) else { panic!("there is not so much memory") };
+    let opened = gpu.open(weights);
+    let before = free(&gpu.device);
+    let Err(error) = Cuda::load(&opened, plan) else { panic!("there is not so much memory") };
     let text = &error.downcast_ref::<ResourceError>().expect("a ResourceError").0;
     assert!(text.contains("needs") && text.contains("free"), "{text}");
     assert_eq!(free(&gpu.device), before, "nothing was taken");

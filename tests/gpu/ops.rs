@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use step1x_edit::exec::{Difference, Executor, Reference};
-use step1x_edit::graph::{Graph, Node, TensorId};
+use step1x_edit::exec::{Difference, Executor, Reference, unwatched};
+use step1x_edit::graph::{BodyId, Graph, Node, TensorId};
 use step1x_edit::ops::{Arch, Case, HostValues, Op, Operand, Output, WeightOrder, cases, round};
-use step1x_edit::plan::{Plan, Precision, Target};
+use step1x_edit::plan::{Itinerary, Plan, Precision, Target};
 use step1x_edit::tensor::{Component, DType, Spec};
 use step1x_edit::weights::{ModelError, WeightSource};
 
@@ -84,7 +84,7 @@ impl OneNode {
     fn new(case: &Case, op: Arc<dyn Op>, outputs: &[Spec], values: &[HostValues], form: Form) -> OneNode {
         let mut one = OneNode { graph: Graph::new(), weights: Weights::default(), inputs: vec![], outputs: vec![] };
         let OneNode { graph, weights, inputs, outputs: results } = &mut one;
-        graph.stage("case", 1, |g| {
+        graph.body("case", |g| {
             let mut whole = Vec::new();
             let mut operand = |(i, spec): (usize, &Spec)| {
                 let name = format!("operand {i}");
@@ -145,8 +145,9 @@ fn parity(
 ) -> anyhow::Result<Option<(String, bool)>> {
     let specs: Vec<Spec> = expected.iter().map(|output| output.spec.clone()).collect();
     let OneNode { graph, weights, inputs, outputs } = OneNode::new(case, op.clone(), &specs, &case.operands(), form);
-    let plan = match Plan::new(graph, Precision::Bf16, gpu.map_or(Target::Cuda(Arch(90)), Gpu::target)) {
-        Ok(plan) => plan,
+    let (itinerary, target) = (Itinerary::of_all(&graph), gpu.map_or(Target::Cuda(Arch(90)), |gpu| gpu.target()));
+    let plan = match Plan::new(graph, itinerary, Precision::Bf16, target) {
+        Ok(plan) => Arc::new(plan),
         Err(refused) if form.pad > 0 && refused.to_string().contains("kernel takes") => {
             println!("  refused with {form:?}: {}", refused.to_string().replace('\n', " "));
             return Ok(None);
@@ -156,13 +157,13 @@ fn parity(
     let weights = Arc::new(weights);
     let exec: &mut dyn Executor = match gpu {
         Some(gpu) => &mut gpu.executor(&plan, weights.clone()),
-        None => &mut Reference::new(&plan, &*weights)?,
+        None => &mut Reference::new(plan.clone(), weights)?,
     };
     for (id, values) in &inputs {
         exec.write(*id, values.values())?;
     }
-    exec.begin(&["case"])?;
-    exec.run("case", &mut |_| Ok(()))?;
+    exec.begin(&plan.itinerary)?;
+    exec.run(BodyId(0), &mut unwatched)?;
     exec.finish()?;
     let (mut line, mut good) = (format!("{} ({}) {form:?}:", op.kind(), plan.kernels[0]), true);
     for ((view, buffer), expected) in outputs.iter().zip(expected) {

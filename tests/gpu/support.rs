@@ -7,14 +7,14 @@ use step1x_edit::cli;
 use step1x_edit::commands::synth::PresetModel;
 use step1x_edit::cuda::{Device, Setup};
 use step1x_edit::error::ResourceError;
-use step1x_edit::exec::{Cuda, Executor};
+use step1x_edit::exec::{self, Cuda, Executor, unwatched};
 use step1x_edit::image::Rgb;
 use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
 use step1x_edit::ops::{Arch, H100_GRID_THREADS, HostValues};
-use step1x_edit::pipeline::{HostInputs, Program, Request};
-use step1x_edit::plan::{Plan, Precision, Target};
+use step1x_edit::pipeline::{EditInputs, HostInputs, Program, Request};
+use step1x_edit::plan::{Itinerary, Plan, Precision, Target};
 use step1x_edit::prompt::{self, Patches};
 use step1x_edit::weights::WeightSource;
 
@@ -22,9 +22,23 @@ use crate::common::SyntheticWeights;
 
 /// A device, held by one test at a time, and its libraries.
 pub struct Gpu {
+    parts: Parts,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// A device and its libraries; another thread may use it while the test holds the [`Gpu`].
+#[derive(Clone)]
+pub struct Parts {
     pub device: Arc<Device>,
     pub setup: Setup,
-    _alone: MutexGuard<'static, ()>,
+}
+
+impl std::ops::Deref for Gpu {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
 }
 
 /// The first device; none, with a line that says so, where there is none.
@@ -32,7 +46,7 @@ pub fn gpu() -> Option<Gpu> {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     match Device::open(0) {
-        Ok(device) => Some(Gpu { device, setup: cli::setup(), _alone: alone }),
+        Ok(device) => Some(Gpu { parts: Parts { device, setup: cli::setup() }, _alone: alone }),
         Err(error) => {
             assert!(error.downcast_ref::<ResourceError>().is_some(), "{error:#}");
             let test = std::thread::current().name().unwrap_or_default().to_string();
@@ -44,12 +58,24 @@ pub fn gpu() -> Option<Gpu> {
 }
 
 impl Gpu {
+    pub fn parts(&self) -> Parts {
+        self.parts.clone()
+    }
+}
+
+impl Parts {
     pub fn target(&self) -> Target {
         Target::Cuda(Arch(self.device.capability))
     }
 
-    pub fn executor<'p>(&self, plan: &'p Plan, weights: Arc<dyn WeightSource + Send + Sync>) -> Cuda<'p> {
-        Cuda::new(plan, weights, &self.device, &self.setup).unwrap_or_else(|e| panic!("{e:#}"))
+    /// The device with these weights, for programs to be loaded onto.
+    pub fn open(&self, weights: Arc<dyn WeightSource + Send + Sync>) -> Arc<exec::Gpu> {
+        exec::Gpu::open(&self.device, &self.setup, weights).unwrap_or_else(|e| panic!("{e:#}"))
+    }
+
+    /// A plan on a device of its own.
+    pub fn executor(&self, plan: &Arc<Plan>, weights: Arc<dyn WeightSource + Send + Sync>) -> Cuda {
+        Cuda::load(&self.open(weights), plan.clone()).unwrap_or_else(|e| panic!("{e:#}"))
     }
 }
 
@@ -61,6 +87,7 @@ const SEED: u64 = 11;
 pub struct TinyEdit {
     pub model: PresetModel,
     pub program: Program,
+    inputs: EditInputs,
     picture: Rgb,
     patches: Patches,
 }
@@ -84,18 +111,17 @@ impl TinyEdit {
             grid: patches.grid,
             tokens: &tokens,
             steps: STEPS,
-            cfg_scale: 6.0,
-            noise: NoiseSource::Philox { seed: SEED, grid_threads: H100_GRID_THREADS },
+            noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
             sample_posterior: false,
             savings,
         };
-        let program = Program::new(&model.config, &model.settings, &request, precision, target);
-        let program = program.unwrap_or_else(|e| panic!("{e:#}"));
+        let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap_or_else(|e| panic!("{e:#}"));
+        let program = Program::new(&model.config, inputs.spec.clone(), precision, target).unwrap_or_else(|e| panic!("{e:#}"));
         assert_eq!(program.plan.overlaps(), []);
-        TinyEdit { model, program, picture, patches }
+        TinyEdit { model, program, inputs, picture, patches }
     }
 
-    pub fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &Arc<Plan> {
         &self.program.plan
     }
 
@@ -103,41 +129,41 @@ impl TinyEdit {
         SyntheticWeights::new(&self.plan().graph, 0)
     }
 
-    pub fn stages(&self) -> Vec<&'static str> {
-        self.plan().graph.stages.iter().map(|stage| stage.name).collect()
-    }
-
     pub fn write_inputs(&self, exec: &mut dyn Executor) -> anyhow::Result<()> {
-        let host = HostInputs { working: Some(&self.picture), patches: &self.patches, seed: SEED, guidance_limit: 0.93 };
-        self.program.inputs(&self.model.config, &host).iter().try_for_each(|(id, values)| exec.write(*id, values.values()))
+        let (working, patches) = (Some(&self.picture), &self.patches);
+        let host = HostInputs { working, patches, seed: SEED, cfg_scale: 6.0, guidance_limit: 0.93 };
+        let values = self.inputs.values(&self.model.config, &self.program.tensors, &host);
+        values.iter().try_for_each(|(id, values)| exec.write(*id, values.values()))
     }
 
     /// Runs it; gives what each stage, and each step, leaves.
     pub fn run(&self, exec: &mut dyn Executor) -> anyhow::Result<Vec<(String, HostValues)>> {
+        self.run_legs(exec, &self.plan().itinerary)
+    }
+
+    /// Runs a part of it.
+    pub fn run_legs(&self, exec: &mut dyn Executor, itinerary: &Itinerary) -> anyhow::Result<Vec<(String, HostValues)>> {
         let t = &self.program.tensors;
         self.write_inputs(exec)?;
-        exec.begin(&self.stages())?;
+        exec.begin(itinerary)?;
         let mut results = Vec::new();
-        for stage in &self.plan().graph.stages {
-            for run in 0..stage.repeat {
-                exec.run(stage.name, &mut |_| Ok(()))?;
-                let left = match stage.name {
-                    "vae_encode" => vec![("reference latent", t.reference_latent.expect("there is a reference"))],
-                    "vision" => vec![("picture tokens", t.vision.merged)],
-                    "text" => vec![("embedding", t.embedding)],
-                    "conditioning" => vec![("noise", t.denoised.latents)],
-                    "step" => vec![
-                        ("velocity", t.denoised.velocity),
-                        ("latents", t.denoised.latents),
-                        ("counter", t.denoised.counter),
-                        ("fault", t.denoised.fault),
-                    ],
-                    "vae_decode" => vec![("pixels", t.pixels), ("pixel faults", t.pixel_faults)],
-                    other => panic!("the stage {other} is not known here"),
-                };
-                for (name, id) in left {
-                    results.push((format!("{name} {run}"), exec.read(id)?));
-                }
+        for (turn, body) in itinerary.visits().into_iter().enumerate() {
+            exec.run(body, &mut unwatched)?;
+            let left = match body {
+                _ if Some(body) == t.bodies.vae_encode => vec![("reference latent", t.reference_latent.expect("a reference"))],
+                _ if body == t.bodies.vision => vec![("picture tokens", t.vision.merged)],
+                _ if body == t.bodies.text => vec![("embedding", t.embedding)],
+                _ if body == t.bodies.conditioning => vec![("noise", t.denoised.latents)],
+                _ if body == t.bodies.step => vec![
+                    ("velocity", t.denoised.velocity),
+                    ("latents", t.denoised.latents),
+                    ("counter", t.denoised.counter),
+                    ("fault", t.denoised.fault),
+                ],
+                _ => vec![("pixels", t.pixels), ("pixel faults", t.pixel_faults)],
+            };
+            for (name, id) in left {
+                results.push((format!("{name} {turn}"), exec.read(id)?));
             }
         }
         Ok(results)

@@ -31,14 +31,14 @@ const LAYERS: [(&str, &[&str]); 20] = [
         &["cuda", "error", "exec", "graph", "image", "inputs", "model", "ops", "plan", "prompt", "sampling", "tensor", "weights"],
     ),
     ("progress", &["error", "pipeline"]),
-    ("cli", &["cuda", "error", "image", "model", "ops", "pipeline", "plan", "sampling"]),
     (
         "commands",
         &[
-            "cli", "cuda", "error", "exec", "graph", "image", "model", "ops", "pipeline", "plan", "prompt", "sampling", "tensor",
+            "cuda", "error", "exec", "graph", "image", "model", "ops", "pipeline", "plan", "prompt", "sampling", "tensor",
             "weights",
         ],
     ),
+    ("cli", &["commands", "cuda", "error", "image", "model", "ops", "pipeline", "plan", "sampling"]),
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
@@ -111,6 +111,15 @@ fn only_the_top_reads_arguments_and_environment() {
     for path in sources(&Path::new(ROOT).join("src")) {
         let top = ["main.rs", "cli/environment.rs"].iter().any(|name| path.ends_with(name));
         assert!(top || !shipped(&path).contains("env::"), "{} names std::env", path.display());
+    }
+}
+
+#[test]
+fn only_cli_knows_flags() {
+    let src = Path::new(ROOT).join("src");
+    for path in sources(&src) {
+        let cli = path.starts_with(src.join("cli"));
+        assert!(cli || !shipped(&path).contains("clap"), "{} names clap; commands take jobs", path.display());
     }
 }
 
