@@ -206,7 +206,10 @@ mod tests {
     fn both_rules() {
         // c = (4, 5), u = (1, 1): difference (3, 4), norm 5, p = 5^0.4 = 1.9036539.
         let plain = step(&[4.0, 5.0, 1.0, 1.0], 0.0);
-        assert_eq!(plain, [HostValues::F32(vec![1.0 - 0.5 * 19.0, 1.0 - 0.5 * 25.0]), HostValues::I32(vec![2]), HostValues::I32(vec![0])]);
+        assert_eq!(
+            plain,
+            [HostValues::F32(vec![1.0 - 0.5 * 19.0, 1.0 - 0.5 * 25.0]), HostValues::I32(vec![2]), HostValues::I32(vec![0])]
+        );
         let HostValues::F32(limited) = &step(&[4.0, 5.0, 1.0, 1.0], 1.0)[0] else { panic!() };
         let p = 1.903_653_9;
         assert!(
