@@ -258,12 +258,13 @@ fn random_graph(nodes: &[(usize, prop::sample::Index, prop::sample::Index)]) -> 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 10))]
 
-    /// Any edit's plan: sizes, prompts, versions, savings, noise, with and without a reference.
+    /// Any edit's plan: sizes, prompts, branches, versions, savings, noise, with and without a reference.
     #[test]
     fn no_edit_loses_a_tensor(
         (w, h) in (1usize..12, 1usize..12),
         (gw, gh) in (1usize..6, 1usize..6),
         words in 0usize..120,
+        branches in 1usize..=2,
         switches in prop::array::uniform8(any::<bool>()),
     ) {
         let [v1_0, reference, host, sample, collapse_padding, trim_last_block, share_prefix, condition_once] = switches;
@@ -273,7 +274,7 @@ proptest! {
             size: (16 * w, 16 * h),
             reference,
             grid: (2 * gh, 2 * gw),
-            tokens: &[encode(&"red! ".repeat(words)), encode("")],
+            tokens: &[encode(&"red! ".repeat(words)), encode("")][..branches],
             steps: 1 + words % 4,
             noise: if host { NoiseSource::Host } else { NoiseSource::Philox { grid_threads: 256 } },
             sample_posterior: sample,

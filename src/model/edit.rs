@@ -17,7 +17,8 @@ use super::vae;
 use super::vision::{self, Vision};
 use crate::graph::{BodyId, Graph, TensorId};
 use crate::ops::{
-    Cast, Gather, GuidanceEuler, LATENT_SCALE, LATENT_SHIFT, Noise, Pack, PixelsIn, PixelsOut, Posterior, StepSlice, Unpack,
+    Cast, CountFaults, Gather, GuidanceEuler, LATENT_SCALE, LATENT_SHIFT, Noise, Pack, PixelsIn, PixelsOut, Posterior, StepSlice,
+    Unpack,
 };
 use crate::tensor::Component;
 use crate::tensor::DType::{BF16, F32, I32, U8};
@@ -98,6 +99,8 @@ pub struct EditTensors {
     pub reference_latent: Option<TensorId>,
     /// The reference's tokens as the transformer takes them [n, 64].
     pub reference_tokens: Option<TensorId>,
+    /// Output: values of the reference's latent that were not finite [1].
+    pub reference_faults: Option<TensorId>,
     /// Input: packed noise of the posterior [n, 64], if the host gives it.
     pub host_posterior_noise: Option<TensorId>,
     /// The bodies, which run in this order.
@@ -110,6 +113,8 @@ pub struct EditTensors {
     pub embedding_rows: TensorId,
     /// The text encoder's result [T, context].
     pub embedding: TensorId,
+    /// Output: values of the embedding that were not finite [1].
+    pub embedding_faults: TensorId,
     /// Inputs and state of the denoising stages.
     pub denoised: Denoised,
     /// Output: the picture [H, W, 3].
@@ -146,10 +151,11 @@ pub fn record(config: &Config, spec: &EditSpec) -> (Graph, EditTensors) {
     let (vae_encode, reference) = encoded.unzip();
     let (vision_body, vision) =
         g.body("vision", |g| g.with_weights(Component::Qwen, |g| vision::record(g, &config.vision, spec.patches, &spec.windows)));
-    let (text_body, (text, embedding_rows, embedding)) = g.body("text", |g| {
+    let (text_body, (text, embedding_rows, embedding, embedding_faults)) = g.body("text", |g| {
         let text = g.with_weights(Component::Qwen, |g| text::record(g, &config.text, &spec.text, vision.merged));
         let rows = g.input("embedding_rows", I32, [spec.prompt.total()]);
-        (text, rows, g.op("llm_embedding", Gather, &[text.hidden, rows]))
+        let embedding = g.op("llm_embedding", Gather, &[text.hidden, rows]);
+        (text, rows, embedding, count_faults(g, "embedding_faults", embedding))
     });
     let denoised = denoise(g, config, spec, seed, embedding, reference.as_ref().map(|r| r.tokens));
     let (vae_decode, (pixels, pixel_faults)) =
@@ -159,6 +165,7 @@ pub fn record(config: &Config, spec: &EditSpec) -> (Graph, EditTensors) {
         seed,
         reference_latent: reference.as_ref().map(|r| r.latent),
         reference_tokens: reference.as_ref().map(|r| r.tokens),
+        reference_faults: reference.as_ref().map(|r| r.faults),
         host_posterior_noise: reference.as_ref().and_then(|r| r.host_noise),
         bodies: EditBodies {
             vae_encode,
@@ -172,6 +179,7 @@ pub fn record(config: &Config, spec: &EditSpec) -> (Graph, EditTensors) {
         text,
         embedding_rows,
         embedding,
+        embedding_faults,
         denoised,
         pixels,
         pixel_faults,
@@ -183,23 +191,29 @@ pub fn record(config: &Config, spec: &EditSpec) -> (Graph, EditTensors) {
 struct Encoded {
     latent: TensorId,
     tokens: TensorId,
+    faults: TensorId,
     host_noise: Option<TensorId>,
 }
 
 fn encode(g: &mut Graph, config: &Config, spec: &EditSpec, rgb: TensorId, seed: Option<TensorId>) -> Encoded {
     let picture = g.op("pixels_in", PixelsIn(BF16), &[rgb]);
     let moments = vae::encoder(g, &config.vae, picture);
-    let mut operands = vec![moments];
-    let mut host_noise = None;
-    if spec.sample_posterior {
-        let noise;
-        (noise, host_noise) = draw(g, spec, seed, "posterior_noise", 1);
-        let unpack = Unpack { size: spec.latent, divisor: 1.0, shift: 0.0 };
-        operands.push(g.op("posterior_noise.unpack", unpack, &[noise]));
-    }
+    let drawn = spec.sample_posterior.then(|| draw(g, spec, seed, "posterior_noise", 1));
+    let unpack = Unpack { size: spec.latent, divisor: 1.0, shift: 0.0 };
+    let noise = drawn.map(|(noise, _)| g.op("posterior_noise.unpack", unpack, &[noise]));
+    let operands: Vec<TensorId> = [moments].into_iter().chain(noise).collect();
     let latent = g.op("ref_latent", Posterior, &operands);
     let packed = g.op("ref_latent.pack", Pack, &[latent]);
-    Encoded { latent, tokens: g.op("ref_latent.cast", Cast(BF16), &[packed]), host_noise }
+    let tokens = g.op("ref_latent.cast", Cast(BF16), &[packed]);
+    let faults = count_faults(g, "reference_faults", latent);
+    Encoded { latent, tokens, faults, host_noise: drawn.and_then(|(_, host)| host) }
+}
+
+/// What a stage's result holds that is not finite, counted for the host.
+fn count_faults(g: &mut Graph, name: &str, result: TensorId) -> TensorId {
+    let faults = g.op(name, CountFaults, &[result]);
+    g.output(faults);
+    faults
 }
 
 fn decode(g: &mut Graph, config: &Config, spec: &EditSpec, latents: TensorId) -> (TensorId, TensorId) {
@@ -296,12 +310,12 @@ pub fn denoise(
     Denoised { conditioning, step, times, schedule, rope, key_bias, counter, fault, host_noise, latents, velocity }
 }
 
-/// Noise of the generator's draw number `draw`, packed [n, 64], and the host's input if it gives the noise.
-fn draw(g: &mut Graph, spec: &EditSpec, seed: Option<TensorId>, name: &str, draw: u64) -> (TensorId, Option<TensorId>) {
+/// Noise of the generator's draw number `at`, packed [n, 64], and the host's input if it gives the noise.
+fn draw(g: &mut Graph, spec: &EditSpec, seed: Option<TensorId>, name: &str, at: u64) -> (TensorId, Option<TensorId>) {
     let elements = 16 * spec.latent.0 * spec.latent.1;
     match spec.noise {
         NoiseSource::Philox { grid_threads } => {
-            let offset = draw * Noise::next_offset(0, elements, grid_threads);
+            let offset = at * Noise::next_offset(0, elements, grid_threads);
             let seed = seed.expect("noise is drawn from a seed");
             (g.op(name, Noise { offset, grid_threads, size: spec.latent }, &[seed]), None)
         }

@@ -59,13 +59,13 @@ pub fn run_program(exec: &mut dyn Executor, program: &Program, progress: &mut dy
 /// Refuses what the encoders leave if a value is not finite: the steps would spread it over the whole picture.
 fn check_finite(exec: &dyn Executor, program: &Program, body: BodyId) -> Result<()> {
     let t = &program.tensors;
-    let left = match body {
-        _ if Some(body) == t.bodies.vae_encode => t.reference_latent,
-        _ if body == t.bodies.text => Some(t.embedding),
+    let faults = match body {
+        _ if Some(body) == t.bodies.vae_encode => t.reference_faults,
+        _ if body == t.bodies.text => Some(t.embedding_faults),
         _ => None,
     };
-    let Some(id) = left else { return Ok(()) };
-    let bad = exec.read_f32(id)?.iter().filter(|v| !v.is_finite()).count();
+    let Some(faults) = faults else { return Ok(()) };
+    let bad = index(exec, faults)?;
     let stage = program.plan.graph.bodies[body.0].name;
     ensure!(bad == 0, "{bad} values are not finite after the stage {stage}; are its weights damaged? Nothing was written");
     Ok(())

@@ -39,6 +39,20 @@ fn same_command_same_bytes_and_prompt_and_seed_count() {
     assert!(difference(&a, &d) > 0, "another prompt gives the same picture");
 }
 
+/// At scale 1 the negative prompt has no part in the edit, and whoever gives one is told.
+#[test]
+fn a_guidance_scale_of_one_leaves_out_the_negative_prompt() {
+    let place = Place::new();
+    let picture = colour();
+    let edit = |scale, negative: &[&str], name| {
+        let args = ["-i", &picture, "-p", "red", "-s", "1", "--cfg-scale", scale, "-o", name];
+        place.edited(&[&args[..], negative].concat()).stderr.contains("negative prompt has no effect")
+    };
+    assert!(edit("1", &["-n", "blurry"], "a.png") && !edit("1", &[], "b.png") && !edit("6", &["-n", "blurry"], "c.png"));
+    let [a, b, c] = ["a.png", "b.png", "c.png"].map(|name| pixels(&place.read(name)).2);
+    assert!(a == b && a != c);
+}
+
 #[test]
 fn a_prompt_in_chinese_is_kept() {
     let place = Place::new();
