@@ -15,18 +15,22 @@ use step1x_edit::cli;
 use step1x_edit::cuda::Device;
 use step1x_edit::exec::{Cuda, Executor};
 use step1x_edit::graph::Graph;
-use step1x_edit::ops::{Arch, Attention, Buffer, Segment, Values};
+use step1x_edit::ops::{Arch, Attention, HostValues, Segment, Values};
 use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::tensor::{Component, DType, Spec};
-use step1x_edit::weights::WeightSource;
+use step1x_edit::weights::{ModelError, WeightSource};
 
 const RUNS: usize = 25;
 
 struct NoWeights;
 
 impl WeightSource for NoWeights {
-    fn weight(&self, _: Component, _: &str) -> Option<(&Spec, &[u8])> {
+    fn spec(&self, _: Component, _: &str) -> Option<Spec> {
         None
+    }
+
+    fn read_at(&self, _: Component, name: &str, _: usize, _: &mut [u8]) -> step1x_edit::weights::Result<()> {
+        Err(ModelError::new(format!("there is no {name}")))
     }
 }
 
@@ -103,9 +107,9 @@ fn run(folder: &Path, op: Attention, width: usize, calls: usize) -> Result<f64> 
     let mut times = exec.time_runs("attention", RUNS)?;
     times.sort_by(f32::total_cmp);
     let all = results.iter().map(|&y| exec.read(y)).collect::<Result<Vec<_>>>()?;
-    let Buffer::F32(first) = &all[0] else { bail!("attention gives floats") };
-    let bits = |buffer: &Buffer| match buffer {
-        Buffer::F32(values) => values.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
+    let HostValues::F32(first) = &all[0] else { bail!("attention gives floats") };
+    let bits = |buffer: &HostValues| match buffer {
+        HostValues::F32(values) => values.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
         _ => vec![],
     };
     ensure!(all.iter().all(|y| bits(y) == bits(&all[0])), "two calls gave different bits");

@@ -32,7 +32,7 @@ struct Tile {
   u32 first;  // query of the segment
   Rows q, k;
 };
-static_assert(sizeof(Tile) == 36, "as in src/ops/attention.rs");
+static_assert(sizeof(Tile) == 36, "as in src/ops/attention/portable.rs");
 
 struct Params {
   const X *q, *k, *v;
@@ -45,7 +45,7 @@ struct Params {
   float inverse_scale;
   u32 biases;  // of the first rows of keys
 };
-static_assert(sizeof(Params) == 80, "as in src/ops/attention.rs");
+static_assert(sizeof(Params) == 80, "as in src/ops/attention/portable.rs");
 
 // A tile in shared memory: rows of 16-byte chunks, laid out so that the eight rows of a matrix start in different banks.
 constexpr int kChunks = kWidth / 8;

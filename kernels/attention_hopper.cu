@@ -41,7 +41,7 @@ struct Params {
   u32 biases;  // of the first rows of keys
   u32 padding[6];
 };
-static_assert(sizeof(Params) == 1664, "as in src/ops/attention_kernels.rs");
+static_assert(sizeof(Params) == 1664, "as in src/ops/attention/hopper.rs");
 
 constexpr u32 kPanelColumns = 64;
 constexpr u32 kQueryPanel = kQueries * 128, kKeyPanel = kKeys * 128;  // bytes
@@ -52,7 +52,7 @@ struct Shared {
   u8 v[kStages][2 * kKeyPanel];
   u64 q_full, q_empty, k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
 };
-static_assert(sizeof(Shared) == 163920, "as in src/ops/attention_kernels.rs");
+static_assert(sizeof(Shared) == 163920, "as in src/ops/attention/hopper.rs");
 
 // The bias of a key that nobody sees; and a first maximum, above it but below all scores, so that weights of rows without a
 // visible key so far are 0 and not NaN.
@@ -78,10 +78,10 @@ struct Work {
     const u32 of_first = p.heads * tiles(p, 0);
     segment = number >= of_first;
     if (segment) number -= of_first;
-    const u32 each = tiles(p, segment), tile = number % each, in_text = tiles_of(p.ranges[segment][0].q_count, kQueries);
+    const u32 each = tiles(p, segment), tile = number % each, in_first = tiles_of(p.ranges[segment][0].q_count, kQueries);
     head = number / each;
-    range = tile >= in_text;
-    first = (range ? tile - in_text : tile) * kQueries;
+    range = tile >= in_first;
+    first = (range ? tile - in_first : tile) * kQueries;
   }
 };
 

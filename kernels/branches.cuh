@@ -1,4 +1,4 @@
-// Which row of a per-branch table a row of a stream uses; BranchRows of src/ops/mod.rs.
+// Which row of a per-branch table a row of a stream uses; BranchRows of src/ops/branches.rs.
 
 #pragma once
 
@@ -18,4 +18,4 @@ struct BranchRows {
     return step * branches + branch[run];
   }
 };
-static_assert(sizeof(BranchRows) == 56, "as in src/ops/mod.rs");
+static_assert(sizeof(BranchRows) == 56, "as in src/ops/branches.rs");

@@ -38,7 +38,7 @@ constexpr int kPad = kStride == 1;
 
 constexpr int kPixelBytes = kHaloH * kPitch * kRowBytes;
 constexpr int kWeightBytes = 3 * kTileN * kRowBytes;
-static_assert(2 * (kPixelBytes + kWeightBytes) == SHARED_BYTES, "as in src/ops/conv2d_kernels.rs");
+static_assert(2 * (kPixelBytes + kWeightBytes) == SHARED_BYTES, "as in src/ops/conv2d/portable.rs");
 
 // Warps share out the tile: a warp has kRows rows of 16 pixels by kColumns times 8 channels.
 constexpr int kWarpsM = kTileN == 128 ? kTileH / 4 : 4, kWarpsN = 4 / kWarpsM;
@@ -56,7 +56,7 @@ struct Params {
   u32 h, width, c;             // of x
   u32 y_h, y_width, channels;  // of y
 };
-static_assert(sizeof(Params) == 56, "as in src/ops/conv2d_kernels.rs");
+static_assert(sizeof(Params) == 56, "as in src/ops/conv2d/portable.rs");
 
 template <typename U>
 __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {

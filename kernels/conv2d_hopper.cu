@@ -43,14 +43,14 @@ struct Params {
   u32 tiles;    // in all
   u32 padding[5];
 };
-static_assert(sizeof(Params) == 320, "as in src/ops/conv2d_kernels.rs");
+static_assert(sizeof(Params) == 320, "as in src/ops/conv2d/hopper.rs");
 
 struct Shared {
   u8 pixels[kPixelStages][kPlaneBytes];
   u8 weights[kWeightStages][kWeightBytes];
   u64 pixels_full[kPixelStages], pixels_empty[kPixelStages], weights_full[kWeightStages], weights_empty[kWeightStages];
 };
-static_assert(sizeof(Shared) == SHARED_BYTES, "as in src/ops/conv2d_kernels.rs");
+static_assert(sizeof(Shared) == SHARED_BYTES, "as in src/ops/conv2d/hopper.rs");
 
 extern __shared__ __align__(1024) u8 shared_bytes[];
 

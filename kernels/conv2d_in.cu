@@ -31,7 +31,7 @@ struct Params {
   u32 channels;  // of y
   u32 unused;
 };
-static_assert(sizeof(Params) == 48, "as in src/ops/conv2d_kernels.rs");
+static_assert(sizeof(Params) == 48, "as in src/ops/conv2d/thin_in.rs");
 
 // Row 8j + 2t + e of a group holds channel 2·kRun·t + 2j + e.
 __device__ __forceinline__ u32 channel_of(u32 row) {

@@ -19,7 +19,7 @@ constexpr u32 kHaloH = 16, kHaloW = 32, kTileH = kHaloH - 2, kTileW = kHaloW - 2
 constexpr u32 kWarps = 8, kThreads = 32 * kWarps;
 constexpr u32 kPitch = kChannels + 32;  // of the weights, in values: two rows' 64 bytes lie in different banks
 constexpr u32 kWeightBytes = 8 * kColumns * kPitch * 2, kPartBytes = kHaloH * kHaloW * kParts * 4;
-static_assert(kWeightBytes + kPartBytes == SHARED_BYTES, "as in src/ops/conv2d_kernels.rs");
+static_assert(kWeightBytes + kPartBytes == SHARED_BYTES, "as in src/ops/conv2d/thin_out.rs");
 
 struct Params {
   const T* x;
@@ -31,7 +31,7 @@ struct Params {
   u32 channels;  // of y
   u32 unused;
 };
-static_assert(sizeof(Params) == 48, "as in src/ops/conv2d_kernels.rs");
+static_assert(sizeof(Params) == 48, "as in src/ops/conv2d/thin_out.rs");
 
 extern "C" __global__ void __launch_bounds__(kThreads, 3) conv2d_out(const __grid_constant__ Params p) {
   extern __shared__ __align__(128) u8 shared[];

@@ -4,7 +4,7 @@
 
 #include "types.cuh"
 
-// As in src/ops/mod.rs.
+// As in src/ops/select.rs.
 constexpr u32 kThreads = 256;
 constexpr int kItems = 2;
 

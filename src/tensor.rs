@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Element type of a tensor, in memory or in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DType {
     /// IEEE 754 binary32.
     F32,
@@ -25,19 +25,16 @@ impl DType {
         !matches!(self, DType::I32 | DType::U8)
     }
 
-    /// The number by which kernels know the type (`types.cuh`).
-    ///
-    /// # Panics
-    /// For a type that appears in files only.
-    pub const fn code(self) -> usize {
-        match self {
+    /// The number by which kernels know the type (`types.cuh`); none of a type that appears in files only.
+    pub const fn code(self) -> Option<usize> {
+        Some(match self {
             DType::F32 => 0,
             DType::BF16 => 1,
             DType::F16 => 2,
             DType::I32 => 3,
             DType::U8 => 4,
-            DType::F8E4M3 => panic!("no kernel takes f8_e4m3"),
-        }
+            DType::F8E4M3 => return None,
+        })
     }
 
     /// Bytes of one element.

@@ -15,8 +15,8 @@ use step1x_edit::image::working_size;
 use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
-use step1x_edit::ops::{Arch, H100_GRID_THREADS, Kernel, Layout, cases};
-use step1x_edit::pipeline::{Program, Request};
+use step1x_edit::ops::{Arch, H100_GRID_THREADS, Kernel, View, cases};
+use step1x_edit::pipeline::{EditInputs, Program, Request};
 use step1x_edit::plan::{Precision, Target};
 use step1x_edit::prompt::fit;
 
@@ -40,12 +40,11 @@ fn kernels_of_cases(arch: Arch, kernels: &mut BTreeMap<String, Kernel>) {
         let mut specs = case.op.infer(&case.inputs).unwrap();
         specs.iter_mut().zip(&case.outputs).for_each(|(spec, &dtype)| spec.dtype = dtype);
         for pad in [0, 8, 4, 1] {
-            let layout = |spec: &_| {
-                let dense = Layout::dense(spec);
-                Layout { row_stride: dense.row_stride + 2 * pad, offset: pad, ..dense }
+            let view = |spec: &_| {
+                let dense = View::dense(spec);
+                View { row_stride: dense.row_stride + 2 * pad, offset: pad, ..dense }
             };
-            let (inputs, outputs): (Vec<_>, Vec<_>) =
-                (case.inputs.iter().map(layout).collect(), specs.iter().map(layout).collect());
+            let (inputs, outputs): (Vec<_>, Vec<_>) = (case.inputs.iter().map(view).collect(), specs.iter().map(view).collect());
             match case.op.select(arch, &inputs, &outputs) {
                 Ok(kernel) => drop(kernels.insert(kernel.to_string(), kernel)),
                 Err(e) => assert!(pad > 0, "{:?} on {:?}: {}", case.op, case.inputs, e.reason),
@@ -62,16 +61,17 @@ fn kernels_of_plans(model: &PresetModel, arch: Arch, kernels: &mut BTreeMap<Stri
         let grid = (height / 14, width / 14);
         let tokens = ["Make it snow!", ""].map(|text| model.tokenizer.encode_prompt(text, grid.0 * grid.1 / 4).unwrap());
         for (reference, noise, sample_posterior, savings) in [
-            (true, NoiseSource::Philox { seed: 42, grid_threads: H100_GRID_THREADS }, false, Savings::ALL),
-            (true, NoiseSource::Philox { seed: 42, grid_threads: H100_GRID_THREADS }, true, Savings::NONE),
+            (true, NoiseSource::Philox { grid_threads: H100_GRID_THREADS }, false, Savings::ALL),
+            (true, NoiseSource::Philox { grid_threads: H100_GRID_THREADS }, true, Savings::NONE),
             (true, NoiseSource::Host, true, Savings::ALL),
             (false, NoiseSource::Host, false, Savings::ALL),
         ] {
             let tokens = &tokens;
-            let request = Request { size, reference, grid, tokens, steps: 2, cfg_scale: 6.0, noise, sample_posterior, savings };
+            let request = Request { size, reference, grid, tokens, steps: 2, noise, sample_posterior, savings };
             let target = Target::Cuda(arch);
-            let program = Program::new(&model.config, &model.settings, &request, Precision::Bf16, target).unwrap();
-            kernels.extend(program.plan.kernels.into_iter().map(|kernel| (kernel.to_string(), kernel)));
+            let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap();
+            let program = Program::new(&model.config, inputs.spec, Precision::Bf16, target).unwrap();
+            kernels.extend(program.plan.kernels.iter().map(|kernel| (kernel.to_string(), kernel.clone())));
         }
     }
 }
@@ -85,7 +85,7 @@ fn configurations() -> Vec<(Arch, Kernel)> {
         for (preset, version) in [Preset::Tiny, Preset::Full].into_iter().flat_map(|p| [(p, Version::V1_0), (p, Version::V1_1)]) {
             kernels_of_plans(&PresetModel::new(preset, version).unwrap(), arch, &mut kernels);
         }
-        all.extend(kernels.into_values().filter(Kernel::is_compiled).map(|kernel| (arch, kernel)));
+        all.extend(kernels.into_values().filter(|kernel| kernel.compiled().is_some()).map(|kernel| (arch, kernel)));
     }
     all
 }
@@ -97,7 +97,11 @@ fn every_configuration_compiles_without_warnings_or_spills() {
     let compiler = |arch: Arch| &compilers.iter().find(|(known, _)| *known == arch).expect("a known architecture").1;
     let all = configurations();
     let start = Instant::now();
-    let fault = |(arch, kernel): &(Arch, Kernel)| match compiler(*arch).compile(kernel.source, &kernel.defines) {
+    let compile = |(arch, kernel): &(Arch, Kernel)| {
+        let (source, defines) = kernel.compiled().expect("the others are left out");
+        compiler(*arch).compile(source, defines)
+    };
+    let fault = |configuration @ (arch, kernel): &(Arch, Kernel)| match compile(configuration) {
         Ok(cubin) if cubin.spilled == 0 => None,
         Ok(cubin) => Some(format!("sm_{} {kernel}: spills {} bytes", arch.0, cubin.spilled)),
         Err(e) => Some(format!("sm_{} {kernel}: {e:#}", arch.0)),
@@ -113,10 +117,11 @@ fn a_damaged_entry_of_the_cache_is_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let setup = Setup { cache: Some(dir.path().join("cubins")), ..setup };
     let cast = cases().into_iter().find(|case| case.op.kind() == "cast").expect("a small kernel");
-    let layouts = |specs: &[_]| specs.iter().map(Layout::dense).collect::<Vec<_>>();
+    let views = |specs: &[_]| specs.iter().map(View::dense).collect::<Vec<_>>();
     let output = step1x_edit::tensor::Spec { dtype: cast.outputs[0], ..cast.inputs[0].clone() };
-    let kernel = cast.op.select(Arch(80), &layouts(&cast.inputs), &layouts(&[output])).unwrap();
-    let compile = || Compiler::new(80, &setup).unwrap().compile(kernel.source, &kernel.defines).unwrap();
+    let kernel = cast.op.select(Arch(80), &views(&cast.inputs), &views(&[output])).unwrap();
+    let (source, defines) = kernel.compiled().unwrap();
+    let compile = || Compiler::new(80, &setup).unwrap().compile(source, defines).unwrap();
     let entry = || -> PathBuf {
         let entries: Vec<_> = std::fs::read_dir(dir.path().join("cubins")).unwrap().map(|e| e.unwrap().path()).collect();
         assert_eq!(entries.len(), 1, "one kernel, one file: {entries:?}");

@@ -8,7 +8,6 @@ use clap::Args;
 
 use super::PlaceArgs;
 use super::values::{self, FilterArg, PosteriorArg};
-use crate::commands::PlaceChoice;
 use crate::error::usage;
 use crate::model::edit::Savings;
 use crate::pipeline::{EditJob, EditParameters, Rng};
@@ -151,7 +150,6 @@ impl EditArgs {
                 format!("{flag} {side} is out of range; give a multiple of 16 from 16 to 4096"),
             )?;
         }
-        let PlaceChoice { device, precision, max_vram, setup } = self.place.choice()?;
         Ok(EditJob {
             started: Instant::now(),
             model: self.model.clone(),
@@ -160,10 +158,7 @@ impl EditArgs {
             output: self.output.clone(),
             force: self.force,
             keep_working_size: self.keep_working_size,
-            device,
-            max_vram,
-            setup,
-            precision,
+            place: self.place.choice()?,
         })
     }
 

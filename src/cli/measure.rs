@@ -7,10 +7,9 @@ use clap::Args;
 
 use super::place::MemoryArgs;
 use super::{setup, values};
-use crate::commands::PlaceChoice;
 use crate::commands::measure::{BenchJob, CompareJob, ProfileJob};
 use crate::commands::verify::VerifyJob;
-use crate::pipeline::DeviceChoice;
+use crate::pipeline::{DeviceChoice, PlaceChoice};
 
 /// What is measured unless the user says otherwise.
 const PROMPT: &str = "Add a red scarf to the woman and write 'NOVA' on it";

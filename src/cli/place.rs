@@ -4,9 +4,8 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{setup, values};
-use crate::commands::PlaceChoice;
 use crate::error::usage;
-use crate::pipeline::DeviceChoice;
+use crate::pipeline::{DeviceChoice, PlaceChoice};
 
 /// Flags of `edit`, `judge` and `demo`.
 #[derive(Clone, Copy, Debug, Args)]

@@ -9,10 +9,9 @@ use indicatif::ProgressBar;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::PlaceChoice;
 use crate::error::usage;
 use crate::image::{self, Format, Output, Rgb};
-use crate::pipeline::{EditParameters, Engine, Model, Progress, edit_picture};
+use crate::pipeline::{EditParameters, Engine, Model, Place, PlaceChoice, Progress};
 
 /// A gallery to make.
 #[derive(Clone, Debug)]
@@ -50,20 +49,18 @@ pub fn run(job: &DemoJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Res
     let output = Output::reserve(&job.output, job.force).map_err(usage)?;
     let format = Format::of(&job.output).map_err(usage)?;
     let (gallery, mut page) = template().context("the built-in gallery is damaged; build the program again")?;
-    let PlaceChoice { device, precision, max_vram, setup } = &job.place;
-    let (engine, precision) = Engine::choose(*device, *precision, setup)?;
-    let model = Model::demo()?;
+    let mut engine = Engine::open(Model::demo()?, Place::open(&job.place)?)?;
     bar.set_length(gallery.cells.len() as u64);
     for cell in &gallery.cells {
         let source = cut(&page, cell.source, gallery.side);
         let edit = EditParameters { steps: job.steps, ..EditParameters::new(&cell.instruction) };
-        let place = (&engine, precision, *max_vram);
-        let edited = edit_picture(&edit, &source, &model, place, setup, progress)
-            .with_context(|| format!("cannot make the edit {:?}", cell.instruction))?;
-        paste(&mut page, &edited, cell.result);
+        let edited = engine.edit(&edit, Some(&source), progress);
+        let edited = edited.with_context(|| format!("cannot make the edit {:?}", cell.instruction))?;
+        paste(&mut page, &edited.at(&source), cell.result);
         bar.inc(1);
     }
     bar.finish_and_clear();
+    let precision = engine.place.precision;
     let parameters = json!({"gallery": "demo model", "steps": job.steps, "precision": precision.to_string()});
     output.commit(&image::encode(&page, format, &parameters.to_string())?)?;
     Ok(format!(
@@ -71,7 +68,7 @@ pub fn run(job: &DemoJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Res
         job.output.display(),
         gallery.cells.len(),
         job.steps,
-        engine.name()
+        engine.place.name()
     ))
 }
 

@@ -8,9 +8,8 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::cuda::{Compiler, Device, Found, Gemms, Module, Nvml, Setup};
-use crate::pipeline::OLDEST;
+use crate::pipeline::LEAST_CAPABILITY;
 use crate::plan::format_bytes;
-use crate::tensor::DType;
 
 /// A look at what edits on a GPU need.
 #[derive(Clone, Debug)]
@@ -66,7 +65,7 @@ impl Findings {
         let words = |e: anyhow::Error| format!("{e:#}");
         let driver = Found::driver().map_err(words);
         let devices = if driver.is_ok() { devices().map_err(words) } else { Err("not known without a driver".into()) };
-        let first = devices.iter().flatten().find(|device| device.capability >= OLDEST);
+        let first = devices.iter().flatten().find(|device| device.capability >= LEAST_CAPABILITY);
         Findings {
             release: Nvml::open().and_then(|nvml| nvml.driver_version()),
             driver,
@@ -83,7 +82,7 @@ impl Findings {
 
     /// Bits of what is missing.
     fn missing(&self) -> u8 {
-        let usable = self.cards.iter().flatten().any(|card| card.capability >= OLDEST);
+        let usable = self.cards.iter().flatten().any(|card| card.capability >= LEAST_CAPABILITY);
         let bit = |there: bool, bit: u8| if there { 0 } else { bit };
         bit(self.driver.is_ok() && usable, DRIVER) | bit(self.nvrtc.is_ok(), NVRTC) | bit(self.cublaslt.is_ok(), CUBLASLT)
     }
@@ -111,8 +110,8 @@ impl Findings {
                 (Ok(_), Ok(cards)) if !cards.is_empty() => {
                     format!(
                         "device: the kernels need compute capability {}.{} or higher; use a newer GPU",
-                        OLDEST / 10,
-                        OLDEST % 10
+                        LEAST_CAPABILITY / 10,
+                        LEAST_CAPABILITY % 10
                     )
                 }
                 _ => "device: the driver shows none; check CUDA_VISIBLE_DEVICES, and start a container with --gpus all".into(),
@@ -173,7 +172,7 @@ impl Findings {
             json!({
                 "ordinal": card.ordinal, "name": card.name, "capability": format!("{}.{}", card.capability / 10, card.capability % 10),
                 "multiprocessors": card.multiprocessors, "free_bytes": card.free_bytes, "total_bytes": card.total_bytes,
-                "usable": card.capability >= OLDEST,
+                "usable": card.capability >= LEAST_CAPABILITY,
             })
         };
         let missing = [(DRIVER, "driver"), (NVRTC, "nvrtc"), (CUBLASLT, "cublaslt")];
@@ -193,7 +192,7 @@ impl Findings {
 
 impl Card {
     fn text(&self) -> String {
-        let old = if self.capability < OLDEST { "; too old for the kernels" } else { "" };
+        let old = if self.capability < LEAST_CAPABILITY { "; too old for the kernels" } else { "" };
         format!(
             "{}, compute capability {}.{}, {} multiprocessors, {} of {} free{old}",
             self.name,
@@ -222,8 +221,8 @@ fn compiler(setup: &Setup, device: Option<&Arc<Device>>) -> Result<Found> {
     let found = Found::nvrtc(&setup.libraries)?;
     let version = || format!("NVRTC {}.{} was found, but does not work", found.version.0, found.version.1);
     let fresh = Setup { cache: None, ..setup.clone() };
-    let compiler = Compiler::new(device.map_or(OLDEST, |device| device.capability), &fresh)?;
-    let cubin = compiler.compile("timestep_embedding", &[("Y_TYPE", DType::F32.code())]).with_context(version)?;
+    let compiler = Compiler::new(device.map_or(LEAST_CAPABILITY, |device| device.capability), &fresh)?;
+    let cubin = compiler.compile("noise", &[]).with_context(version)?;
     if let Some(device) = device {
         device.make_current()?;
         Module::load(device, &cubin.image).with_context(version)?;

@@ -12,8 +12,8 @@ use crate::image;
 use crate::model::edit::{NoiseSource, Savings};
 use crate::model::{Config, Preset, Version};
 use crate::ops::{Arch, H100_GRID_THREADS};
-use crate::pipeline::{Model, Program, Request};
-use crate::plan::{Budget, Plan, Precision, StageMemory, Target, format_bytes};
+use crate::pipeline::{EditInputs, Model, Program, Request};
+use crate::plan::{BodyMemory, Budget, Plan, Policy, Precision, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
 use crate::tensor::{Component, DType, Shape, Spec};
 
@@ -78,7 +78,7 @@ pub fn run(job: &InspectJob) -> Result<String> {
     let subject = Subject::new(&job.networks)?;
     let mut program = plan_edit(&subject.config, &subject.settings, &subject.tokenizer, &job.plan)?;
     if let Some(allowed) = job.max_vram {
-        program.plan.fit(Budget::Allowed(allowed))?;
+        program = program.fit(Budget::Allowed(allowed), Policy::RESIDENT)?;
     }
     if job.json {
         return Ok(format!("{:#}\n", subject.json(&program.plan)));
@@ -151,8 +151,8 @@ impl Subject {
             json!({"name": c.to_string(), "tensors": tensors, "parameters": parameters, "bytes": bytes})
         };
         let components = [Component::Dit, Component::Vae, Component::Qwen].map(component);
-        let stages = plan.stages.iter().map(|s| {
-            json!({"name": s.name, "nodes": s.nodes, "runs": s.repeat, "weight_bytes": s.weight_bytes,
+        let stages = plan.bodies.iter().map(|s| {
+            json!({"name": s.name, "nodes": s.nodes, "runs": s.runs, "weight_bytes": s.weight_bytes,
                    "live_bytes": s.live_bytes, "flops": s.flops})
         });
         let files = self.files.iter().map(|(path, bytes, tensors)| json!({"path": path, "bytes": bytes, "tensors": tensors}));
@@ -167,12 +167,12 @@ impl Subject {
 
 /// What a plan takes of a device's memory; null for the CPU's.
 fn device(plan: &Plan) -> Value {
-    if plan.kernels.is_empty() {
+    if plan.target == Target::Cpu {
         return Value::Null;
     }
     let peaks: Map<String, Value> = plan.peaks().into_iter().map(|(policy, bytes)| (policy.to_string(), json!(bytes))).collect();
-    let stages = plan.stages.iter().zip(plan.memory()).map(|(stage, memory)| {
-        let StageMemory { resident, arriving, leaving } = memory;
+    let stages = plan.bodies.iter().zip(plan.memory()).map(|(stage, memory)| {
+        let BodyMemory { resident, arriving, leaving } = memory;
         json!({"name": stage.name, "resident_bytes": resident, "arriving_bytes": arriving, "leaving_bytes": leaving})
     });
     json!({"residency": plan.weights.policy.to_string(), "peak_bytes": plan.peak_bytes(), "region_bytes": plan.weights.bytes,
@@ -195,11 +195,10 @@ pub fn plan_edit(config: &Config, settings: &PromptSettings, tokenizer: &Tokeniz
         grid,
         tokens: &[encode(&job.prompt)?, encode("")?],
         steps: job.steps,
-        cfg_scale: 6.0,
-        noise: NoiseSource::Philox { seed: 42, grid_threads: H100_GRID_THREADS },
+        noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
         sample_posterior: false,
         savings: job.savings,
     };
     let target = if job.precision == Precision::Bf16 { Target::Cuda(Arch(90)) } else { Target::Cpu };
-    Program::new(config, settings, &request, job.precision, target)
+    Program::new(config, EditInputs::new(config, settings, &request)?.spec, job.precision, target)
 }

@@ -7,7 +7,8 @@ use std::fmt;
 use anyhow::{Result, ensure};
 
 use super::{Cuda, Executor};
-use crate::ops::{Buffer, Operand, Output, cases, round};
+use crate::graph::BodyId;
+use crate::ops::{HostValues, Operand, Output, cases, round};
 
 /// Largest normalised mean square error of a node: some roundings to bf16, or products of TF32.
 const BOUND: f64 = 2e-5;
@@ -30,11 +31,11 @@ impl Difference {
     ///
     /// # Errors
     /// Another kind or number of values.
-    pub fn of(got: &Buffer, expected: &Buffer) -> Result<Difference> {
-        let widened = |buffer: &Buffer| match buffer {
-            Buffer::F32(v) => v.clone(),
-            Buffer::I32(v) => v.iter().map(|&v| v as f32).collect(),
-            Buffer::U8(v) => v.iter().map(|&v| v.into()).collect(),
+    pub fn of(got: &HostValues, expected: &HostValues) -> Result<Difference> {
+        let widened = |buffer: &HostValues| match buffer {
+            HostValues::F32(v) => v.clone(),
+            HostValues::I32(v) => v.iter().map(|&v| v as f32).collect(),
+            HostValues::U8(v) => v.iter().map(|&v| v.into()).collect(),
         };
         let one_kind = std::mem::discriminant(got) == std::mem::discriminant(expected);
         let (got, expected) = (widened(got), widened(expected));
@@ -78,7 +79,7 @@ pub struct Compared {
     pub difference: Difference,
 }
 
-/// A stage, compared.
+/// A body, compared.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Every output that is within its bound.
@@ -103,26 +104,26 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs a stage, which was announced and whose inputs are there, node by node on the device, and computes each node by the
+/// Runs a body, which was announced and whose inputs are there, node by node on the device, and computes each node by the
 /// reference from the device's operands. Ops whose cases ask for equality must be equal, others within a bound.
 ///
 /// Stops at the first node that differs, with its op, kernel, error, and the farthest element's values, unless `go_on`.
 ///
 /// # Errors
 /// What stops a run.
-pub fn compare(cuda: &mut Cuda, stage: &str, go_on: bool) -> Result<Report> {
-    let plan = cuda.plan();
-    let nodes = plan.graph.stages[cuda.enter(stage)?].nodes.clone();
+pub fn compare(cuda: &mut Cuda, body: BodyId, go_on: bool) -> Result<Report> {
+    let plan = cuda.shared_plan();
+    cuda.enter(body)?;
     let mut bounds: BTreeMap<&str, f64> = BTreeMap::new();
     for case in cases() {
         let bound = bounds.entry(case.op.kind()).or_insert(0.0);
         *bound = if case.bound > 0.0 { BOUND } else { *bound };
     }
     let mut report = Report::default();
-    for at in nodes {
+    for at in plan.graph.nodes_of(body) {
         let node = &plan.graph.nodes[at];
         let what = format!("{} ({})", node.op.kind(), plan.kernels[at]);
-        let operands: Vec<Buffer> = node.inputs.iter().map(|&id| cuda.read(id)).collect::<Result<_>>()?;
+        let operands: Vec<HostValues> = node.inputs.iter().map(|&id| cuda.read(id)).collect::<Result<_>>()?;
         let spec = |&id: &_| plan.graph.tensor(id).spec.clone();
         let operands: Vec<Operand> =
             node.inputs.iter().zip(&operands).map(|(id, buffer)| Operand { spec: spec(id), values: buffer.values() }).collect();
@@ -147,9 +148,9 @@ pub fn compare(cuda: &mut Cuda, stage: &str, go_on: bool) -> Result<Report> {
 }
 
 /// An output as a tensor of its type holds it.
-fn rounded(output: &Output) -> Buffer {
+fn rounded(output: &Output) -> HostValues {
     match &output.values {
-        Buffer::F32(values) => Buffer::F32(values.iter().map(|&v| round(output.spec.dtype, v)).collect()),
+        HostValues::F32(values) => HostValues::F32(values.iter().map(|&v| round(output.spec.dtype, v)).collect()),
         other => other.clone(),
     }
 }
@@ -159,7 +160,7 @@ mod tests {
     use super::*;
 
     fn of(got: &[f32], expected: &[f32]) -> Difference {
-        Difference::of(&Buffer::F32(got.to_vec()), &Buffer::F32(expected.to_vec())).unwrap()
+        Difference::of(&HostValues::F32(got.to_vec()), &HostValues::F32(expected.to_vec())).unwrap()
     }
 
     #[test]
@@ -183,7 +184,7 @@ mod tests {
     #[test]
     fn zeros_must_be_zeros_and_kinds_the_same() {
         assert!(of(&[0.0], &[-0.0]).within(0.0) && !of(&[1e-20], &[0.0]).within(1e300));
-        assert!(Difference::of(&Buffer::U8(vec![1]), &Buffer::I32(vec![1])).is_err());
-        assert!(Difference::of(&Buffer::U8(vec![]), &Buffer::U8(vec![])).is_err());
+        assert!(Difference::of(&HostValues::U8(vec![1]), &HostValues::I32(vec![1])).is_err());
+        assert!(Difference::of(&HostValues::U8(vec![]), &HostValues::U8(vec![])).is_err());
     }
 }

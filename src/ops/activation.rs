@@ -3,7 +3,7 @@
 use anyhow::Result;
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, STREAM_THREADS, Unsupported};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, STREAM_THREADS, Unsupported, View};
 use super::{stream_grid, stream_kernel};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
@@ -71,10 +71,9 @@ impl Op for Activation {
         Cost::streaming(8 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        let mut kernel = stream_kernel("activation", arch, inputs, outputs)?;
-        kernel.defines.push(("GELU_ERF", (*self == Activation::GeluErf) as usize));
-        Ok(kernel)
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
+        let kernel = stream_kernel("activation", arch, inputs, outputs)?;
+        Ok(kernel.with([("GELU_ERF", (*self == Activation::GeluErf) as usize)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {

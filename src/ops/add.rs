@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, STREAM_THREADS, Unsupported};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, STREAM_THREADS, Unsupported, View};
 use super::{stream_grid, stream_kernel};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
@@ -47,7 +47,7 @@ impl Op for Add {
         Cost::streaming(outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         stream_kernel("add", arch, inputs, outputs)
     }
 

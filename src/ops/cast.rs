@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, row_kernel};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, blocks, row_kernel};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -35,7 +35,7 @@ impl Op for Cast {
         Cost::streaming(0, inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         if !(inputs[0].spec.dtype.is_float() && outputs[0].spec.dtype.is_float()) {
             return Unsupported::new(format!("the kernel does not cast {} to {}", inputs[0].spec, outputs[0].spec));
         }
@@ -48,7 +48,7 @@ impl Op for Cast {
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
         let (x, y) = (&args.inputs[0], &args.outputs[0]);
-        let vectors_of_row = y.cols() / kernel.define("VECTOR");
+        let vectors_of_row = y.cols() / kernel.block.vector;
         let vectors = y.rows() * vectors_of_row;
         let params = Params {
             x: x.address,

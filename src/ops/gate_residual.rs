@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::layer_norm::{norm_row, one_plus};
-use super::{Arch, Args, BranchParams, BranchRows, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported};
+use super::{Arch, Args, BranchParams, BranchRows, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View};
 use super::{held_row_kernel, one_stride, one_type, round};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
@@ -86,13 +86,12 @@ impl Op for GateResidual {
         Cost::streaming(if self.norm { 10 } else { 2 } * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        let mut kernel = held_row_kernel("gate_residual", arch, inputs, outputs)?;
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
+        let kernel = held_row_kernel("gate_residual", arch, inputs, outputs)?;
         one_type(outputs)?;
         one_stride(&inputs[2..])?;
         self.rows.fits()?;
-        kernel.defines.extend([("ROUND_PRODUCT", self.round_product as usize), ("NORM", self.norm as usize)]);
-        Ok(kernel)
+        Ok(kernel.with([("ROUND_PRODUCT", self.round_product as usize), ("NORM", self.norm as usize)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -137,7 +136,7 @@ impl Op for GateResidual {
             n_stride: args.outputs.get(1).map_or(0, |n| n.stride()),
             rows: self.rows.params(),
         };
-        vec![Launch::kernel("gate_residual", [y.rows() as u32, 1, 1], 32 * kernel.define("ROW_WARPS") as u32, 0, &params)]
+        vec![Launch::kernel("gate_residual", [y.rows() as u32, 1, 1], kernel.block.threads, 0, &params)]
     }
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, row_kernel, same_type};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, blocks, row_kernel, same_type};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -41,7 +41,7 @@ impl Op for Gather {
         Cost { flops: 0, bytes: 2 * outputs[0].bytes() as u64 }
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         same_type(&inputs[0], &outputs[0])?;
         row_kernel("gather", arch, &inputs[..1], outputs)
     }
@@ -58,7 +58,7 @@ impl Op for Gather {
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
         let ([table, index], y) = (&args.inputs[..], &args.outputs[0]) else { unreachable!("checked by infer") };
-        let vectors_of_row = y.cols() / kernel.define("VECTOR");
+        let vectors_of_row = y.cols() / kernel.block.vector;
         let vectors = y.rows() * vectors_of_row;
         let params = Params {
             table: table.address,

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::activation::silu;
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel, typed};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, row_kernel, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Shape, Spec};
 
@@ -82,12 +82,12 @@ impl Op for GroupNorm {
         cost
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        let mut kernel = row_kernel("group_norm", arch, &inputs[..1], outputs)?;
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
+        let kernel = row_kernel("group_norm", arch, &inputs[..1], outputs)?;
         typed(&inputs[1], DType::F32)?;
         typed(&inputs[2], DType::F32)?;
         let (pixels, channels) = (inputs[0].spec.shape.rows(), inputs[0].spec.shape.cols());
-        let vector = kernel.define("VECTOR");
+        let vector = kernel.block.vector;
         if !(channels / vector).is_power_of_two() || channels / vector > THREADS {
             let reason =
                 format!("the picture has {channels} channels, read {vector} at a time; {THREADS} threads must take whole pixels");
@@ -100,8 +100,8 @@ impl Op for GroupNorm {
                 l.alignment()
             ));
         }
-        kernel.defines.extend([("CHANNELS", channels), ("SWISH", self.swish as usize)]);
-        Ok(Kernel { scratch: MOMENTS * GROUPS * blocks(pixels, channels, vector)[0], ..kernel })
+        let scratch = MOMENTS * GROUPS * blocks(pixels, channels, vector)[0];
+        Ok(Kernel { scratch, ..kernel.with([("CHANNELS", channels), ("SWISH", self.swish as usize)]) })
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -130,7 +130,7 @@ impl Op for GroupNorm {
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
         let ([x, weight, bias], y) = (&args.inputs[..], &args.outputs[0]) else { unreachable!("checked by infer") };
-        let (pixels, channels, vector) = (x.rows(), x.cols(), kernel.define("VECTOR"));
+        let (pixels, channels, vector) = (x.rows(), x.cols(), kernel.block.vector);
         let blocks = blocks(pixels, channels, vector);
         let step = blocks[0] * lanes(channels, vector);
         let params = Params {

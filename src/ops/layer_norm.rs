@@ -7,7 +7,7 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, BranchParams, BranchRows, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported};
+use super::{Arch, Args, BranchParams, BranchRows, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View};
 use super::{held_row_kernel, one_stride, round};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
@@ -76,14 +76,13 @@ impl Op for LayerNorm {
         Cost::streaming(8 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        let mut kernel = held_row_kernel("layer_norm", arch, inputs, outputs)?;
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
+        let kernel = held_row_kernel("layer_norm", arch, inputs, outputs)?;
         if let Some(rows) = &self.modulation {
             rows.fits()?;
             one_stride(&inputs[1..])?;
         }
-        kernel.defines.push(("MODULATED", self.modulation.is_some() as usize));
-        Ok(kernel)
+        Ok(kernel.with([("MODULATED", self.modulation.is_some() as usize)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -113,7 +112,7 @@ impl Op for LayerNorm {
             y_stride: y.stride(),
             rows: self.modulation.as_ref().unwrap_or(&one_run).params(),
         };
-        vec![Launch::kernel("layer_norm", [x.rows() as u32, 1, 1], 32 * kernel.define("ROW_WARPS") as u32, 0, &params)]
+        vec![Launch::kernel("layer_norm", [x.rows() as u32, 1, 1], kernel.block.threads, 0, &params)]
     }
 }
 

@@ -7,7 +7,8 @@ use anyhow::{Result, ensure};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::{Arch, Arg, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, activation::gelu_tanh, portable};
+use super::activation::gelu_tanh;
+use super::{Arch, Arg, Args, Case, Cost, Kernel, Op, Operand, Output, ProductConfig, Unsupported, View, portable};
 use crate::cuda::{Gemm, Launch, Matrix};
 use crate::tensor::{DType, Spec};
 
@@ -44,7 +45,7 @@ impl Op for Linear {
 
     /// cuBLASLt: operands of one type, a result of that type or f32, a bias of the result's type, and rows that start at
     /// multiples of 8 bytes (16 take its fastest kernels). f32 is multiplied as TF32.
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         let dtype = inputs[0].spec.dtype;
         if inputs[1].spec.dtype != dtype {
@@ -59,14 +60,14 @@ impl Op for Linear {
         if let Some(bias) = inputs.get(2).filter(|bias| bias.spec.dtype != result) {
             return Unsupported::new(format!("the bias is {}; it must have the result's type {result}", bias.spec));
         }
-        let align = inputs[..2].iter().chain(outputs).map(Layout::alignment).min().unwrap_or(16);
-        if align < 8 {
+        let alignment = inputs[..2].iter().chain(outputs).map(View::alignment).min().unwrap_or(16);
+        if alignment < 8 {
             return Unsupported::new(format!(
-                "the rows of an operand start at multiples of {align} bytes; they must start at multiples of 8"
+                "the rows of an operand start at multiples of {alignment} bytes; they must start at multiples of 8"
             ));
         }
-        let defines = vec![("BIAS", (inputs.len() > 2) as usize), ("GELU", self.gelu as usize), ("ALIGN", align)];
-        Ok(Kernel { scratch: Gemm::WORKSPACE, ..Kernel::new("cublaslt", defines) })
+        let config = ProductConfig { bias: inputs.len() > 2, gelu: self.gelu, alignment };
+        Ok(Kernel::product(config, Gemm::WORKSPACE))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -87,7 +88,7 @@ impl Op for Linear {
     fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
         let [x, w] = [0, 1].map(|i| &args.inputs[i]);
         let y = &args.outputs[0];
-        let matrix = |arg: &Arg| Matrix { address: arg.address, stride: arg.layout.row_stride, dtype: arg.dtype() };
+        let matrix = |arg: &Arg| Matrix { address: arg.address, stride: arg.view.row_stride, dtype: arg.dtype() };
         vec![Launch::Gemm(Gemm {
             m: x.rows(),
             n: y.cols(),
@@ -103,7 +104,7 @@ impl Op for Linear {
 }
 
 /// `y[m, n] = x[m, k] · w`, all dense, with w [n, k] if `transposed`, else [k, n].
-pub(super) fn matmul(
+pub(crate) fn matmul(
     x: &[f32],
     w: &[f32],
     transposed: bool,

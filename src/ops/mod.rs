@@ -2,112 +2,78 @@
 //!
 //! An op file reads: formula and shapes; struct; `infer`; `cost`; `select`, the only statement of what its CUDA kernel
 //! requires; `reference`, the CPU arithmetic that every kernel is held against; `launch`, the kernel's grid and arguments
-//! as plain data; `cases`, the shapes that tests, parity runs and benches share. Ops know nothing of graphs' storages,
-//! plans or executors.
+//! as plain data; `cases`, the shapes that tests, parity runs and the op laboratory share. An op with several kernels is a
+//! folder: each variant is a file with what it requires, its constants, parameters and launch. Ops know nothing of graphs'
+//! storages, plans or executors.
 
-mod activation;
-mod add;
-mod attention;
-mod attention_kernels;
 mod branches;
 mod case;
-mod cast;
-mod conv2d;
-mod conv2d_kernels;
-mod gate_residual;
-mod gather;
-mod group_norm;
-mod guidance_euler;
-mod layer_norm;
-mod linear;
-mod noise;
-mod patchify;
-mod pixels;
-mod posterior;
-mod qk_norm_rope;
-mod rms_norm;
-mod rope_half;
-mod segment_mean;
 mod select;
-mod step_slice;
-mod swiglu;
-mod timestep_embedding;
 mod values;
 
 use std::fmt::Debug;
 
 use anyhow::Result;
 
-pub use activation::Activation;
-pub use add::Add;
-pub use attention::{Attention, Segment};
 use branches::BranchParams;
 pub use branches::BranchRows;
 pub use case::Case;
 use case::ONE_ROUNDING;
-pub use cast::Cast;
-pub use conv2d::Conv2d;
-pub use gate_residual::GateResidual;
-pub use gather::Gather;
-pub use group_norm::GroupNorm;
-pub use guidance_euler::GuidanceEuler;
-pub use layer_norm::LayerNorm;
-pub use linear::Linear;
-pub use noise::{H100_GRID_THREADS, Noise, drawn_at, normal as philox_normal};
-pub use patchify::{Pack, Unpack};
-pub use pixels::{PixelsIn, PixelsOut};
-pub use posterior::{LATENT_SCALE, LATENT_SHIFT, Posterior};
-pub use qk_norm_rope::QkNormRope;
-pub use rms_norm::RmsNorm;
-pub use rope_half::RopeHalf;
-pub use segment_mean::SegmentMean;
-pub use select::{Arch, Kernel, Layout, Unsupported};
+pub(crate) use linear::matmul;
+pub use noise::normal as philox_normal;
+pub use select::{Arch, How, Kernel, ProductConfig, Unsupported, View};
 use select::{
-    BLOCK, STREAM_THREADS, blocks, dense, held_row_kernel, one_stride, one_type, portable, row_kernel, same_type, stream_grid,
-    stream_kernel, typed,
+    BLOCK, Block, STREAM_THREADS, Variant, blocks, code, dense, first_fit, held_row_kernel, one_stride, one_type, portable,
+    row_kernel, same_type, stream_grid, stream_kernel, typed,
 };
-pub use step_slice::StepSlice;
-pub use swiglu::SwiGlu;
-pub use timestep_embedding::TimestepEmbedding;
-pub use values::{Buffer, Operand, Output, Values, round};
+pub use values::{HostValues, Operand, Output, Values, round};
 
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
-/// Every op's cases: the one list that a new op joins.
-pub fn cases() -> Vec<Case> {
-    [
-        activation::cases,
-        add::cases,
-        attention::cases,
-        cast::cases,
-        conv2d::cases,
-        gate_residual::cases,
-        gather::cases,
-        group_norm::cases,
-        guidance_euler::cases,
-        layer_norm::cases,
-        linear::cases,
-        noise::cases,
-        patchify::cases,
-        pixels::cases,
-        posterior::cases,
-        qk_norm_rope::cases,
-        rms_norm::cases,
-        rope_half::cases,
-        segment_mean::cases,
-        step_slice::cases,
-        swiglu::cases,
-        timestep_embedding::cases,
-    ]
-    .iter()
-    .flat_map(|cases| cases())
-    .collect()
+/// Declares the files of ops, gives out what they name, and collects their cases.
+macro_rules! ops {
+    ($($file:ident $names:tt)+) => {
+        $(mod $file; pub use $file::$names;)+
+
+        /// Every op's cases.
+        pub fn cases() -> Vec<Case> {
+            let all: [fn() -> Vec<Case>; _] = [$($file::cases),+];
+            all.iter().flat_map(|cases| cases()).collect()
+        }
+    };
+}
+
+// The one list that a new op joins.
+ops! {
+    activation {Activation}
+    add {Add}
+    attention {Attention, Segment}
+    cast {Cast}
+    conv2d {Conv2d}
+    count_faults {CountFaults}
+    gate_residual {GateResidual}
+    gather {Gather}
+    group_norm {GroupNorm}
+    guidance_euler {GuidanceEuler}
+    layer_norm {LayerNorm}
+    linear {Linear}
+    noise {H100_GRID_THREADS, Noise, drawn_at}
+    patchify {Pack, Unpack}
+    pixels {PixelsIn, PixelsOut}
+    posterior {LATENT_SCALE, LATENT_SHIFT, Posterior}
+    qk_norm_rope {QkNormRope}
+    rms_norm {RmsNorm}
+    rope_half {RopeHalf}
+    segment_mean {SegmentMean}
+    step_slice {StepSlice}
+    swiglu {SwiGlu}
+    timestep_embedding {TimestepEmbedding}
 }
 
 /// One kind of computation with its attributes.
 pub trait Op: Debug + Send + Sync {
-    /// The op's name, as printed graphs and messages show it. (Which kernel file computes it, [`Kernel::source`] says.)
+    /// The op's name, as printed graphs and messages show it. (Which kernel file computes it, its [`Kernel`] says.)
     fn kind(&self) -> &'static str;
 
     /// Attributes as the printed graph shows them; empty if there are none.
@@ -133,7 +99,7 @@ pub trait Op: Debug + Send + Sync {
     ///
     /// # Errors
     /// The requirement that no kernel of this op meets.
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported>;
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported>;
 
     /// Computes in f32; the caller rounds each output to its type. Operands arrive dense, with the specs of `infer`.
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]);
@@ -153,7 +119,7 @@ pub trait Op: Debug + Send + Sync {
 }
 
 /// Order of a weight's elements in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WeightOrder {
     /// As in the checkpoint.
     AsStored,
@@ -167,28 +133,28 @@ pub struct Arg {
     /// Address of the view's first element.
     pub address: u64,
     /// Spec and strides.
-    pub layout: Layout,
+    pub view: View,
 }
 
 impl Arg {
     /// Element type.
     pub fn dtype(&self) -> DType {
-        self.layout.spec.dtype
+        self.view.spec.dtype
     }
 
     /// Product of all extents but the innermost.
     pub fn rows(&self) -> usize {
-        self.layout.spec.shape.rows()
+        self.view.spec.shape.rows()
     }
 
     /// Innermost extent.
     pub fn cols(&self) -> usize {
-        self.layout.spec.shape.cols()
+        self.view.spec.shape.cols()
     }
 
     /// Elements between consecutive rows, as kernels take it.
     pub fn stride(&self) -> u32 {
-        self.layout.row_stride as u32
+        self.view.row_stride as u32
     }
 }
 

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, dense, portable};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, blocks, code, dense, portable};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -43,7 +43,7 @@ struct Params {
 const _: () = assert!(size_of::<Params>() == 40);
 
 /// Both directions are one kernel.
-fn kernel(pack: bool, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+fn kernel(pack: bool, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
     portable(arch)?;
     dense(inputs)?;
     dense(outputs)?;
@@ -51,13 +51,13 @@ fn kernel(pack: bool, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Resu
     if !(x.is_float() && y.is_float()) {
         return Unsupported::new(format!("the latents are {x} and become {y}; the kernel takes floats"));
     }
-    Ok(Kernel::new("patchify", vec![("PACK", pack as usize), ("X_TYPE", x.code()), ("Y_TYPE", y.code())]))
+    Ok(Kernel::new("patchify", [("PACK", pack as usize), ("X_TYPE", code(x)?), ("Y_TYPE", code(y)?)]))
 }
 
 /// The launch for latents of `width` and `channels`.
 fn launch(args: &Args, width: usize, channels: usize, divisor: f32, shift: f32) -> Vec<Launch> {
     let (x, y) = (&args.inputs[0], &args.outputs[0]);
-    let values = x.layout.spec.shape.elements();
+    let values = x.view.spec.shape.elements();
     let params = Params {
         x: x.address,
         y: y.address,
@@ -86,7 +86,7 @@ impl Op for Pack {
         Cost::streaming(0, inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         kernel(true, arch, inputs, outputs)
     }
 
@@ -97,7 +97,7 @@ impl Op for Pack {
     }
 
     fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
-        let [_, w, c] = args.inputs[0].layout.spec.shape.0[..] else { unreachable!("checked by infer") };
+        let [_, w, c] = args.inputs[0].view.spec.shape.0[..] else { unreachable!("checked by infer") };
         launch(args, w, c, 1.0, 0.0)
     }
 }
@@ -121,7 +121,7 @@ impl Op for Unpack {
         Cost::streaming(2 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         kernel(false, arch, inputs, outputs)
     }
 

@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, dense, row_kernel, typed};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, blocks, dense, row_kernel, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -27,21 +27,20 @@ struct Params {
 const _: () = assert!(size_of::<Params>() == 32);
 
 /// Both directions stream a picture as the one row that it is in memory.
-fn kernel(pixels_in: bool, arch: Arch, x: &Layout, y: &Layout) -> Result<Kernel, Unsupported> {
+fn kernel(pixels_in: bool, arch: Arch, x: &View, y: &View) -> Result<Kernel, Unsupported> {
     dense(&[x.clone(), y.clone()])?;
-    let row = |l: &Layout| {
+    let row = |l: &View| {
         let elements = l.spec.shape.elements();
-        Layout { spec: Spec::new(l.spec.dtype, [elements]), row_stride: elements, offset: l.offset }
+        View { spec: Spec::new(l.spec.dtype, [elements]), row_stride: elements, offset: l.offset }
     };
-    let mut kernel = row_kernel("pixels", arch, &[row(x)], &[row(y)])?;
-    kernel.defines.push(("IN", pixels_in as usize));
-    Ok(kernel)
+    let kernel = row_kernel("pixels", arch, &[row(x)], &[row(y)])?;
+    Ok(kernel.with([("IN", pixels_in as usize)]))
 }
 
 /// The launch of either entry.
 fn launch(entry: &'static str, kernel: &Kernel, args: &Args, faults: u64) -> Launch {
     let (x, y) = (&args.inputs[0], &args.outputs[0]);
-    let vectors = x.layout.spec.shape.elements() / kernel.define("VECTOR");
+    let vectors = x.view.spec.shape.elements() / kernel.block.vector;
     let params = Params { x: x.address, y: y.address, faults, vectors: vectors as u32, unused: 0 };
     Launch::kernel(entry, blocks(vectors), BLOCK, 0, &params)
 }
@@ -60,7 +59,7 @@ impl Op for PixelsIn {
         Cost::streaming(3 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         typed(&inputs[0], DType::U8)?;
         kernel(true, arch, &inputs[0], &outputs[0])
     }
@@ -87,7 +86,7 @@ impl Op for PixelsOut {
         Cost::streaming(5 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         typed(&outputs[0], DType::U8)?;
         kernel(false, arch, &inputs[0], &outputs[0])
     }

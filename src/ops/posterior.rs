@@ -4,7 +4,9 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, dense, portable};
+use super::{
+    Arch, Args, BLOCK, Block, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, blocks, code, dense, portable,
+};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -48,19 +50,19 @@ impl Op for Posterior {
         Cost::streaming(5 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         dense(inputs)?;
         dense(outputs)?;
-        let code = |l: &Layout| l.spec.dtype.code();
+        let code = |l: &View| code(l.spec.dtype);
         let noise = inputs.get(1).unwrap_or(&inputs[0]);
-        let types = [("X_TYPE", code(&inputs[0])), ("NOISE_TYPE", code(noise)), ("Y_TYPE", code(&outputs[0]))];
+        let types = [("X_TYPE", code(&inputs[0])?), ("NOISE_TYPE", code(noise)?), ("Y_TYPE", code(&outputs[0])?)];
         let channels = outputs[0].spec.shape.cols();
         let aligned =
             |n: &usize| channels.is_multiple_of(*n) && inputs.iter().chain(outputs).all(|l| l.offset.is_multiple_of(*n));
         let vector = [4, 2].into_iter().find(aligned).unwrap_or(1);
-        let defines = [("SAMPLE", (inputs.len() > 1) as usize), ("VECTOR", vector)];
-        Ok(Kernel::new("posterior", [&defines[..], &types].concat()))
+        let kernel = Kernel::new("posterior", [("SAMPLE", (inputs.len() > 1) as usize), ("VECTOR", vector)]).with(types);
+        Ok(Kernel { block: Block { vector, ..kernel.block }, ..kernel })
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -77,7 +79,7 @@ impl Op for Posterior {
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
         let y = &args.outputs[0];
-        let vectors = y.layout.spec.shape.elements() / kernel.define("VECTOR");
+        let vectors = y.view.spec.shape.elements() / kernel.block.vector;
         let params = Params {
             moments: args.inputs[0].address,
             noise: args.inputs.get(1).map_or(0, |n| n.address),

@@ -8,7 +8,7 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, one_type, portable, round};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, code, one_type, portable, round};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -57,7 +57,7 @@ impl Op for QkNormRope {
         Cost::streaming(10 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         let (x, rope, scales) = (&inputs[0].spec, &inputs[1].spec, &inputs[2..]);
         if rope.shape.cols() != 128 || rope.dtype != DType::F32 || x.dtype.bytes() != 2 || scales.len() > 2 {
@@ -74,7 +74,7 @@ impl Op for QkNormRope {
                 l.alignment()
             ));
         }
-        Ok(Kernel::new("qk_norm_rope", vec![("X_TYPE", x.dtype.code()), ("SCALES", scales.len())]))
+        Ok(Kernel::new("qk_norm_rope", [("X_TYPE", code(x.dtype)?), ("SCALES", scales.len())]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {

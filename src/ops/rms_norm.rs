@@ -5,7 +5,7 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, held_row_kernel, round};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, held_row_kernel, round};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -48,7 +48,7 @@ impl Op for RmsNorm {
         Cost::streaming(4 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         held_row_kernel("rms_norm", arch, inputs, outputs)
     }
 
@@ -72,7 +72,7 @@ impl Op for RmsNorm {
             x_stride: x.stride(),
             y_stride: y.stride(),
         };
-        vec![Launch::kernel("rms_norm", [params.rows, 1, 1], 32 * kernel.define("ROW_WARPS") as u32, 0, &params)]
+        vec![Launch::kernel("rms_norm", [params.rows, 1, 1], kernel.block.threads, 0, &params)]
     }
 }
 

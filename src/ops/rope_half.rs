@@ -6,7 +6,7 @@
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, one_type, portable, round};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, code, one_type, portable, round};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -55,7 +55,7 @@ impl Op for RopeHalf {
         Cost::streaming(3 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         let (x, table) = (&inputs[0].spec, &inputs[1].spec);
         let width = table.shape.cols();
@@ -72,8 +72,8 @@ impl Op for RopeHalf {
                 l.alignment()
             ));
         }
-        let types = [("X_TYPE", x.dtype.code()), ("TABLE_TYPE", table.dtype.code())];
-        Ok(Kernel::new("rope_half", [types.as_slice(), &[("HEAD_WIDTH", width)]].concat()))
+        let (x, table) = (code(x.dtype)?, code(table.dtype)?);
+        Ok(Kernel::new("rope_half", [("X_TYPE", x), ("TABLE_TYPE", table), ("HEAD_WIDTH", width)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, row_kernel, typed};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, row_kernel, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -59,8 +59,8 @@ impl Op for SegmentMean {
         Cost::streaming(inputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
-        let mut kernel = row_kernel("segment_mean", arch, &inputs[..1], outputs)?;
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
+        let kernel = row_kernel("segment_mean", arch, &inputs[..1], outputs)?;
         if let Some(factor) = inputs.get(1) {
             typed(factor, inputs[0].spec.dtype)?;
         }
@@ -70,8 +70,7 @@ impl Op for SegmentMean {
                 self.segments.len()
             ));
         }
-        kernel.defines.push(("SCALED", (inputs.len() > 1) as usize));
-        Ok(kernel)
+        Ok(kernel.with([("SCALED", (inputs.len() > 1) as usize)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
@@ -92,7 +91,7 @@ impl Op for SegmentMean {
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
         let (x, y) = (&args.inputs[0], &args.outputs[0]);
-        let vectors = y.cols() / kernel.define("VECTOR");
+        let vectors = y.cols() / kernel.block.vector;
         let params = Params {
             x: x.address,
             scale_factor: args.inputs.get(1).map_or(0, |s| s.address),

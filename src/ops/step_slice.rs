@@ -5,7 +5,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, blocks, row_kernel, same_type};
+use super::{Arch, Args, BLOCK, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, blocks, row_kernel, same_type};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -48,7 +48,7 @@ impl Op for StepSlice {
         Cost { flops: 0, bytes: 2 * outputs[0].bytes() as u64 }
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         same_type(&inputs[0], &outputs[0])?;
         row_kernel("step_slice", arch, &inputs[..1], outputs)
     }
@@ -60,7 +60,7 @@ impl Op for StepSlice {
 
     fn launch(&self, kernel: &Kernel, args: &Args) -> Vec<Launch> {
         let ([table, counter], y) = (&args.inputs[..], &args.outputs[0]) else { unreachable!("two operands") };
-        let vectors_of_row = y.cols() / kernel.define("VECTOR");
+        let vectors_of_row = y.cols() / kernel.block.vector;
         let params = Params {
             table: table.address,
             counter: counter.address,

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::activation::silu;
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, STREAM_THREADS, Unsupported};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, STREAM_THREADS, Unsupported, View};
 use super::{round, stream_grid, stream_kernel};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
@@ -41,7 +41,7 @@ impl Op for SwiGlu {
         Cost::streaming(6 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         stream_kernel("swiglu", arch, inputs, outputs)
     }
 

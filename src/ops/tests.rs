@@ -1,4 +1,4 @@
-//! What all ops share: every case infers, costs, selects and runs; layouts and branch rows count right.
+//! What all ops share: every case infers, costs, selects and runs; views and branch rows count right.
 
 pub(super) use super::case::noise;
 use super::*;
@@ -20,9 +20,9 @@ fn every_case_infers_costs_selects_and_runs_to_finite_values() {
         assert_eq!(specs.len(), case.outputs.len(), "{what}");
         specs.iter_mut().zip(&case.outputs).for_each(|(spec, &dtype)| spec.dtype = dtype);
         assert!(case.op.cost(&case.inputs, &specs).bytes > 0, "{what}");
-        let layouts = |specs: &[Spec]| specs.iter().map(Layout::dense).collect::<Vec<_>>();
-        case.op.select(Arch(90), &layouts(&case.inputs), &layouts(&specs)).unwrap_or_else(|e| panic!("{what}: {}", e.reason));
-        let refused = case.op.select(Arch(75), &layouts(&case.inputs), &layouts(&specs));
+        let views = |specs: &[Spec]| specs.iter().map(View::dense).collect::<Vec<_>>();
+        case.op.select(Arch(90), &views(&case.inputs), &views(&specs)).unwrap_or_else(|e| panic!("{what}: {}", e.reason));
+        let refused = case.op.select(Arch(75), &views(&case.inputs), &views(&specs));
         assert!(refused.is_err_and(|e| e.reason.contains("sm_75")), "{what} must name the architecture it cannot use");
 
         let buffers = case.operands();
@@ -47,9 +47,9 @@ fn every_case_infers_costs_selects_and_runs_to_finite_values() {
 #[test]
 fn alignment_counts_offset_and_stride_in_bytes() {
     let spec = Spec::new(DType::BF16, [4, 64]);
-    assert_eq!(Layout::dense(&spec).alignment(), 16);
-    assert_eq!(Layout { offset: 4, ..Layout::dense(&spec) }.alignment(), 8);
-    assert_eq!(Layout { row_stride: 65, ..Layout::dense(&spec) }.alignment(), 2);
+    assert_eq!(View::dense(&spec).alignment(), 16);
+    assert_eq!(View { offset: 4, ..View::dense(&spec) }.alignment(), 8);
+    assert_eq!(View { row_stride: 65, ..View::dense(&spec) }.alignment(), 2);
 }
 
 #[test]

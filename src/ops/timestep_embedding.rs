@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Arch, Args, Case, Cost, Kernel, Layout, Op, Operand, Output, Unsupported, portable, typed};
+use super::{Arch, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, View, code, portable, typed};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};
 
@@ -37,10 +37,10 @@ impl Op for TimestepEmbedding {
         Cost::streaming(20 * outputs[0].shape.elements(), inputs, outputs)
     }
 
-    fn select(&self, arch: Arch, inputs: &[Layout], outputs: &[Layout]) -> Result<Kernel, Unsupported> {
+    fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         typed(&inputs[0], DType::F32)?;
-        Ok(Kernel::new("timestep_embedding", vec![("Y_TYPE", outputs[0].spec.dtype.code())]))
+        Ok(Kernel::new("timestep_embedding", [("Y_TYPE", code(outputs[0].spec.dtype)?)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {

@@ -62,7 +62,7 @@ impl<'a> Operand<'a> {
 
 /// Result values before rounding.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Buffer {
+pub enum HostValues {
     /// Float types.
     F32(Vec<f32>),
     /// Indices.
@@ -71,13 +71,13 @@ pub enum Buffer {
     U8(Vec<u8>),
 }
 
-impl Buffer {
+impl HostValues {
     /// The values, borrowed.
     pub fn values(&self) -> Values<'_> {
         match self {
-            Buffer::F32(v) => Values::F32(v),
-            Buffer::I32(v) => Values::I32(v),
-            Buffer::U8(v) => Values::U8(v),
+            HostValues::F32(v) => Values::F32(v),
+            HostValues::I32(v) => Values::I32(v),
+            HostValues::U8(v) => Values::U8(v),
         }
     }
 }
@@ -88,7 +88,7 @@ pub struct Output {
     /// Type and shape in the graph.
     pub spec: Spec,
     /// Zeros at the start, the results at the end.
-    pub values: Buffer,
+    pub values: HostValues,
 }
 
 impl Output {
@@ -96,9 +96,9 @@ impl Output {
     pub fn zeros(spec: Spec) -> Output {
         let n = spec.shape.elements();
         let values = match spec.dtype {
-            DType::I32 => Buffer::I32(vec![0; n]),
-            DType::U8 => Buffer::U8(vec![0; n]),
-            _ => Buffer::F32(vec![0.0; n]),
+            DType::I32 => HostValues::I32(vec![0; n]),
+            DType::U8 => HostValues::U8(vec![0; n]),
+            _ => HostValues::F32(vec![0.0; n]),
         };
         Output { spec, values }
     }
@@ -106,7 +106,7 @@ impl Output {
     /// Float results.
     pub fn f32(&mut self) -> &mut [f32] {
         match &mut self.values {
-            Buffer::F32(v) => v,
+            HostValues::F32(v) => v,
             _ => panic!("{} is not a float tensor", self.spec),
         }
     }
@@ -114,7 +114,7 @@ impl Output {
     /// Index results.
     pub fn i32(&mut self) -> &mut [i32] {
         match &mut self.values {
-            Buffer::I32(v) => v,
+            HostValues::I32(v) => v,
             _ => panic!("{} is not an index tensor", self.spec),
         }
     }
@@ -122,7 +122,7 @@ impl Output {
     /// Pixel results.
     pub fn u8(&mut self) -> &mut [u8] {
         match &mut self.values {
-            Buffer::U8(v) => v,
+            HostValues::U8(v) => v,
             _ => panic!("{} is not a pixel tensor", self.spec),
         }
     }

@@ -5,13 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::file::WeightFile;
 use super::json::{read, read_json};
 use super::layout::{DIT_V1_1, Index, Layout, QWEN_CONFIG, QWEN_INDEX, QWEN_SINGLE, QWEN_TOKENIZER, VAE};
-use super::{ModelError, Result, listed};
+use super::recipe::{Recipe, Stored};
+use super::{ModelError, Result, WeightSource, listed};
 use crate::model::Version;
 use crate::tensor::{Component, Spec};
 
@@ -21,7 +23,7 @@ const ONLY_IN_V1_0: &str = "connector.scale_factor";
 /// What stands for the path of the model that is part of the program.
 const DEMO: &str = "the built-in demo model";
 
-/// The files of one model, mapped, with every header validated; see [`check`](super::check) for its tensors.
+/// The files of one model, open, with every header validated; see [`check`](super::check) for its tensors.
 #[derive(Debug)]
 pub struct ModelFolder {
     /// Decided by the tensors, not by file names.
@@ -34,20 +36,19 @@ pub struct ModelFolder {
     pub settings: Option<Value>,
     /// `tokenizer.json` of Qwen, as it is.
     pub tokenizer: Vec<u8>,
-    dit: WeightFile,
-    vae: WeightFile,
-    qwen: Vec<WeightFile>,
-    /// Canonical name -> place in `qwen`, stored name.
-    qwen_names: BTreeMap<String, (usize, String)>,
+    /// DiT, VAE, Qwen's shards.
+    files: Vec<Arc<WeightFile>>,
+    /// How each tensor comes to be, by canonical name.
+    recipes: BTreeMap<Component, BTreeMap<String, Recipe>>,
 }
 
 impl ModelFolder {
     /// Opens the model at `path`: a folder in the official layout, the folder of a Hugging Face or
     /// ModelScope cache, or the DiT file itself where a folder holds several.
     ///
-    /// The files must not be truncated or written to while the result lives. Fails when files are missing
-    /// (all are listed), when it is open which DiT file is meant, when a file is malformed, or when the
-    /// shards do not hold what their index says.
+    /// The files must not be written to while the result lives. Fails when files are missing (all are listed),
+    /// when it is open which DiT file is meant, when a file is malformed, or when the shards do not hold what
+    /// their index says.
     pub fn open(path: &Path) -> Result<ModelFolder> {
         let layout = Layout::find(path)?;
         let dit = WeightFile::open(&layout.dit)?;
@@ -83,56 +84,45 @@ impl ModelFolder {
         (dit, vae, qwen): (WeightFile, WeightFile, Vec<WeightFile>),
         (qwen_config, settings, tokenizer): (Value, Option<Value>, Vec<u8>),
     ) -> Result<ModelFolder> {
-        let version = match dit.get(ONLY_IN_V1_0) {
+        let version = match dit.spec(ONLY_IN_V1_0) {
             Some(_) => Version::V1_0,
             None => Version::V1_1,
         };
-        let qwen_names = canonical_names(&qwen)?;
-        Ok(ModelFolder { version, dir, qwen_config, settings, tokenizer, dit, vae, qwen, qwen_names })
+        let [dit, vae] = [dit, vae].map(Arc::new);
+        let qwen: Vec<_> = qwen.into_iter().map(Arc::new).collect();
+        let recipes = BTreeMap::from([
+            (Component::Dit, recipes(std::slice::from_ref(&dit), str::to_string)?),
+            (Component::Vae, recipes(std::slice::from_ref(&vae), str::to_string)?),
+            (Component::Qwen, recipes(&qwen, qwen_name)?),
+        ]);
+        let files = [dit, vae].into_iter().chain(qwen).collect();
+        Ok(ModelFolder { version, dir, qwen_config, settings, tokenizer, files, recipes })
     }
 
-    /// What the tensor of this canonical name is, and its little-endian bytes, which may be unaligned.
-    pub fn get(&self, component: Component, name: &str) -> Option<(&Spec, &[u8])> {
-        let (file, stored) = self.place(component, name)?;
-        file.get(stored)
-    }
-
-    /// The file that holds a tensor, and its name there.
-    pub(super) fn place<'s: 'n, 'n>(&'s self, component: Component, name: &'n str) -> Option<(&'s WeightFile, &'n str)> {
-        match component {
-            Component::Dit => Some((&self.dit, name)),
-            Component::Vae => Some((&self.vae, name)),
-            Component::Qwen => {
-                let (file, stored) = self.qwen_names.get(name)?;
-                Some((&self.qwen[*file], stored))
-            }
-        }
-    }
-
-    /// Checks that no file has been cut off since it was opened: reading the mapping beyond its end would end the process.
-    ///
-    /// # Errors
-    /// The file, with both lengths.
-    pub fn check_lengths(&self) -> Result<()> {
-        [&self.dit, &self.vae].into_iter().chain(&self.qwen).try_for_each(WeightFile::check_length)
+    /// How the tensor of this canonical name comes to be.
+    pub fn recipe(&self, component: Component, name: &str) -> Option<&Recipe> {
+        self.recipes.get(&component)?.get(name)
     }
 
     /// The component's tensors by canonical name, in the names' order.
-    pub fn tensors(&self, component: Component) -> Box<dyn Iterator<Item = (&str, &Spec)> + '_> {
-        match component {
-            Component::Dit => Box::new(self.dit.tensors().map(|(name, e)| (name, &e.spec))),
-            Component::Vae => Box::new(self.vae.tensors().map(|(name, e)| (name, &e.spec))),
-            Component::Qwen => Box::new(
-                self.qwen_names
-                    .iter()
-                    .filter_map(|(name, (file, stored))| Some((name.as_str(), self.qwen[*file].get(stored)?.0))),
-            ),
-        }
+    pub fn tensors(&self, component: Component) -> impl Iterator<Item = (&str, &Spec)> {
+        self.recipes.get(&component).into_iter().flatten().map(|(name, recipe)| (name.as_str(), recipe.spec()))
     }
 
     /// Path, bytes and number of tensors of each weight file: DiT, VAE, Qwen's shards.
     pub fn files(&self) -> impl Iterator<Item = (&Path, u64, usize)> {
-        [&self.dit, &self.vae].into_iter().chain(&self.qwen).map(|file| (file.path(), file.bytes(), file.tensor_count()))
+        self.files.iter().map(|file| (file.path(), file.bytes(), file.tensor_count()))
+    }
+}
+
+impl WeightSource for ModelFolder {
+    fn spec(&self, component: Component, name: &str) -> Option<Spec> {
+        self.recipe(component, name).map(|recipe| recipe.spec().clone())
+    }
+
+    fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let recipe = self.recipe(component, name);
+        recipe.ok_or_else(|| ModelError::new(format!("there is no {name}")).at(&self.dir))?.read_at(offset, bytes)
     }
 }
 
@@ -145,7 +135,7 @@ fn open_shards(dir: &Path, index: &Index) -> Result<Vec<WeightFile>> {
     let absent: Vec<String> = index
         .weight_map
         .iter()
-        .filter(|(tensor, shard)| shards[shard.as_str()].get(tensor).is_none())
+        .filter(|(tensor, shard)| shards[shard.as_str()].spec(tensor).is_none())
         .map(|(tensor, shard)| format!("{tensor}, which should be in {shard}"))
         .collect();
     let unlisted: Vec<String> = shards
@@ -165,23 +155,25 @@ fn open_shards(dir: &Path, index: &Index) -> Result<Vec<WeightFile>> {
     )))
 }
 
-/// Where each tensor is, by canonical name; two tensors must not share one.
-fn canonical_names(files: &[WeightFile]) -> Result<BTreeMap<String, (usize, String)>> {
-    let mut names = BTreeMap::new();
-    for (place, file) in files.iter().enumerate() {
+/// Each tensor of the files as it is, under its canonical name; two must not share one.
+fn recipes(files: &[Arc<WeightFile>], canonical: fn(&str) -> String) -> Result<BTreeMap<String, Recipe>> {
+    let mut recipes = BTreeMap::new();
+    let mut stored_names = BTreeMap::new();
+    for file in files {
         for (stored, _) in file.tensors() {
             let name = canonical(stored);
-            if let Some((_, other)) = names.insert(name, (place, stored.to_string())) {
+            if let Some(other) = stored_names.insert(name.clone(), stored) {
                 let fault = format!("{stored} and {other} are two names of one tensor; the file must hold one of them");
                 return Err(ModelError::new(fault).at(file.path()));
             }
+            recipes.insert(name, Recipe::Stored(Stored::new(file, stored)?));
         }
     }
-    Ok(names)
+    Ok(recipes)
 }
 
 /// Newer releases of transformers moved the vision tower and the text model below `model`.
-fn canonical(stored: &str) -> String {
+fn qwen_name(stored: &str) -> String {
     if let Some(rest) = stored.strip_prefix("model.visual.") {
         format!("visual.{rest}")
     } else if let Some(rest) = stored.strip_prefix("model.language_model.") {
@@ -192,5 +184,169 @@ fn canonical(stored: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "folder_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+    use crate::tensor::{DType, Shape};
+    use crate::weights::write::tests::write_safetensors;
+    use crate::weights::{Expected, PlannedTensor, check};
+    use std::fs;
+
+    fn planned(names: &[&str], dtype: DType) -> Vec<PlannedTensor> {
+        let spec = Spec::new(dtype, [4]);
+        let plan = |name: &&str| PlannedTensor { name: name.to_string(), spec: spec.clone() };
+        names.iter().map(plan).collect()
+    }
+
+    fn write(path: &Path, names: &[&str]) {
+        write_safetensors(path, &planned(names, DType::BF16), &[], 0).unwrap();
+    }
+
+    const DIT: &str = "step1x-edit-v1p1-official.safetensors";
+
+    /// A model of one tensor a file; Qwen's in two shards unless `qwen` names those of a single file.
+    fn model(dir: &Path, qwen: Option<&[&str]>) {
+        let qwen_dir = dir.join("Qwen2.5-VL-7B-Instruct");
+        fs::create_dir_all(&qwen_dir).unwrap();
+        write(&dir.join(DIT), &["img_in.weight"]);
+        write(&dir.join("vae.safetensors"), &["decoder.conv_in.weight"]);
+        fs::write(qwen_dir.join("config.json"), "{}").unwrap();
+        fs::write(qwen_dir.join("tokenizer.json"), "{}").unwrap();
+        match qwen {
+            Some(names) => write(&qwen_dir.join("model.safetensors"), names),
+            None => {
+                write(&qwen_dir.join("s1.safetensors"), &["model.norm.weight"]);
+                write(&qwen_dir.join("s2.safetensors"), &["visual.w"]);
+                index(dir, r#"{"model.norm.weight":"s1.safetensors","visual.w":"s2.safetensors"}"#);
+            }
+        }
+    }
+
+    fn index(dir: &Path, weight_map: &str) {
+        let path = dir.join("Qwen2.5-VL-7B-Instruct/model.safetensors.index.json");
+        let text = format!(r#"{{"metadata":{{"total_size":16}},"weight_map":{weight_map}}}"#);
+        fs::write(path, text).unwrap();
+    }
+
+    fn fault(dir: &Path) -> String {
+        ModelFolder::open(dir).unwrap_err().to_string()
+    }
+
+    fn qwen_names(folder: &ModelFolder) -> Vec<&str> {
+        folder.tensors(Component::Qwen).map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn newer_qwen_names_become_the_released_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let newer = ["model.visual.w", "model.language_model.norm.weight", "lm_head.weight"];
+        model(dir.path(), Some(&newer));
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        assert_eq!(qwen_names(&folder), ["lm_head.weight", "model.norm.weight", "visual.w"]);
+        assert!(folder.recipe(Component::Qwen, "visual.w").is_some());
+        assert!(folder.recipe(Component::Qwen, "model.visual.w").is_none());
+        assert_eq!(folder.settings, None);
+
+        let both = tempfile::tempdir().unwrap();
+        model(both.path(), Some(&["model.visual.w", "visual.w"]));
+        assert!(fault(both.path()).contains("two names of one tensor"));
+    }
+
+    #[test]
+    fn the_version_is_that_of_the_tensors() {
+        let dir = tempfile::tempdir().unwrap();
+        model(dir.path(), None);
+        assert_eq!(ModelFolder::open(dir.path()).unwrap().version, Version::V1_1);
+        write(&dir.path().join(DIT), &["connector.scale_factor"]);
+        assert_eq!(ModelFolder::open(dir.path()).unwrap().version, Version::V1_0);
+    }
+
+    #[test]
+    fn shards_must_hold_what_the_index_says() {
+        let dir = tempfile::tempdir().unwrap();
+        model(dir.path(), None);
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        assert_eq!(qwen_names(&folder), ["model.norm.weight", "visual.w"]);
+
+        index(dir.path(), r#"{"model.norm.weight":"s2.safetensors","visual.w":"s2.safetensors"}"#);
+        let text = fault(dir.path());
+        assert!(text.contains("model.norm.weight, which should be in s2.safetensors"), "{text}");
+        index(dir.path(), r#"{"visual.w":"s2.safetensors"}"#);
+        assert!(ModelFolder::open(dir.path()).is_ok(), "a shard that no tensor needs is not looked at");
+        index(dir.path(), r#"{"visual.w":"s2.safetensors","visual.v":"s1.safetensors"}"#);
+        let text = fault(dir.path());
+        assert!(text.contains("there but not listed (1):\n  model.norm.weight in s1"), "{text}");
+    }
+
+    #[test]
+    fn truncated_and_malformed_parts_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        model(dir.path(), None);
+        let shard = dir.path().join("Qwen2.5-VL-7B-Instruct/s2.safetensors");
+        let whole = fs::read(&shard).unwrap();
+        fs::write(&shard, &whole[..whole.len() - 3]).unwrap();
+        let text = fault(dir.path());
+        assert!(text.contains("s2.safetensors: 3 bytes are missing"), "{text}");
+        fs::write(&shard, whole).unwrap();
+        let config = dir.path().join("Qwen2.5-VL-7B-Instruct/config.json");
+        fs::write(&config, "{").unwrap();
+        assert!(fault(dir.path()).contains("config.json: this is not the JSON expected"));
+        fs::write(&config, "{}").unwrap();
+        fs::write(dir.path().join("step1x.json"), "nonsense").unwrap();
+        assert!(fault(dir.path()).contains("step1x.json: this is not the JSON expected"));
+    }
+
+    #[test]
+    fn check_lists_every_kind_of_fault() {
+        let dir = tempfile::tempdir().unwrap();
+        model(dir.path(), Some(&["lm_head.weight", "model.norm.weight"]));
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        let (four, eight) = (Shape::from([4]), Shape::from([8]));
+        let expect = |component, name, shape| Expected { component, name, shape };
+        let sound = [
+            expect(Component::Dit, "img_in.weight", &four),
+            expect(Component::Vae, "decoder.conv_in.weight", &four),
+            expect(Component::Qwen, "model.norm.weight", &four),
+        ];
+        check(&folder, &sound, &[(Component::Qwen, "lm_head.weight")]).unwrap();
+        let text = check(&folder, &sound, &[]).unwrap_err().to_string();
+        assert!(text.contains("unexpected (1):\n  text encoder: lm_head.weight bf16[4]"), "{text}");
+
+        let names: Vec<String> = (0..12).map(|i| format!("gone{i}")).collect();
+        let mut wrong = vec![expect(Component::Dit, "img_in.weight", &eight)];
+        wrong.extend(names.iter().map(|name| expect(Component::Vae, name, &four)));
+        let text = check(&folder, &wrong, &[]).unwrap_err().to_string();
+        assert!(text.contains("missing (12):\n  autoencoder: gone0 [4]"), "{text}");
+        assert!(text.contains("and 2 more"), "{text}");
+        assert!(text.contains("transformer: img_in.weight is [4], not [8]"), "{text}");
+    }
+
+    #[test]
+    fn check_takes_floats_only() {
+        let dir = tempfile::tempdir().unwrap();
+        model(dir.path(), None);
+        let header = r#"{"img_in.weight":{"dtype":"I32","shape":[1],"data_offsets":[0,4]}}"#;
+        let length = (header.len() as u64).to_le_bytes();
+        let bytes = [&length[..], header.as_bytes(), &[0; 4]].concat();
+        fs::write(dir.path().join(DIT), bytes).unwrap();
+        let folder = ModelFolder::open(dir.path()).unwrap();
+        let shape = Shape::from([1]);
+        let expected = [Expected { component: Component::Dit, name: "img_in.weight", shape: &shape }];
+        let text = check(&folder, &expected, &[]).unwrap_err().to_string();
+        assert!(text.contains("not of a float dtype (1):\n  transformer: img_in.weight is i32"), "{text}");
+    }
+
+    #[test]
+    fn the_demo_model_is_read_in_parts_as_in_whole() {
+        let folder = ModelFolder::demo().unwrap();
+        for component in [Component::Dit, Component::Vae, Component::Qwen] {
+            let (name, spec) = folder.tensors(component).next().unwrap();
+            let mut all = vec![0; spec.bytes()];
+            folder.read_at(component, name, 0, &mut all).unwrap();
+            let mut part = vec![0; all.len() - 2];
+            folder.read_at(component, name, 2, &mut part).unwrap();
+            assert!(part == all[2..], "{name}");
+            let error = folder.read_at(component, name, 3, &mut part).unwrap_err().to_string();
+            assert!(error.contains("beyond the end") && error.contains("demo model"), "{error}");
+        }
+    }
+}

@@ -14,10 +14,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::rule::Measures;
-use super::PlaceChoice;
 use crate::error::usage;
 use crate::image::{self, Format, Output, Rgb};
-use crate::pipeline::{EditParameters, Engine, Model, Progress, edit_picture};
+use crate::pipeline::{EditParameters, Engine, Model, Place, PlaceChoice, Progress};
 
 /// A folder of cases to edit and judge.
 #[derive(Clone, Debug)]
@@ -76,9 +75,8 @@ pub fn run(job: &JudgeJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Re
     if let Some(folder) = &job.output {
         check_new_or_empty(folder).map_err(usage)?;
     }
-    let PlaceChoice { device, precision, max_vram, setup } = &job.place;
-    let (engine, precision) = Engine::choose(*device, *precision, setup)?;
-    let model = Model::open_or_demo(job.model.as_deref(), progress)?;
+    let place = Place::open(&job.place)?;
+    let mut engine = Engine::open(Model::open_or_demo(job.model.as_deref(), progress)?, place)?;
     if let Some(folder) = &job.output {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
@@ -86,8 +84,7 @@ pub fn run(job: &JudgeJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Re
     let mut judged = Vec::new();
     for (case, (source, target)) in cases.into_iter().zip(pictures) {
         let edit = job.edit(&case.instruction, (source.width, source.height));
-        let place = (&engine, precision, *max_vram);
-        let edited = edit_picture(&edit, &source, &model, place, setup, progress).with_context(|| format!("case {}", case.id))?;
+        let edited = engine.edit(&edit, Some(&source), progress).with_context(|| format!("case {}", case.id))?.at(&source);
         if let Some(folder) = &job.output {
             let output = Output::reserve(&folder.join(format!("{}.png", case.id)), false)?;
             output.commit(&image::encode(&edited, Format::Png, &json!({"prompt": case.instruction}).to_string())?)?;
@@ -96,7 +93,8 @@ pub fn run(job: &JudgeJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Re
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let title = format!("{}, {precision}, {} steps, guidance {}", engine.name(), job.edit.steps, job.edit.cfg_scale);
+    let place = &engine.place;
+    let title = format!("{}, {}, {} steps, guidance {}", place.name(), place.precision, job.edit.steps, job.edit.cfg_scale);
     Ok(if job.json { format!("{}\n", report(&title, &judged)) } else { table(&title, &judged) })
 }
 

@@ -11,13 +11,13 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::json;
 
-use super::gpu;
-use super::meter::{Meter, Taken};
-use super::sample::Sample;
-use crate::commands::PlaceChoice;
+use super::meter::Meter;
+use super::{cuda, gpu, sample};
 use crate::cuda::{Ceilings, Device};
-use crate::exec::{Cuda, Executor};
-use crate::pipeline::{Engine, Model, Program, Progress, run_stages};
+use crate::exec::Executor;
+use crate::graph::BodyId;
+use crate::pipeline::{Edited, Engine, Material, Model, Place, PlaceChoice, Progress, Purpose};
+use crate::plan::Itinerary;
 
 /// Edits to time.
 #[derive(Clone, Debug)]
@@ -43,13 +43,9 @@ pub struct BenchJob {
 /// # Errors
 /// No device, or whatever stops an edit.
 pub fn run(job: &BenchJob, progress: &mut dyn Progress, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
-    let (engine, device, precision) = gpu("bench", &job.place)?;
-    let opening = Instant::now();
-    let model = Model::open(&job.model)?;
-    let open = opening.elapsed().as_secs_f64();
+    let (place, device) = gpu("bench", &job.place)?;
     for &size in &job.sizes {
-        let edit = Sample::new(&model, &engine, precision, size, &job.prompt, job.steps, job.place.max_vram)?;
-        let report = Bench { job, engine: &engine, device: &device, edit }.report(open, progress)?;
+        let report = Bench { job, place: &place, device: &device, size }.report(progress)?;
         print(&if job.json { format!("{}\n", json!(report)) } else { report.to_string() })?;
     }
     Ok(())
@@ -60,73 +56,66 @@ type Seconds = BTreeMap<&'static str, f64>;
 
 struct Bench<'a> {
     job: &'a BenchJob,
-    engine: &'a Engine,
+    place: &'a Place,
     device: &'a Arc<Device>,
-    edit: Sample<'a>,
+    size: (usize, usize),
 }
 
 impl Bench<'_> {
-    /// Two whole edits: the first makes its executor and all weights come from the model's files; the second finds the
-    /// executor, its captured step, and the weights that no later stage displaced. Then each stage by itself.
-    fn report(&self, open: f64, progress: &mut dyn Progress) -> Result<Report> {
-        let before = self.engine.device_bytes_in_use();
+    /// Two whole edits on one engine: for the first, everything is made and all weights come from the model's files; the
+    /// second finds the program, its captured step, and the weights that no later stage displaced. Then each stage by itself.
+    fn report(&self, progress: &mut dyn Progress) -> Result<Report> {
+        let opening = Instant::now();
+        let model = Model::open(&self.job.model)?;
+        let open = opening.elapsed().as_secs_f64();
+        let edit = sample(&model, self.size, &self.job.prompt, self.job.steps)?;
+        let before = self.place.device_bytes_in_use();
+        let mut engine = Engine::open(model, self.place.clone())?;
         let meter = Meter::new(self.device);
-        let planning = Instant::now();
-        let program = self.edit.program()?;
-        let (exec, prepared) = meter.watch(|| self.engine.executor(&program.plan, self.edit.model, &self.job.place.setup));
-        let mut exec = exec?;
-        let prepare = Seconds::from([("prepare", planning.elapsed().as_secs_f64())]);
-        let (cold, first) = meter.watch(|| self.edit(&mut *exec, &program, prepare, progress));
+        let (cold, first) = meter.watch(|| engine.make(&edit, progress));
         let cold = cold?;
-        let (warm, second) = meter.watch(|| self.edit(&mut *exec, &program, Seconds::new(), progress));
+        let (warm, second) = meter.watch(|| engine.make(&edit, progress));
         let warm = warm?;
-        drop(exec);
-        let peak = [&prepared, &first, &second].map(|taken| taken.peak_bytes).into_iter().max();
-        let of_both = |a: &Taken, b: &Taken| Some(a.joules? + b.joules?);
+        let rows = edit.spec().step_rows().total();
+        let stages = self.stages(&mut engine, &edit)?;
+        drop(engine); // the ceilings need its memory
         Ok(Report {
-            device: self.engine.name(),
-            size: self.edit.size(),
+            device: self.place.name(),
+            size: [self.size.0, self.size.1],
             steps: self.job.steps,
-            rows: program.spec.step_rows().total(),
-            seconds: EditSeconds { open, cold, warm },
-            joules: Joules { cold: of_both(&prepared, &first), warm: second.joules },
-            device_bytes: DeviceBytes { planned: program.plan.peak_bytes(), before, peak },
-            stages: self.stages()?,
+            rows,
+            seconds: EditSeconds { open, cold: seconds(&cold), warm: seconds(&warm) },
+            joules: Joules { cold: first.joules, warm: second.joules },
+            device_bytes: DeviceBytes {
+                planned: cold.plan.peak_bytes(),
+                before,
+                peak: [first.peak_bytes, second.peak_bytes].into_iter().max(),
+            },
+            stages,
             copy_gb_per_s: Ceilings::new(self.device, &self.job.place.setup)?.copy_gb_per_s()?,
         })
     }
 
-    /// Runs an edit; gives its seconds by stage beside those it is given, and as "edit" their sum.
-    fn edit(
-        &self,
-        exec: &mut dyn Executor,
-        program: &Program,
-        mut seconds: Seconds,
-        progress: &mut dyn Progress,
-    ) -> Result<Seconds> {
-        let earlier: f64 = seconds.values().sum();
-        let running = Instant::now();
-        self.edit.write_inputs(exec, program)?;
-        run_stages(exec, self.edit.model, program, progress, &mut seconds, &[])?;
-        seconds.insert("edit", earlier + running.elapsed().as_secs_f64());
-        Ok(seconds)
-    }
-
     /// Each stage, run again and again while its weights are on the device.
-    fn stages(&self) -> Result<BTreeMap<&'static str, StageTimes>> {
-        let program = self.edit.repeatable()?;
-        let mut exec = Cuda::new(&program.plan, self.edit.model.folder.clone(), self.device, &self.job.place.setup)?;
-        self.edit.write_inputs(&mut exec, &program)?;
-        let names: Vec<&str> = program.plan.graph.stages.iter().map(|s| s.name).collect();
-        exec.begin(&names)?;
+    fn stages(&self, engine: &mut Engine, edit: &Material) -> Result<BTreeMap<&'static str, StageTimes>> {
+        let (program, exec) = cuda(engine.ready(edit, Purpose::Measure)?)?;
+        let bodies = &program.plan.graph.bodies;
+        exec.begin(&Itinerary::of_all(&program.plan.graph))?;
         let mut stages = BTreeMap::new();
-        for name in names {
+        for body in (0..bodies.len()).map(BodyId) {
             // The step's counter stays within its schedule.
-            let most = if name == "step" { self.job.steps.saturating_sub(2).max(1) } else { usize::MAX };
-            stages.insert(name, StageTimes::of(exec.time_runs(name, self.job.runs.min(most))?));
+            let is_step = body == program.tensors.bodies.step;
+            let most = if is_step { self.job.steps.saturating_sub(2).max(1) } else { usize::MAX };
+            stages.insert(bodies[body.0].name, StageTimes::of(exec.time_runs(body, self.job.runs.min(most))?));
         }
         Ok(stages)
     }
+}
+
+fn seconds(edited: &Edited) -> Seconds {
+    let took = &edited.seconds;
+    let whole = [("edit", took.total()), ("prepare", took.plan + took.prepare), ("until_step", took.until_step)];
+    took.stages.iter().copied().chain(whole).collect()
 }
 
 /// What was measured at one size. It prints as a table and serializes as one JSON object.

@@ -4,11 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
-use super::sample::Sample;
-use super::{check_stages, gpu};
-use crate::commands::PlaceChoice;
-use crate::exec::{self, Cuda, Executor};
-use crate::pipeline::Model;
+use super::{check_stages, cuda, gpu, sample};
+use crate::exec::{self, Executor, unwatched};
+use crate::graph::BodyId;
+use crate::pipeline::{Engine, Model, PlaceChoice, Purpose};
 
 /// An edit whose nodes to compare.
 #[derive(Clone, Debug)]
@@ -32,22 +31,20 @@ pub struct CompareJob {
 /// # Errors
 /// No device, nodes that differ, or whatever stops an edit.
 pub fn run(job: &CompareJob, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
-    let (engine, device, precision) = gpu("compare", &job.place)?;
-    let model = Model::open(&job.model)?;
-    let edit = Sample::new(&model, &engine, precision, job.size, &job.prompt, 3, job.place.max_vram)?;
-    let program = edit.program()?;
-    let names: Vec<&str> = program.plan.graph.stages.iter().map(|s| s.name).collect();
-    check_stages(&job.stages, &names)?;
-    let mut exec = Cuda::new(&program.plan, model.folder.clone(), &device, &job.place.setup)?;
-    edit.write_inputs(&mut exec, &program)?;
-    exec.begin(&names)?;
+    let (place, _) = gpu("compare", &job.place)?;
+    let mut engine = Engine::open(Model::open(&job.model)?, place)?;
+    let edit = sample(&engine.model, job.size, &job.prompt, 3)?;
+    let (program, exec) = cuda(engine.ready(&edit, Purpose::Edit)?)?;
+    let graph = &program.plan.graph;
+    check_stages(&job.stages, graph)?;
+    exec.begin(&program.plan.itinerary)?;
     let mut differing = Vec::new();
-    for name in names {
+    for (body, name) in graph.bodies.iter().enumerate().map(|(n, body)| (BodyId(n), body.name)) {
         if !(job.stages.is_empty() || job.stages.iter().any(|stage| stage == name)) {
-            exec.run(name, &mut |_| Ok(()))?;
+            exec.run(body, &mut unwatched)?;
             continue;
         }
-        let report = exec::compare(&mut exec, name, job.go_on)?;
+        let report = exec::compare(exec, body, job.go_on)?;
         print(&format!("{name}\n{report}"))?;
         differing.extend(report.differing);
         if !(job.go_on || differing.is_empty()) {

@@ -8,16 +8,16 @@ use anyhow::Result;
 
 use super::report::{Profile, Stage};
 use super::roofline::{Rates, Timed};
-use super::sample::Sample;
 use super::trace::trace;
-use super::{check_stages, gpu};
-use crate::commands::PlaceChoice;
+use super::{check_stages, cuda, gpu, sample};
 use crate::cuda::{Ceilings, Device, Setup};
 use crate::error::usage;
 use crate::exec::{Cuda, Executor};
+use crate::graph::BodyId;
 use crate::image::Output;
 use crate::ops::Values;
-use crate::pipeline::{Model, Program, Progress};
+use crate::pipeline::{Engine, Loaded, Model, PlaceChoice, Program, Progress, Purpose};
+use crate::plan::Itinerary;
 use crate::tensor::DType;
 
 /// An edit to profile.
@@ -54,71 +54,62 @@ const REPLAYS: usize = 10;
 /// No device, an output that cannot be written, or whatever stops an edit.
 pub fn run(job: &ProfileJob, progress: &mut dyn Progress, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
     let output = job.trace.as_deref().map(|path| Output::reserve(path, job.force)).transpose().map_err(usage)?;
-    let (engine, device, precision) = gpu("profile", &job.place)?;
-    let model = Model::open(&job.model)?;
-    let edit = Sample::new(&model, &engine, precision, job.size, &job.prompt, job.steps, None)?;
-    let program = edit.repeatable()?;
+    let (place, device) = gpu("profile", &job.place)?;
+    let mut engine = Engine::open(Model::open(&job.model)?, place)?;
+    let edit = sample(&engine.model, job.size, &job.prompt, job.steps)?;
+    let loaded = engine.ready(&edit, Purpose::Measure)?;
+    let rows = loaded.program.spec.step_rows().total();
+    let stages = time_stages(job, loaded, progress)?;
+    let name = engine.place.name();
+    drop(engine); // the ceilings need its memory
     // The device is still at work's temperature and clocks when its ceilings are measured.
-    let stages = time_stages(job, &edit, &program, &device, progress)?;
     let rates = measure_rates(&stages, &device, &job.place.setup)?;
-    let profile = Profile { device: engine.name(), size: edit.size(), rows: program.spec.step_rows().total(), rates, stages };
+    let profile = Profile { device: name, size: [job.size.0, job.size.1], rows, rates, stages };
     if let Some(output) = output {
         output.commit(trace(&profile).to_string().as_bytes())?;
     }
     print(&if job.json { format!("{}\n", profile.json()) } else { profile.text() })
 }
 
-fn time_stages(
-    job: &ProfileJob,
-    edit: &Sample,
-    program: &Program,
-    device: &Arc<Device>,
-    progress: &mut dyn Progress,
-) -> Result<Vec<Stage>> {
-    let mut names: Vec<&'static str> = program.plan.graph.stages.iter().map(|s| s.name).collect();
-    check_stages(&job.stages, &names)?;
-    let wanted = |name: &str| job.stages.iter().any(|stage| stage == name);
-    while names.last().is_some_and(|name| !wanted(name)) {
-        names.pop();
+fn time_stages(job: &ProfileJob, loaded: &mut Loaded, progress: &mut dyn Progress) -> Result<Vec<Stage>> {
+    let (program, exec) = cuda(loaded)?;
+    let graph = &program.plan.graph;
+    check_stages(&job.stages, graph)?;
+    let wanted = |body: &BodyId| job.stages.iter().any(|stage| stage == graph.bodies[body.0].name);
+    let mut bodies: Vec<BodyId> = (0..graph.bodies.len()).map(BodyId).collect();
+    while bodies.last().is_some_and(|body| !wanted(body)) {
+        bodies.pop();
     }
-    let mut exec = Cuda::new(&program.plan, edit.model.folder.clone(), device, &job.place.setup)?;
-    edit.write_inputs(&mut exec, program)?;
-    exec.begin(&names)?;
+    exec.begin(&Itinerary::once(bodies.iter().copied()))?;
     let mut stages = Vec::new();
-    for name in names {
-        exec.run(name, &mut |_| progress.node())?; // also loads what libraries load late
-        if wanted(name) {
-            stages.push(time_stage(&mut exec, program, name, job.steps, progress)?);
+    for body in bodies {
+        exec.run(body, &mut |_, _| progress.node())?; // also loads what libraries load late
+        if wanted(&body) {
+            stages.push(time_stage(exec, program, body, job.steps, progress)?);
         }
     }
     Ok(stages)
 }
 
-fn time_stage(
-    exec: &mut Cuda,
-    program: &Program,
-    name: &'static str,
-    steps: usize,
-    progress: &mut dyn Progress,
-) -> Result<Stage> {
+fn time_stage(exec: &mut Cuda, program: &Program, body: BodyId, steps: usize, progress: &mut dyn Progress) -> Result<Stage> {
     // The step's counter stays within its schedule.
     let rewind = |exec: &mut Cuda| exec.write(program.tensors.denoised.counter, Values::I32(&[0]));
     let (mut passes, mut whole) = (Vec::new(), Vec::new());
     for _ in 0..PASSES {
         progress.node()?;
         rewind(exec)?;
-        passes.push(exec.time_nodes(name)?);
+        passes.push(exec.time_nodes(body)?);
         rewind(exec)?;
-        whole.push(exec.time_uncaptured(name)?);
+        whole.push(exec.time_uncaptured(body)?);
     }
     rewind(exec)?;
-    let replays = if name == "step" { REPLAYS.min(steps.saturating_sub(2).max(1)) } else { REPLAYS };
-    let captured = exec.time_runs(name, replays)?;
+    let replays = if body == program.tensors.bodies.step { REPLAYS.min(steps.saturating_sub(2).max(1)) } else { REPLAYS };
+    let captured = exec.time_runs(body, replays)?;
     let nodes = passes[0].len();
     let times: Vec<f64> = (0..nodes).map(|node| median(passes.iter().map(|pass| pass[node]).collect())).collect();
     Ok(Stage {
-        name,
-        nodes: Timed::of_stage(&program.plan, name, &times),
+        name: program.plan.graph.bodies[body.0].name,
+        nodes: Timed::of_body(&program.plan, body, &times),
         uncaptured_ms: median(whole),
         captured_ms: median(captured),
     })

@@ -1,0 +1,124 @@
+//! A model's folder, opened and checked before anything is computed.
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::Progress;
+use crate::model::{AXES, Config, LM_HEAD};
+use crate::prompt::{PromptSettings, Tokenizer};
+use crate::tensor::Component;
+use crate::weights::{Expected, ModelError, ModelFolder, check};
+
+/// Sides that a working area's square may have, in pixels.
+const SIZE_LEVELS: RangeInclusive<usize> = 64..=4096;
+
+/// Of models whose `step1x.json` says nothing else.
+const SIZE_LEVEL: usize = 512;
+
+/// What the user should know who has not named a model.
+const DEMO_NOTICE: &str = "this is the built-in demo model, which knows pictures of 128x128 pixels with simple shapes; for real pictures \
+                           give the folder of the released model with -m (README.md: Model folders)";
+
+/// A model folder, opened and checked.
+pub struct Model {
+    /// Open weight files.
+    pub folder: Arc<ModelFolder>,
+    /// Dimensions of the networks.
+    pub config: Config,
+    /// What no tensor tells.
+    pub settings: PromptSettings,
+    /// Text to ids.
+    pub tokenizer: Tokenizer,
+    /// Side of the square whose area a picture is brought to, unless the user names another.
+    pub size_level: usize,
+    /// The demo model that is part of the program.
+    pub is_demo: bool,
+}
+
+impl Model {
+    /// Opens a folder: files, dimensions, settings, tensors, tokenizer.
+    ///
+    /// # Errors
+    /// A [`ModelError`] that lists what is missing or wrong.
+    pub fn open(path: &Path) -> Result<Model> {
+        Model::of(ModelFolder::open(path)?)
+    }
+
+    /// Opens the folder that the user has named, otherwise the demo model, and says so.
+    ///
+    /// # Errors
+    /// As for [`Model::open`].
+    pub fn open_or_demo(path: Option<&Path>, progress: &mut dyn Progress) -> Result<Model> {
+        if let Some(path) = path {
+            return Model::open(path);
+        }
+        progress.notice(DEMO_NOTICE);
+        Model::demo()
+    }
+
+    /// The demo model that is part of the program.
+    ///
+    /// # Errors
+    /// The build is damaged.
+    pub fn demo() -> Result<Model> {
+        Ok(Model { is_demo: true, ..Model::of(ModelFolder::demo()?)? })
+    }
+
+    fn of(folder: ModelFolder) -> Result<Model> {
+        let model_error = |e: anyhow::Error| ModelError::new(format!("{}: {e:#}", folder.dir.display()));
+        let (settings, axes, size_level) = parse_settings(folder.settings.as_ref()).map_err(model_error)?;
+        let shape_of = |component, name: &str| folder.recipe(component, name).map(|recipe| recipe.spec().shape.clone());
+        let config = Config::infer(&shape_of, &folder.qwen_config, axes).map_err(model_error)?;
+        let manifest = config.manifest();
+        let expected: Vec<_> =
+            manifest.iter().map(|(component, name, shape)| Expected { component: *component, name, shape }).collect();
+        check(&folder, &expected, &[(Component::Qwen, LM_HEAD)])?;
+        let tokenizer = Tokenizer::from_bytes(&folder.tokenizer).context("tokenizer.json").map_err(model_error)?;
+        let (ids, rows) = (tokenizer.vocabulary_size(), config.text.vocabulary);
+        if ids > rows {
+            let fault = format!("tokenizer.json gives ids up to {}, the text model has {rows} embeddings", ids - 1);
+            return Err(ModelError::new(format!("{}: {fault}; take both from one release", folder.dir.display())).into());
+        }
+        settings.check(&tokenizer).map_err(model_error)?;
+        let (declared, found) =
+            (folder.qwen_config.get("image_token_id").and_then(Value::as_u64), tokenizer.token_id("<|image_pad|>"));
+        if declared.is_some_and(|id| found.map(u64::from) != Some(id)) {
+            let fault =
+                format!("config.json says image_token_id {declared:?}, tokenizer.json has {found:?}; take both from one release");
+            return Err(ModelError::new(fault).into());
+        }
+        Ok(Model { folder: Arc::new(folder), config, settings, tokenizer, size_level, is_demo: false })
+    }
+}
+
+/// `step1x.json`: the prompt's settings, the rotary axes and the size level.
+fn parse_settings(json: Option<&Value>) -> Result<(PromptSettings, [usize; 3], usize)> {
+    let mut json = json.cloned().unwrap_or_else(|| json!({}));
+    let object = json.as_object_mut().context("step1x.json is not a JSON object")?;
+    let (axes, size_level) = (object.remove("axes"), object.remove("size_level"));
+    let axes = axes.map_or(Ok(AXES), serde_json::from_value).context("step1x.json: axes are three numbers")?;
+    let size_level = size_level.map_or(Ok(SIZE_LEVEL), serde_json::from_value).context("step1x.json: size_level is a number")?;
+    let (least, most) = SIZE_LEVELS.into_inner();
+    ensure!(SIZE_LEVELS.contains(&size_level), "step1x.json: size_level is {size_level}; wanted {least} to {most}");
+    Ok((serde_json::from_value(json).context("step1x.json")?, axes, size_level))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_keep_defaults_and_take_axes() {
+        let json = json!({"cut": 100, "axes": [32, 48, 48], "size_level": 128});
+        let (settings, axes, size_level) = parse_settings(Some(&json)).unwrap();
+        assert_eq!((settings.cut, settings.max_text, axes, size_level), (100, 640, [32, 48, 48], 128));
+        assert_eq!(parse_settings(None).unwrap(), (PromptSettings::default(), AXES, 512));
+        for wrong in [json!([]), json!({"axes": 3}), json!({"cuts": 1}), json!({"size_level": 63}), json!({"size_level": "a"})] {
+            assert!(parse_settings(Some(&wrong)).is_err(), "{wrong}");
+        }
+    }
+}
