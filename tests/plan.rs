@@ -129,7 +129,7 @@ fn the_fastest_residency_that_fits_is_taken() {
     let text = refused(&large, Budget::Free(peaks[2].1 - 1));
     assert!(text.contains("at least 20.00 GB") && text.contains("are free") && text.contains("smaller --size-level"), "{text}");
     let text = refused(&small, Budget::Allowed(17_000_000_000));
-    assert!(text.contains("--max-vram allows 17.00 GB") && text.contains("all need 17.82 GB"), "{text}");
+    assert!(text.contains("--max-vram allows 17.00 GB") && text.contains("smallest picture needs 17.82 GB"), "{text}");
 }
 
 /// What the chart shows of a policy: the weights of each stage in place, those that come early, those that leave.

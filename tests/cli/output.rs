@@ -143,6 +143,6 @@ fn json_that_cannot_be_printed_is_a_fault() {
     let args = place.edit_args(&["-i", &picture, "--json"]);
     let answer: Answer =
         place.command(&args).stdout(full).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap().into();
-    answer.refused(1, &["out.png is made", "standard output", "No space left"]);
+    answer.refused(1, &["out.png is written", "standard output", "No space left"]);
     assert_eq!(place.names(), ["out.png"]);
 }

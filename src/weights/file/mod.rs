@@ -120,9 +120,9 @@ impl WeightFile {
     /// No such tensor, bytes beyond its end, or what the file system reports; a file that has been cut off since it was
     /// opened is told from others.
     pub fn read_at(&self, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        let entry = self.entries.get(name).ok_or_else(|| ModelError::new(format!("there is no {name}")).at(&self.path))?;
+        let entry = self.entries.get(name).ok_or_else(|| ModelError::new(format!("there is no tensor {name}")).at(&self.path))?;
         if entry.range.len().checked_sub(offset).is_none_or(|left| left < bytes.len()) {
-            return Err(ModelError::new(format!("a read beyond the end of {name}")).at(&self.path));
+            return Err(ModelError::new(format!("cannot read beyond the end of tensor {name}")).at(&self.path));
         }
         let at = entry.range.start + offset;
         match &self.content {

@@ -122,14 +122,14 @@ fn a_read_of_what_is_not_there_says_why() {
     std::fs::write(&path, file(TWO, &[7; 16])).unwrap();
     let weights = WeightFile::open(&path).unwrap();
     let fault = |name: &str, offset: usize| weights.read_at(name, offset, &mut [0; 4]).unwrap_err().to_string();
-    assert!(fault("c", 0).contains("there is no c"));
-    assert!(fault("b", 9).contains("a read beyond the end of b"));
-    assert!(fault("b", usize::MAX).contains("a read beyond the end of b"));
+    assert!(fault("c", 0).contains("there is no tensor c"));
+    assert!(fault("b", 9).contains("cannot read beyond the end of tensor b"));
+    assert!(fault("b", usize::MAX).contains("cannot read beyond the end of tensor b"));
     let whole = weights.bytes();
     std::fs::File::options().write(true).open(&path).unwrap().set_len(whole - 6).unwrap();
     let text = fault("b", 8);
     assert!(
-        text.contains(&format!("two.safetensors: it had {whole} bytes when it was opened and has {} now", whole - 6)),
+        text.contains(&format!("two.safetensors: the file had {whole} bytes when it was opened and has {} now", whole - 6)),
         "{text}"
     );
     assert_eq!(weights.read("a").unwrap(), [7; 4], "what is still there is read");

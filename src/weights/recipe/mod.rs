@@ -121,7 +121,7 @@ impl Stored {
     /// # Errors
     /// There is none.
     pub fn new(file: &Arc<WeightFile>, name: &str) -> Result<Stored> {
-        let spec = file.spec(name).ok_or_else(|| ModelError::new(format!("there is no {name}")).at(file.path()))?.clone();
+        let spec = file.spec(name).ok_or_else(|| ModelError::new(format!("there is no tensor {name}")).at(file.path()))?.clone();
         Ok(Stored { file: file.clone(), name: name.to_string(), spec })
     }
 
@@ -159,7 +159,7 @@ impl Rows {
     /// No parts, a tensor without rows or with less than are asked for, or rows of different extents.
     pub fn new(parts: impl IntoIterator<Item = (Recipe, Range<usize>)>) -> Result<Rows> {
         let parts: Vec<Part> = parts.into_iter().map(|(of, rows)| Part { of, rows }).collect();
-        let first = parts.first().ok_or_else(|| ModelError::new("a tensor of no rows"))?.of.spec().clone();
+        let first = parts.first().ok_or_else(|| ModelError::new("a tensor must have rows"))?.of.spec().clone();
         for Part { of, rows } in &parts {
             let spec = of.spec();
             if spec.shape.0.first().is_none_or(|&all| rows.start > rows.end || rows.end > all) {

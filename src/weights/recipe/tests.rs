@@ -69,7 +69,7 @@ fn a_stored_tensor_is_read_as_it_is() {
     assert_cuts_agree(&conv, 0..=48);
     assert!(fault(conv.read_at(1, &mut [0; 48])).contains("k.weight: 48 bytes from 1 on are beyond the end of a tensor of 48"));
     assert!(conv.read_at(usize::MAX, &mut [0; 2]).is_err());
-    assert!(fault(Stored::new(&source.file, "q.weight")).contains("there is no q.weight"));
+    assert!(fault(Stored::new(&source.file, "q.weight")).contains("there is no tensor q.weight"));
     let text = fault(Stored::new(&source.file, "k.weight").unwrap().reshaped([6, 5]));
     assert!(text.contains("k.weight: it is bf16[6, 4], which cannot become [6, 5]"), "{text}");
 }
