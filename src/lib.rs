@@ -1,11 +1,31 @@
 //! step1x-edit: a lean inference runtime for the image-editing model Step1X-Edit.
 //!
+//! Its whole use, here with the built-in demo model on the CPU:
+//!
+//! ```
+//! use step1x_edit::{DeviceChoice, EditParameters, Engine, Model, Place, PlaceChoice, Rgb, Silent};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let place = Place::open(&PlaceChoice { device: DeviceChoice::Cpu, ..PlaceChoice::default() })?;
+//! let mut engine = Engine::open(Model::demo()?, place)?; // Model::open("folder".as_ref()) for released weights
+//! let picture = Rgb { width: 64, height: 64, data: vec![255; 64 * 64 * 3] }; // or image::decode("sofa.jpg".as_ref())
+//! let edit = EditParameters { steps: 2, size_level: Some(64), ..EditParameters::new("add a blue circle") };
+//! let edited = engine.edit(&edit, Some(&picture), &mut Silent)?;
+//! assert_eq!(edited.at(&picture).data.len(), picture.data.len());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! An [`Engine`] keeps what a second edit can use: plans, and on a GPU kernels, weights and captured steps.
+//!
+//! # Inside
+//!
 //! Record once, plan once, run many. Dependencies point down this list; each module's invariant in a sentence:
 //!
 //! - [`cli`]: flags and environment to validated jobs; nothing below reads a flag or an environment variable.
 //! - [`commands`]: the commands besides `edit`; each takes a job.
 //! - [`progress`]: what a person sees while something runs.
-//! - [`pipeline`]: one edit, from files to file.
+//! - [`pipeline`]: the engine, and one edit from files to file.
 //! - [`error`]: faults with an exit code of their own; depends on nothing.
 //! - [`inputs`]: tokens and patches to the program's spec and input values; pure.
 //! - [`exec`]: walks a plan; decides nothing.
@@ -19,6 +39,13 @@
 //! - [`kernels`]: the embedded CUDA sources.
 //! - [`hash`], [`aside`]: the one hash; files that appear whole or not at all; depend on nothing.
 //! - [`tensor`]: element types and shapes; depends on nothing.
+
+pub use error::{Interrupted, ResourceError, UsageError};
+pub use image::Rgb;
+pub use pipeline::{
+    DeviceChoice, EditJob, EditParameters, Edited, Engine, Model, Place, PlaceChoice, Progress, Report, Silent, run_edit,
+};
+pub use weights::ModelError;
 
 pub mod aside;
 pub mod cli;
