@@ -6,15 +6,15 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use serde_json::json;
-use step1x_edit::cli::Preset;
+use step1x_edit::commands::synth::PresetModel;
 use step1x_edit::image::{Filter, Rgb, resize};
+use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
 use step1x_edit::ops::{Arch, H100_GRID_THREADS};
 use step1x_edit::pipeline::{Program, Request};
 use step1x_edit::plan::{Precision, Target};
 use step1x_edit::prompt::fit;
-use step1x_edit::synth::PresetModel;
 use step1x_edit::tensor::Component;
 use step1x_edit::weights::parse_header;
 

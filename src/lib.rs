@@ -2,7 +2,7 @@
 //!
 //! Record once, plan once, run many. Dependencies point down this list; each module's invariant in a sentence:
 //!
-//! - [`demo`], [`inspect`], [`synth`], [`verify`], [`judge`], [`measure`], [`doctor`]: the commands besides `edit`.
+//! - [`commands`]: the commands besides `edit`.
 //! - [`cli`]: flags to validated jobs; nothing below reads a flag or an environment variable.
 //! - [`progress`]: what a person sees while something runs.
 //! - [`pipeline`]: one edit, from files to file.
@@ -20,18 +20,14 @@
 //! - [`tensor`]: element types and shapes; depends on nothing.
 
 pub mod cli;
+pub mod commands;
 pub mod cuda;
-pub mod demo;
-pub mod doctor;
 pub mod error;
 pub mod exec;
 pub mod graph;
 pub mod image;
 pub mod inputs;
-pub mod inspect;
-pub mod judge;
 pub mod kernels;
-pub mod measure;
 pub mod model;
 pub mod ops;
 pub mod pipeline;
@@ -39,7 +35,5 @@ pub mod plan;
 pub mod progress;
 pub mod prompt;
 pub mod sampling;
-pub mod synth;
 pub mod tensor;
-pub mod verify;
 pub mod weights;

@@ -11,11 +11,11 @@ use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::{register, register_conditional_shutdown};
 use step1x_edit::cli::{Cli, Command, EditArgs, normalise};
+use step1x_edit::commands::{demo, doctor, inspect, judge, measure, synth, verify};
 use step1x_edit::error::{Interrupted, ResourceError, UsageError};
 use step1x_edit::pipeline::run_edit;
 use step1x_edit::progress::{Display, byte_bar, case_bar, say};
 use step1x_edit::weights::ModelError;
-use step1x_edit::{demo, doctor, inspect, judge, measure, synth, verify};
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(normalise(std::env::args_os().collect::<Vec<OsString>>().into_iter()));
@@ -59,7 +59,9 @@ fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
             return Ok(code);
         }
         Command::Inspect(args) => print(&inspect::run(args)?)?,
-        Command::Synth(args) => synth::write(&args.output, args.preset, args.version(), args.seed, stop, &byte_bar(args.quiet))?,
+        Command::Synth(args) => {
+            synth::write(&args.output, args.preset(), args.version(), args.seed, stop, &byte_bar(args.quiet))?
+        }
     }
     Ok(0)
 }

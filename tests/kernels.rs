@@ -7,17 +7,18 @@ use std::process::Command;
 use std::time::Instant;
 
 use rayon::prelude::*;
-use step1x_edit::cli::{self, Preset};
+use step1x_edit::cli;
+use step1x_edit::commands::synth::PresetModel;
 use step1x_edit::cuda::{Compiler, Setup, load_nvrtc};
 use step1x_edit::error::ResourceError;
 use step1x_edit::image::working_size;
+use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
 use step1x_edit::ops::{Arch, H100_GRID_THREADS, Kernel, View, cases};
 use step1x_edit::pipeline::{Program, Request};
 use step1x_edit::plan::{Precision, Target};
 use step1x_edit::prompt::fit;
-use step1x_edit::synth::PresetModel;
 
 const ARCHITECTURES: [Arch; 3] = [Arch(80), Arch(89), Arch(90)];
 

@@ -4,16 +4,17 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
-use step1x_edit::cli::{PlanJob, Preset};
+use step1x_edit::cli::PlanJob;
+use step1x_edit::commands::inspect::plan_edit;
+use step1x_edit::commands::synth::PresetModel;
 use step1x_edit::error::ResourceError;
 use step1x_edit::graph::{Kind, StorageId, TensorId};
-use step1x_edit::inspect::plan_edit;
+use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
 use step1x_edit::ops::Arch;
 use step1x_edit::pipeline::{Program, Request};
 use step1x_edit::plan::{ALIGNMENT, Arrival, Budget, Plan, Policy, Precision, Residency, Target};
-use step1x_edit::synth::PresetModel;
 
 const PROMPT: &str = "Replace 'TRAIN' with 'PLANE'";
 

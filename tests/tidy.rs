@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Each module and what it may name, from the bottom up.
-const LAYERS: [(&str, &[&str]); 24] = [
+const LAYERS: [(&str, &[&str]); 18] = [
     ("tensor", &[]),
     ("kernels", &[]),
     ("error", &[]),
@@ -28,18 +28,12 @@ const LAYERS: [(&str, &[&str]); 24] = [
     ("progress", &["error", "pipeline"]),
     ("cli", &["cuda", "error", "image", "model", "ops", "pipeline", "plan", "sampling"]),
     (
-        "verify",
+        "commands",
         &[
             "cli", "cuda", "error", "exec", "graph", "image", "model", "ops", "pipeline", "plan", "prompt", "sampling", "tensor",
             "weights",
         ],
     ),
-    ("demo", &["cli", "error", "image", "pipeline"]),
-    ("judge", &["cli", "error", "image", "pipeline"]),
-    ("measure", &["cli", "cuda", "error", "exec", "image", "model", "ops", "pipeline", "plan", "prompt", "tensor"]),
-    ("doctor", &["cli", "cuda", "pipeline", "plan", "tensor"]),
-    ("synth", &["cli", "error", "model", "prompt", "tensor", "weights"]),
-    ("inspect", &["cli", "error", "image", "model", "ops", "pipeline", "plan", "prompt", "synth", "tensor"]),
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
@@ -110,7 +104,7 @@ fn every_module_has_its_layer() {
 #[test]
 fn only_the_top_reads_arguments_and_environment() {
     for path in sources(&Path::new(ROOT).join("src")) {
-        let top = ["main.rs", "cli.rs", "cli/environment.rs"].iter().any(|name| path.ends_with(name));
+        let top = ["main.rs", "cli/environment.rs"].iter().any(|name| path.ends_with(name));
         assert!(top || !shipped(&path).contains("env::"), "{} names std::env", path.display());
     }
 }

@@ -11,4 +11,4 @@ pub mod vision;
 
 pub use config::{Config, DitConfig, HEAD_WIDTH, ShapeOf, TextConfig, VaeConfig, Version, VisionConfig};
 pub use connector::PromptRows;
-pub use preset::{AXES, LM_HEAD};
+pub use preset::{AXES, LM_HEAD, Preset};

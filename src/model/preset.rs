@@ -12,6 +12,15 @@ use crate::tensor::{Component, DType, Shape};
 /// Rotary axes of the released transformer: 16 channels for time, 56 each for row and column.
 pub const AXES: [usize; 3] = [16, 56, 56];
 
+/// A size of the networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preset {
+    /// The released one: 42 GB.
+    Full,
+    /// The same parts with few, narrow layers: 51 MB.
+    Tiny,
+}
+
 impl Config {
     /// The released networks.
     pub fn full(version: Version) -> Config {

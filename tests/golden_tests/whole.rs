@@ -3,11 +3,12 @@
 
 use std::ops::Range;
 
-use step1x_edit::cli::Preset;
+use step1x_edit::commands::synth::PresetModel;
 use step1x_edit::exec::Reference;
 use step1x_edit::graph::{Graph, TensorId};
 use step1x_edit::image::Rgb;
 use step1x_edit::inputs::PictureInputs;
+use step1x_edit::model::Preset;
 use step1x_edit::model::edit::{self, EditSpec, NoiseSource, Savings};
 use step1x_edit::model::text::{self, TextRows};
 use step1x_edit::model::{PromptRows, Version, vae, vision};
@@ -16,7 +17,6 @@ use step1x_edit::pipeline::{HostInputs, Program, Request};
 use step1x_edit::plan::{Precision, Target};
 use step1x_edit::prompt::{self, Patches, PromptTokens};
 use step1x_edit::sampling::{pack_noise, schedule, step_table};
-use step1x_edit::synth::PresetModel;
 use step1x_edit::tensor::Component;
 use step1x_edit::tensor::DType::{self, BF16, F32};
 

@@ -6,17 +6,17 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use step1x_edit::cli::Preset;
+use step1x_edit::commands::synth;
 use step1x_edit::cuda::Device;
 use step1x_edit::error::ResourceError;
 use step1x_edit::exec::Cuda;
 use step1x_edit::graph::Graph;
+use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::Savings;
 use step1x_edit::ops::Cast;
 use step1x_edit::pipeline::Model;
 use step1x_edit::plan::{KERNEL_BYTES, Plan, Precision};
-use step1x_edit::synth;
 use step1x_edit::tensor::{Component, DType, Spec};
 use step1x_edit::weights::{ModelError, Result, WeightSource};
 

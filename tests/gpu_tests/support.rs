@@ -3,18 +3,19 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use step1x_edit::cli::{self, Preset};
+use step1x_edit::cli;
+use step1x_edit::commands::synth::PresetModel;
 use step1x_edit::cuda::{Device, Setup};
 use step1x_edit::error::ResourceError;
 use step1x_edit::exec::{Cuda, Executor};
 use step1x_edit::image::Rgb;
+use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
 use step1x_edit::ops::{Arch, H100_GRID_THREADS, HostValues};
 use step1x_edit::pipeline::{HostInputs, Program, Request};
 use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::prompt::{self, Patches};
-use step1x_edit::synth::PresetModel;
 use step1x_edit::weights::WeightSource;
 
 use crate::common::SyntheticWeights;

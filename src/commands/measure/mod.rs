@@ -6,7 +6,7 @@ mod meter;
 mod profile;
 mod report;
 mod roofline;
-mod synthetic;
+mod sample;
 mod trace;
 
 use std::sync::Arc;

@@ -62,8 +62,8 @@ pub fn run(args: &DemoArgs, progress: &mut dyn Progress, bar: &ProgressBar) -> R
 
 /// The places, all within the page, and the page without results.
 fn template() -> Result<(Gallery, Rgb)> {
-    let gallery: Gallery = serde_json::from_slice(include_bytes!("../assets/gallery/cases.json"))?;
-    let page = image::decode_bytes(include_bytes!("../assets/gallery/template.png"))?;
+    let gallery: Gallery = serde_json::from_slice(include_bytes!("../../assets/gallery/cases.json"))?;
+    let page = image::decode_bytes(include_bytes!("../../assets/gallery/template.png"))?;
     let inside = |(x, y): (usize, usize)| x + gallery.side <= page.width && y + gallery.side <= page.height;
     ensure!(gallery.cells.iter().all(|cell| inside(cell.source) && inside(cell.result)), "a picture lies outside the page");
     Ok((gallery, page))

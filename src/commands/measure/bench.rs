@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::gpu;
 use super::meter::Meter;
-use super::synthetic::Synthetic;
+use super::sample::Sample;
 use crate::cli::{self, BenchArgs};
 use crate::cuda::{Ceilings, Device, Setup};
 use crate::exec::{Cuda, Executor};
@@ -28,7 +28,7 @@ pub fn run(args: &BenchArgs, progress: &mut dyn Progress, print: &mut dyn FnMut(
     let model = Model::open(&args.model)?;
     let open = opening.elapsed().as_secs_f64();
     for &size in &args.size {
-        let edit = Synthetic::new(&model, &engine, precision, size, &args.prompt, args.steps as usize, args.memory.max_vram)?;
+        let edit = Sample::new(&model, &engine, precision, size, &args.prompt, args.steps as usize, args.memory.max_vram)?;
         let bench = Bench { args, setup: &setup, engine: &engine, device: &device, edit };
         let mut report = bench.edits(progress)?;
         report["seconds"]["open"] = json!(open);
@@ -44,7 +44,7 @@ struct Bench<'a> {
     setup: &'a Setup,
     engine: &'a Engine,
     device: &'a Arc<Device>,
-    edit: Synthetic<'a>,
+    edit: Sample<'a>,
 }
 
 impl Bench<'_> {

@@ -14,7 +14,7 @@ use crate::prompt::{self, Patches};
 const SEED: u64 = 42;
 
 /// An edit of a made-up picture.
-pub(super) struct Synthetic<'a> {
+pub(super) struct Sample<'a> {
     pub(super) model: &'a Model,
     engine: &'a Engine,
     precision: Precision,
@@ -25,7 +25,7 @@ pub(super) struct Synthetic<'a> {
     max_vram: Option<usize>,
 }
 
-impl<'a> Synthetic<'a> {
+impl<'a> Sample<'a> {
     /// # Errors
     /// A usage error for sides or a prompt that do not fit.
     pub(super) fn new(
@@ -36,14 +36,14 @@ impl<'a> Synthetic<'a> {
         prompt: &'a str,
         steps: usize,
         max_vram: Option<usize>,
-    ) -> Result<Synthetic<'a>> {
+    ) -> Result<Sample<'a>> {
         let fits = |side: usize| side.is_multiple_of(16) && (16..=4096).contains(&side);
         if !(fits(width) && fits(height)) {
             return Err(usage(anyhow::anyhow!("--size {width}x{height}: sides are multiples of 16 up to 4096")));
         }
         let picture = Rgb { width, height, data: (0..width * height * 3).map(|i| (i / 3 * 7 + i / width) as u8).collect() };
         let patches = prompt::patches(&picture, &model.settings).map_err(usage)?;
-        Ok(Synthetic { model, engine, precision, picture, patches, prompt, steps, max_vram })
+        Ok(Sample { model, engine, precision, picture, patches, prompt, steps, max_vram })
     }
 
     /// The edit's program.

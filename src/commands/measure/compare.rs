@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use super::synthetic::Synthetic;
+use super::sample::Sample;
 use super::{check_stages, gpu};
 use crate::cli::{self, CompareArgs};
 use crate::exec::{self, Cuda, Executor};
@@ -16,7 +16,7 @@ pub fn run(args: &CompareArgs, print: &mut dyn FnMut(&str) -> Result<()>) -> Res
     let setup = cli::setup();
     let (engine, device, precision) = gpu("compare needs", args.device, &setup)?;
     let model = Model::open(&args.model)?;
-    let edit = Synthetic::new(&model, &engine, precision, args.size, &args.prompt, 3, args.memory.max_vram)?;
+    let edit = Sample::new(&model, &engine, precision, args.size, &args.prompt, 3, args.memory.max_vram)?;
     let program = edit.program()?;
     let names: Vec<&str> = program.plan.graph.stages.iter().map(|s| s.name).collect();
     check_stages(&args.stage, &names)?;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
+use super::synth::PresetModel;
 use crate::cli::{InspectArgs, PlanJob};
 use crate::error::usage;
 use crate::image;
@@ -14,7 +15,6 @@ use crate::ops::{Arch, H100_GRID_THREADS};
 use crate::pipeline::{Model, Program, Request};
 use crate::plan::{Budget, Plan, Precision, StageMemory, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
-use crate::synth::PresetModel;
 use crate::tensor::{Component, DType, Shape, Spec};
 
 /// What is inspected, with or without weights.
@@ -58,7 +58,7 @@ pub fn run(args: &InspectArgs) -> Result<String> {
 
 impl Subject {
     fn new(args: &InspectArgs, job: &PlanJob) -> Result<Subject> {
-        if let Some(preset) = args.preset {
+        if let Some(preset) = args.preset() {
             let PresetModel { config, settings, tokenizer, .. } = PresetModel::new(preset, job.version)?;
             let spec =
                 |(component, name, dtype, shape): (Component, String, DType, Shape)| (component, name, Spec { dtype, shape });

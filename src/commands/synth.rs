@@ -7,9 +7,8 @@ use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use crate::cli::Preset;
 use crate::error::{Interrupted, usage};
-use crate::model::{Config, Version};
+use crate::model::{Config, Preset, Version};
 use crate::prompt::{PromptSettings, Tokenizer};
 use crate::tensor::{Component, Spec};
 use crate::weights::tokenizer::{TINY_ADDED, full_tokenizer_json, tiny_tokenizer_json};

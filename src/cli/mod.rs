@@ -24,8 +24,8 @@ pub use self::memory::MemoryArgs;
 pub use self::place::PlaceArgs;
 use crate::error::usage;
 use crate::image::Filter;
-use crate::model::Version;
 use crate::model::edit::Savings;
+use crate::model::{Preset, Version};
 use crate::ops::H100_GRID_THREADS;
 use crate::pipeline::{DeviceChoice, EditJob, EditParameters, Rng};
 use crate::plan::Precision;
@@ -89,9 +89,8 @@ enum PosteriorArg {
     Sample,
 }
 
-/// Networks known without a checkpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Preset {
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PresetArg {
     /// The released size: 42 GB.
     Full,
     /// The same parts with few, narrow layers: 51 MB.
@@ -111,6 +110,15 @@ impl From<VersionArg> for Version {
         match version {
             VersionArg::V1_0 => Version::V1_0,
             VersionArg::V1_1 => Version::V1_1,
+        }
+    }
+}
+
+impl From<PresetArg> for Preset {
+    fn from(preset: PresetArg) -> Preset {
+        match preset {
+            PresetArg::Full => Preset::Full,
+            PresetArg::Tiny => Preset::Tiny,
         }
     }
 }
@@ -227,7 +235,7 @@ pub struct InspectArgs {
     pub model: Option<PathBuf>,
     /// Networks without weights
     #[arg(long, value_enum)]
-    pub preset: Option<Preset>,
+    preset: Option<PresetArg>,
     /// Version of the preset
     #[arg(long, value_enum, default_value = "v1.1")]
     version: VersionArg,
@@ -280,6 +288,11 @@ pub struct PlanJob {
 }
 
 impl InspectArgs {
+    /// Networks without weights.
+    pub fn preset(&self) -> Option<Preset> {
+        self.preset.map(Preset::from)
+    }
+
     /// The edit to plan.
     pub fn job(&self) -> PlanJob {
         PlanJob {
@@ -298,7 +311,7 @@ impl InspectArgs {
 pub struct SynthArgs {
     /// Size of the networks
     #[arg(long, value_enum)]
-    pub preset: Preset,
+    preset: PresetArg,
     /// Version of the transformer
     #[arg(long, value_enum, default_value = "v1.1")]
     version: VersionArg,
@@ -314,6 +327,11 @@ pub struct SynthArgs {
 }
 
 impl SynthArgs {
+    /// Size of the networks.
+    pub fn preset(&self) -> Preset {
+        self.preset.into()
+    }
+
     /// Version of the transformer.
     pub fn version(&self) -> Version {
         self.version.into()

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::report::{Profile, Stage};
 use super::roofline::{Rates, Timed};
-use super::synthetic::Synthetic;
+use super::sample::Sample;
 use super::trace::trace;
 use super::{check_stages, gpu};
 use crate::cli::{self, ProfileArgs};
@@ -33,7 +33,7 @@ pub fn run(args: &ProfileArgs, progress: &mut dyn Progress, print: &mut dyn FnMu
     let setup = cli::setup();
     let (engine, device, precision) = gpu("profile needs", args.device, &setup)?;
     let model = Model::open(&args.model)?;
-    let edit = Synthetic::new(&model, &engine, precision, args.size, &args.prompt, args.steps as usize, None)?;
+    let edit = Sample::new(&model, &engine, precision, args.size, &args.prompt, args.steps as usize, None)?;
     let program = edit.repeatable()?;
     // The device is still at work's temperature and clocks when its ceilings are measured.
     let stages = time_stages(args, &edit, &program, &device, &setup, progress)?;
@@ -47,7 +47,7 @@ pub fn run(args: &ProfileArgs, progress: &mut dyn Progress, print: &mut dyn FnMu
 
 fn time_stages(
     args: &ProfileArgs,
-    edit: &Synthetic,
+    edit: &Sample,
     program: &Program,
     device: &Arc<Device>,
     setup: &Setup,
