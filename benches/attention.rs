@@ -18,15 +18,19 @@ use step1x_edit::graph::Graph;
 use step1x_edit::ops::{Arch, Attention, HostValues, Segment, Values};
 use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::tensor::{Component, DType, Spec};
-use step1x_edit::weights::WeightSource;
+use step1x_edit::weights::{ModelError, WeightSource};
 
 const RUNS: usize = 25;
 
 struct NoWeights;
 
 impl WeightSource for NoWeights {
-    fn weight(&self, _: Component, _: &str) -> Option<(&Spec, &[u8])> {
+    fn spec(&self, _: Component, _: &str) -> Option<Spec> {
         None
+    }
+
+    fn read_at(&self, _: Component, name: &str, _: usize, _: &mut [u8]) -> step1x_edit::weights::Result<()> {
+        Err(ModelError::new(format!("there is no {name}")))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// Element type of a tensor, in memory or in a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DType {
     /// IEEE 754 binary32.
     F32,

@@ -18,7 +18,7 @@ const LAYERS: [(&str, &[&str]); 18] = [
     ("sampling", &["ops", "tensor"]),
     ("image", &[]),
     ("prompt", &["image"]),
-    ("weights", &["model", "tensor"]),
+    ("weights", &["model", "ops", "tensor"]),
     ("exec", &["cuda", "error", "graph", "ops", "plan", "tensor", "weights"]),
     ("inputs", &["model", "prompt"]),
     (

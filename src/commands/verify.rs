@@ -210,7 +210,7 @@ impl<'a> Recorded<'a> {
         let mut caught = Caught { ours: HashMap::new(), progress };
         let reference = t.reference_latent.context("an edit has a reference")?;
         let watched = [("vae_encode", reference), ("text", t.embedding), ("step", t.denoised.latents)];
-        let pixels = run_stages(exec, model, program, &mut caught, &mut Default::default(), &watched)?;
+        let pixels = run_stages(exec, program, &mut caught, &mut Default::default(), &watched)?;
         let Caught { mut ours, .. } = caught;
         let mut take = |name: &str| ours.remove(name).with_context(|| format!("nothing came of {name}"));
 

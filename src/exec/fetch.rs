@@ -5,14 +5,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use half::{bf16, f16};
 
 use crate::cuda::{Device, Event, PIECE, Piece, Staging, Stream, Uploads};
 use crate::graph::{Graph, Kind, StorageId};
-use crate::ops::WeightOrder;
 use crate::plan::{Arrival, Plan};
-use crate::tensor::{Component, DType, Spec};
-use crate::weights::{WeightSource, decode_f32};
+use crate::weights::{WeightForm, WeightKey, WeightSource};
 
 /// Which weights are whole in the device's region.
 pub(super) struct Resident(Vec<bool>);
@@ -36,11 +33,7 @@ pub(super) struct Pass {
 
 /// Where a piece's bytes come from.
 struct Origin {
-    component: Component,
-    name: String,
-    /// As the graph uses it.
-    spec: Spec,
-    order: WeightOrder,
+    key: WeightKey,
     /// Elements of the piece, in the order in which they lie on the device.
     elements: Range<usize>,
 }
@@ -58,13 +51,14 @@ impl Pass {
         let graph = &plan.graph;
         let number = |name: &&str| graph.stages.iter().position(|s| s.name == *name).with_context(|| format!("no stage {name}"));
         let stages: Vec<usize> = stages.iter().map(number).collect::<Result<_>>()?;
-        let orders = orders(graph)?;
+        let keys = weight_keys(graph)?;
         let (mut pieces, mut origins, mut of_storage) = (Vec::new(), Vec::new(), HashMap::new());
         for Arrival { storage, gate } in plan.weights.arrivals(graph, &stages, &mut resident.0) {
             let first = pieces.len();
             let start = region + plan.weights.offsets[storage.0].context("a weight without a place")? as u64;
-            for origin in origins_of(graph, storage, orders[storage.0])? {
-                let size = origin.spec.dtype.bytes();
+            let key = keys[storage.0].as_ref().context("a weight that no node reads")?;
+            for origin in origins_of(key, graph.storages[storage.0].spec.shape.elements()) {
+                let size = key.form.dtype.bytes();
                 let address = start + (origin.elements.start * size) as u64;
                 pieces.push(Piece { address, bytes: origin.elements.len() * size, gate });
                 origins.push(origin);
@@ -73,7 +67,8 @@ impl Pass {
             ensure!(known.is_none(), "{} would have to come twice", graph.storages[storage.0].name);
         }
         let weights = weights.clone();
-        let fill = move |piece: usize, bytes: &mut [u8]| origins[piece].fill(&*weights, bytes);
+        let fill =
+            move |piece: usize, bytes: &mut [u8]| Ok(origins[piece].key.fill(&*weights, origins[piece].elements.start, bytes)?);
         let uploads = Uploads::start(staging, pieces, stages.len().max(1), Arc::new(fill))?;
         Ok(Pass { stages, at: None, uploads, pieces: of_storage })
     }
@@ -106,74 +101,24 @@ impl Pass {
     }
 }
 
-/// The order in which each weight's elements lie on the device; none for what no node reads.
-fn orders(graph: &Graph) -> Result<Vec<Option<WeightOrder>>> {
-    let mut orders = vec![None; graph.storages.len()];
+/// The form in which each weight's readers want it, by storage; none for what is no weight.
+fn weight_keys(graph: &Graph) -> Result<Vec<Option<WeightKey>>> {
+    let mut keys: Vec<Option<WeightKey>> = vec![None; graph.storages.len()];
     for node in &graph.nodes {
         for (input, &id) in node.inputs.iter().enumerate() {
-            let storage = graph.tensor(id).storage;
-            if matches!(graph.storages[storage.0].kind, Kind::Weight(_)) {
-                let wanted = node.op.weight_order(input);
-                let order = *orders[storage.0].get_or_insert(wanted);
-                ensure!(order == wanted, "{} is used in two orders, at {}", graph.storages[storage.0].name, node.name);
-            }
+            let number = graph.tensor(id).storage.0;
+            let storage = &graph.storages[number];
+            let Kind::Weight(component) = storage.kind else { continue };
+            let form = WeightForm { dtype: storage.spec.dtype, order: node.op.weight_order(input) };
+            let key = keys[number].get_or_insert_with(|| WeightKey { component, name: storage.name.as_str().into(), form });
+            ensure!(key.form == form, "{} is used in two orders, at {}", storage.name, node.name);
         }
     }
-    Ok(orders)
+    Ok(keys)
 }
 
-fn origins_of(graph: &Graph, storage: StorageId, order: Option<WeightOrder>) -> Result<Vec<Origin>> {
-    let found = &graph.storages[storage.0];
-    let Kind::Weight(component) = found.kind else { anyhow::bail!("{} is no weight", found.name) };
-    let (elements, step) = (found.spec.shape.elements(), PIECE / found.spec.dtype.bytes());
-    let origin = |start: usize| Origin {
-        component,
-        name: found.name.clone(),
-        spec: found.spec.clone(),
-        order: order.unwrap_or(WeightOrder::AsStored),
-        elements: start..elements.min(start + step),
-    };
-    Ok((0..elements).step_by(step).map(origin).collect())
-}
-
-impl Origin {
-    fn fill(&self, weights: &dyn WeightSource, bytes: &mut [u8]) -> Result<()> {
-        let (stored, _) = weights
-            .weight(self.component, &self.name)
-            .with_context(|| format!("the {} weights lack {}", self.component, self.name))?;
-        let size = stored.dtype.bytes();
-        let read = |elements: Range<usize>| {
-            let mut raw = vec![0; elements.len() * size];
-            weights.read_at(self.component, &self.name, elements.start * size, &mut raw)?;
-            let mut values = vec![0.0; elements.len()];
-            decode_f32(stored.dtype, &raw, &mut values);
-            anyhow::Ok(values)
-        };
-        match self.order {
-            WeightOrder::AsStored if stored.dtype == self.spec.dtype => {
-                return Ok(weights.read_at(self.component, &self.name, self.elements.start * size, bytes)?);
-            }
-            WeightOrder::AsStored => encode(self.spec.dtype, &read(self.elements.clone())?, bytes),
-            WeightOrder::ChannelsLast => {
-                let values = read(0..self.spec.shape.elements())?;
-                let [_, c, k, _] = self.spec.shape.0[..] else { anyhow::bail!("{} is no convolution", self.name) };
-                let at = |i: usize| values[(i / (k * k * c) * c + i % c) * k * k + i / c % (k * k)];
-                encode(self.spec.dtype, &self.elements.clone().map(at).collect::<Vec<_>>(), bytes);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Values as little-endian elements.
-fn encode(dtype: DType, values: &[f32], bytes: &mut [u8]) {
-    fn each<const N: usize>(values: &[f32], bytes: &mut [u8], convert: impl Fn(f32) -> [u8; N]) {
-        bytes.chunks_exact_mut(N).zip(values).for_each(|(to, &from)| to.copy_from_slice(&convert(from)));
-    }
-    match dtype {
-        DType::F32 => each(values, bytes, f32::to_le_bytes),
-        DType::BF16 => each(values, bytes, |v| bf16::from_f32(v).to_le_bytes()),
-        DType::F16 => each(values, bytes, |v| f16::from_f32(v).to_le_bytes()),
-        other => unreachable!("no weight is used as {other}"),
-    }
+/// A weight of so many elements in pieces.
+fn origins_of(key: &WeightKey, elements: usize) -> impl Iterator<Item = Origin> {
+    let step = PIECE / key.form.dtype.bytes();
+    (0..elements).step_by(step).map(move |start| Origin { key: key.clone(), elements: start..elements.min(start + step) })
 }

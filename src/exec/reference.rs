@@ -1,7 +1,7 @@
 //! The CPU executor: the planned nodes one by one, in f32, each output rounded to its type.
 //!
 //! Activations live in one arena at the plan's offsets, so a wrong plan gives wrong results here too; the arena starts
-//! as NaN. Weights are widened from the mapped file when a node needs them, and forgotten.
+//! as NaN. Weights are read and widened when a node needs them, and forgotten.
 
 use std::borrow::Cow;
 
@@ -32,9 +32,8 @@ impl<'a> Reference<'a> {
     /// A weight of the plan that the source lacks or has with another number of elements.
     pub fn new(plan: &'a Plan, weights: &'a dyn WeightSource) -> Result<Self> {
         for (component, storage) in plan.graph.weights() {
-            let found = weights.weight(component, &storage.name);
-            let (spec, _) = found.with_context(|| format!("the {component} weights lack {}", storage.name))?;
-            let n = spec.shape.elements();
+            let found = weights.spec(component, &storage.name);
+            let n = found.with_context(|| format!("the {component} weights lack {}", storage.name))?.shape.elements();
             ensure!(n == storage.spec.shape.elements(), "{} has {n} elements, not those of {}", storage.name, storage.spec.shape);
         }
         let arena = vec![u128::MAX; plan.arena_bytes.div_ceil(16)]; // all bits set is a NaN in bf16, f16 and f32

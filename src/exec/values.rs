@@ -10,7 +10,7 @@ use crate::graph::Tensor;
 use crate::ops::{HostValues, Values, round};
 use crate::plan::Precision;
 use crate::tensor::{Component, DType};
-use crate::weights::{WeightSource, decode_f32};
+use crate::weights::{WeightSource, read_f32};
 
 /// Values of one task of a parallel loop.
 const CHUNK: usize = 4096;
@@ -89,10 +89,9 @@ pub(super) fn load_weight(
     precision: Precision,
 ) -> Result<Vec<f32>> {
     ensure!(tensor.is_dense(), "a weight is read by whole rows");
-    let Some((spec, bytes)) = weights.weight(component, name) else { bail!("the {component} weights lack {name}") };
-    let size = spec.dtype.bytes();
+    let Some(spec) = weights.spec(component, name) else { bail!("the {component} weights lack {name}") };
     let mut values = vec![0.0; tensor.spec.shape.elements()];
-    decode_f32(spec.dtype, &bytes[tensor.offset * size..][..values.len() * size], &mut values);
+    read_f32(weights, component, name, tensor.offset, &mut values)?;
     if precision == Precision::Bf16 && spec.dtype != tensor.spec.dtype {
         values.par_iter_mut().with_min_len(CHUNK).for_each(|v| *v = round(tensor.spec.dtype, *v));
     }

@@ -146,7 +146,7 @@ pub(super) fn cases() -> Vec<Case> {
     ];
     let outputs = vec![DType::F32, DType::I32, DType::I32];
     let reason = "the token's norm is summed in another order";
-    vec![Case { op: Box::new(GuidanceEuler { scale: 6.0 }), inputs, outputs, index_bound: 1, bound: 1e-12, reason }]
+    vec![Case { outputs, index_bound: 1, bound: 1e-12, reason, ..Case::new(GuidanceEuler { scale: 6.0 }, inputs, DType::F32) }]
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ impl Op for Linear {
 }
 
 /// `y[m, n] = x[m, k] · w`, all dense, with w [n, k] if `transposed`, else [k, n].
-pub(super) fn matmul(
+pub(crate) fn matmul(
     x: &[f32],
     w: &[f32],
     transposed: bool,

@@ -19,6 +19,7 @@ use branches::BranchParams;
 pub use branches::BranchRows;
 pub use case::Case;
 use case::ONE_ROUNDING;
+pub(crate) use linear::matmul;
 pub use noise::normal as philox_normal;
 pub use select::{Arch, How, Kernel, ProductConfig, Unsupported, View};
 use select::{
@@ -118,7 +119,7 @@ pub trait Op: Debug + Send + Sync {
 }
 
 /// Order of a weight's elements in device memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum WeightOrder {
     /// As in the checkpoint.
     AsStored,

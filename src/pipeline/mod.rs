@@ -156,7 +156,7 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Value> {
     material.write_inputs(&job.edit, &model, &program, &mut *exec)?;
     let ready = since_start();
     let mut seconds = BTreeMap::from([("load", planned), ("prepare", ready - planned)]);
-    let pixels = run_stages(&mut *exec, &model, &program, progress, &mut seconds, &[])?;
+    let pixels = run_stages(&mut *exec, &program, progress, &mut seconds, &[])?;
     let in_use = engine.device_bytes_in_use();
     drop(exec);
 
@@ -196,7 +196,7 @@ pub fn edit_picture(
     engine.fit(&mut program.plan, max_vram)?;
     let mut exec = engine.executor(&program.plan, model, setup)?;
     material.write_inputs(edit, model, &program, &mut *exec)?;
-    let data = run_stages(&mut *exec, model, &program, progress, &mut BTreeMap::new(), &[])?;
+    let data = run_stages(&mut *exec, &program, progress, &mut BTreeMap::new(), &[])?;
     let edited = Rgb { width: material.size.0, height: material.size.1, data };
     Ok(image::resize(&edited, picture.width, picture.height, Filter::Bicubic))
 }
@@ -297,7 +297,6 @@ pub const UNTIL_STEP: &str = "until_step";
 /// What `progress` returns, values that are not finite, or what the executor reports.
 pub fn run_stages(
     exec: &mut dyn Executor,
-    model: &Model,
     program: &Program,
     progress: &mut dyn Progress,
     seconds: &mut BTreeMap<&'static str, f64>,
@@ -314,7 +313,6 @@ pub fn run_stages(
         }
         for run in 0..stage.repeat {
             progress.stage(stage.name, run, stage.repeat)?;
-            model.folder.check_lengths()?;
             exec.run(stage.name, &mut |_| progress.node())?;
             if stage.name == "step" && (exec.waits() || run + 1 == stage.repeat) {
                 check_fault(exec, t.denoised.fault, stage.repeat)?;

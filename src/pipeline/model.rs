@@ -71,7 +71,7 @@ impl Model {
     fn of(folder: ModelFolder) -> Result<Model> {
         let model_error = |e: anyhow::Error| ModelError::new(format!("{}: {e:#}", folder.dir.display()));
         let (settings, axes, size_level) = parse_settings(folder.settings.as_ref()).map_err(model_error)?;
-        let shape_of = |component, name: &str| folder.get(component, name).map(|(spec, _)| spec.shape.clone());
+        let shape_of = |component, name: &str| folder.recipe(component, name).map(|recipe| recipe.spec().shape.clone());
         let config = Config::infer(&shape_of, &folder.qwen_config, axes).map_err(model_error)?;
         let manifest = config.manifest();
         let expected: Vec<_> =

@@ -26,7 +26,7 @@ pub fn check(folder: &ModelFolder, expected: &[Expected], allowed_unused: &[(Com
     let allowed: HashSet<&(Component, &str)> = allowed_unused.iter().collect();
     let missing: Vec<String> = expected
         .iter()
-        .filter(|e| folder.get(e.component, e.name).is_none())
+        .filter(|e| folder.recipe(e.component, e.name).is_none())
         .map(|e| format!("{}: {} {}", e.component, e.name, e.shape))
         .collect();
     let (mut shaped, mut typed, mut unexpected) = (Vec::new(), Vec::new(), Vec::new());

@@ -1,9 +1,9 @@
-//! Floats as stored in files, widened to f32; and the one narrow format no crate here covers, e4m3.
+//! Floats as stored in files, widened to f32, and back; and the one narrow format no crate here covers, e4m3.
 //!
 //! e4m3 ("e4m3fn"): 1 sign, 4 exponent (bias 7), 3 mantissa bits, subnormals, no infinities;
 //! 0x7f and 0xff are NaN, the largest value is 448.
 
-use half::f16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::tensor::DType;
@@ -89,10 +89,26 @@ fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) 
     }
 }
 
+/// Rounds f32 to little-endian BF16, F16, F32 or F8E4M3 elements, ties to even.
+///
+/// Panics when `dtype` is not a float or `bytes` does not hold as many elements as there are values.
+pub fn encode_f32(dtype: DType, values: &[f32], bytes: &mut [u8]) {
+    fn each<const N: usize>(values: &[f32], bytes: &mut [u8], convert: impl Fn(f32) -> [u8; N]) {
+        bytes.as_chunks_mut::<N>().0.iter_mut().zip(values).for_each(|(to, &from)| *to = convert(from));
+    }
+    assert_eq!(values.len() * dtype.bytes(), bytes.len(), "encode of {} values as {dtype}", values.len());
+    match dtype {
+        DType::F32 => each(values, bytes, f32::to_le_bytes),
+        DType::BF16 => each(values, bytes, |v| bf16::from_f32(v).to_le_bytes()),
+        DType::F16 => each(values, bytes, |v| f16::from_f32(v).to_le_bytes()),
+        DType::F8E4M3 => each(values, bytes, |v| [f32_to_e4m3(v)]),
+        DType::I32 | DType::U8 => panic!("encode_f32 is for floats, not {dtype}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use half::bf16;
     use proptest::prelude::*;
 
     #[test]
@@ -140,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn unaligned_and_parallel_inputs_decode_exactly() {
+    fn values_encode_and_unaligned_and_parallel_inputs_decode_exactly() {
         let n = CHUNK * 2 + 17;
         let values: Vec<f32> = (0..n).map(|i| (i % 251) as f32 - 125.0).collect();
         let stored: [(DType, Vec<u8>); 4] = [
@@ -150,6 +166,9 @@ mod tests {
             (DType::F8E4M3, encode(&values, |v| [f32_to_e4m3(v)])),
         ];
         for (dtype, bytes) in stored {
+            let mut encoded = vec![0; bytes.len()];
+            encode_f32(dtype, &values, &mut encoded);
+            assert!(encoded == bytes, "{dtype}");
             let mut shifted = vec![0];
             shifted.extend_from_slice(&bytes);
             let mut out = vec![f32::NAN; n];

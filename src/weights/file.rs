@@ -1,4 +1,4 @@
-//! One safetensors file, mapped, or part of the program.
+//! One safetensors file, on disk, or part of the program.
 //!
 //! Layout: u64 little-endian N; N bytes of JSON, `{"name": {"dtype", "shape", "data_offsets"}, …}`, with an
 //! optional `__metadata__`; then the tensors, row-major, little-endian, densely packed in the order of their
@@ -6,10 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use serde::Deserialize;
 
 use super::json::Named;
@@ -33,7 +33,7 @@ pub struct Entry {
     pub range: Range<usize>,
 }
 
-/// A safetensors file in memory, its header validated.
+/// A safetensors file, its header validated; tensors are read when they are asked for.
 #[derive(Debug)]
 pub struct WeightFile {
     path: PathBuf,
@@ -41,27 +41,18 @@ pub struct WeightFile {
     entries: BTreeMap<String, Entry>,
 }
 
-/// The bytes of a file.
+/// Where the bytes of a file are.
 #[derive(Debug)]
 enum Content {
-    Mapped(File, Mmap),
+    /// On disk, so many when it was opened.
+    Disk(File, u64),
     Embedded(&'static [u8]),
 }
 
-impl Content {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Content::Mapped(_, mmap) => mmap,
-            Content::Embedded(bytes) => bytes,
-        }
-    }
-}
-
 impl WeightFile {
-    /// Maps the file and validates its header; no tensor is read or copied.
+    /// Opens the file, reads its header and validates it; no tensor is read.
     ///
-    /// The file must not be truncated or written to while the result lives. Fails when it is not a
-    /// readable regular file, or for any fault of its header (see [`parse_header`]), naming the file.
+    /// Fails when it is not a readable regular file, or for any fault of its header (see [`parse_header`]), naming the file.
     pub fn open(path: &Path) -> Result<WeightFile> {
         let io = |e: std::io::Error| ModelError::io("open it", path, &e);
         let file = File::open(path).map_err(io)?;
@@ -70,12 +61,10 @@ impl WeightFile {
             let fault = "not a regular file; a .safetensors file is expected here";
             return Err(ModelError::new(fault).at(path));
         }
-        if metadata.len() < LENGTH_BYTES {
-            return Err(too_short(metadata.len()).at(path));
-        }
-        let mmap = map(&file).map_err(|e| ModelError::io("map it into memory", path, &e))?;
-        let entries = parse_header(&mmap, mmap.len() as u64).map_err(|e| e.at(path))?;
-        Ok(WeightFile { path: path.to_path_buf(), content: Content::Mapped(file, mmap), entries })
+        let len = metadata.len();
+        let header = read_header(&file, len, path)?;
+        let entries = parse_header(&header, len).map_err(|e| e.at(path))?;
+        Ok(WeightFile { path: path.to_path_buf(), content: Content::Disk(file, len), entries })
     }
 
     /// A file that is part of the program; `name` stands for its path.
@@ -94,7 +83,10 @@ impl WeightFile {
 
     /// Length of the file in bytes, header included.
     pub fn bytes(&self) -> u64 {
-        self.content.bytes().len() as u64
+        match &self.content {
+            Content::Disk(_, len) => *len,
+            Content::Embedded(bytes) => bytes.len() as u64,
+        }
     }
 
     /// All tensors by stored name, in the names' order.
@@ -107,47 +99,62 @@ impl WeightFile {
         self.entries.len()
     }
 
-    /// What the tensor of this stored name is, and its little-endian bytes, which may be unaligned.
-    pub fn get(&self, name: &str) -> Option<(&Spec, &[u8])> {
-        let entry = self.entries.get(name)?;
-        Some((&entry.spec, &self.content.bytes()[entry.range.clone()]))
+    /// What the tensor of this stored name is.
+    pub fn spec(&self, name: &str) -> Option<&Spec> {
+        self.entries.get(name).map(|entry| &entry.spec)
     }
 
-    /// Reads bytes of a tensor from `offset` on, through the file system instead of the mapping: a file that has been cut
-    /// off since it was opened gives an error.
+    /// The little-endian bytes of a whole tensor.
+    ///
+    /// # Errors
+    /// As of [`read_at`](WeightFile::read_at).
+    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.entries.get(name).map_or(0, |entry| entry.range.len())];
+        self.read_at(name, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Reads bytes of a tensor from `offset` on.
+    ///
+    /// # Errors
+    /// No such tensor, bytes beyond its end, or what the file system reports; a file that has been cut off since it was
+    /// opened is told from others.
     pub fn read_at(&self, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
         let entry = self.entries.get(name).ok_or_else(|| ModelError::new(format!("there is no {name}")).at(&self.path))?;
-        if offset + bytes.len() > entry.range.len() {
+        if entry.range.len().checked_sub(offset).is_none_or(|left| left < bytes.len()) {
             return Err(ModelError::new(format!("a read beyond the end of {name}")).at(&self.path));
         }
         let at = entry.range.start + offset;
-        let file = match &self.content {
-            Content::Mapped(file, _) => file,
+        match &self.content {
+            Content::Disk(file, len) => read_exact_at(file, at as u64, bytes).map_err(|e| self.unread(file, *len, &e)),
             Content::Embedded(all) => {
                 bytes.copy_from_slice(&all[at..at + bytes.len()]);
-                return Ok(());
+                Ok(())
             }
-        };
-        read_exact_at(file, at as u64, bytes).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => self.check_length().err().unwrap_or_else(|| cut_off(&self.path)),
-            _ => ModelError::io("read it", &self.path, &e),
-        })
+        }
     }
 
-    /// Checks that the file still has the length with which it was opened.
-    pub fn check_length(&self) -> Result<()> {
-        let Content::Mapped(file, _) = &self.content else { return Ok(()) };
-        let now = file.metadata().map_err(|e| ModelError::io("look at it", &self.path, &e))?.len();
-        if now >= self.bytes() {
-            return Ok(());
+    /// Why a read failed: the file has become shorter than the `len` bytes it had, or what the system says.
+    fn unread(&self, file: &File, len: u64, error: &std::io::Error) -> ModelError {
+        if error.kind() != std::io::ErrorKind::UnexpectedEof {
+            return ModelError::io("read it", &self.path, error);
         }
-        let fault = format!("it had {} bytes when it was opened and has {now} now: something has cut it off", self.bytes());
-        Err(ModelError::new(fault).at(&self.path))
+        let now = file.metadata().map_or_else(|e| e.to_string(), |metadata| format!("has {} now", metadata.len()));
+        let fault = format!("it had {len} bytes when it was opened and {now}: something has cut it off; fetch the file again");
+        ModelError::new(fault).at(&self.path)
     }
 }
 
-fn cut_off(path: &Path) -> ModelError {
-    ModelError::new("something has cut it off since it was opened").at(path)
+/// The beginning of a file of `len` bytes, up to the end of its header, which is no longer than is accepted.
+fn read_header(file: &File, len: u64, path: &Path) -> Result<Vec<u8>> {
+    let io = |e: std::io::Error| ModelError::io("read its header", path, &e);
+    let mut header = Vec::new();
+    file.take(LENGTH_BYTES).read_to_end(&mut header).map_err(io)?;
+    let length = *header.first_chunk::<8>().ok_or_else(|| too_short(header.len() as u64).at(path))?;
+    let header_len = u64::from_le_bytes(length);
+    data_bytes(&length, header_len, len).map_err(|e| e.at(path))?;
+    file.take(header_len).read_to_end(&mut header).map_err(io)?;
+    Ok(header)
 }
 
 #[cfg(unix)]
@@ -165,12 +172,6 @@ fn read_exact_at(file: &File, mut at: u64, mut bytes: &mut [u8]) -> std::io::Res
         (at, bytes) = (at + read as u64, &mut bytes[read..]);
     }
     Ok(())
-}
-
-fn map(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the mapping is read-only and bounds are fixed at its length. That the file is neither truncated
-    // nor written to while mapped cannot be checked here; `WeightFile::open` asks it of its caller.
-    unsafe { Mmap::map(file) }
 }
 
 #[derive(Deserialize)]

@@ -35,10 +35,9 @@ fn a_sound_file_opens() {
     let weights = WeightFile::open(&path).unwrap();
     let names: Vec<_> = weights.tensors().map(|(name, _)| name).collect();
     assert_eq!(names, ["a", "b"]);
-    let (spec, bytes) = weights.get("b").unwrap();
-    assert_eq!(*spec, Spec::new(DType::BF16, [2, 3]));
-    assert_eq!(bytes, &data[4..]);
-    assert!(weights.get("__metadata__").is_none());
+    assert_eq!(*weights.spec("b").unwrap(), Spec::new(DType::BF16, [2, 3]));
+    assert_eq!(weights.read("b").unwrap(), &data[4..]);
+    assert!(weights.spec("__metadata__").is_none());
     assert_eq!(weights.bytes(), 8 + TWO.len() as u64 + 16);
 }
 
@@ -114,6 +113,26 @@ fn what_is_no_file_is_told() {
     assert!(absent.to_string().contains("cannot open it"), "{absent}");
     let folder = WeightFile::open(dir.path()).unwrap_err();
     assert!(folder.to_string().contains("not a regular file"), "{folder}");
+}
+
+#[test]
+fn a_read_of_what_is_not_there_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("two.safetensors");
+    std::fs::write(&path, file(TWO, &[7; 16])).unwrap();
+    let weights = WeightFile::open(&path).unwrap();
+    let fault = |name: &str, offset: usize| weights.read_at(name, offset, &mut [0; 4]).unwrap_err().to_string();
+    assert!(fault("c", 0).contains("there is no c"));
+    assert!(fault("b", 9).contains("a read beyond the end of b"));
+    assert!(fault("b", usize::MAX).contains("a read beyond the end of b"));
+    let whole = weights.bytes();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(whole - 6).unwrap();
+    let text = fault("b", 8);
+    assert!(
+        text.contains(&format!("two.safetensors: it had {whole} bytes when it was opened and has {} now", whole - 6)),
+        "{text}"
+    );
+    assert_eq!(weights.read("a").unwrap(), [7; 4], "what is still there is read");
 }
 
 fn json() -> impl Strategy<Value = serde_json::Value> {

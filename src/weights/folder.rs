@@ -5,13 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::file::WeightFile;
 use super::json::{read, read_json};
 use super::layout::{DIT_V1_1, Index, Layout, QWEN_CONFIG, QWEN_INDEX, QWEN_SINGLE, QWEN_TOKENIZER, VAE};
-use super::{ModelError, Result, listed};
+use super::recipe::{Recipe, Stored};
+use super::{ModelError, Result, WeightSource, listed};
 use crate::model::Version;
 use crate::tensor::{Component, Spec};
 
@@ -21,7 +23,7 @@ const ONLY_IN_V1_0: &str = "connector.scale_factor";
 /// What stands for the path of the model that is part of the program.
 const DEMO: &str = "the built-in demo model";
 
-/// The files of one model, mapped, with every header validated; see [`check`](super::check) for its tensors.
+/// The files of one model, open, with every header validated; see [`check`](super::check) for its tensors.
 #[derive(Debug)]
 pub struct ModelFolder {
     /// Decided by the tensors, not by file names.
@@ -34,20 +36,19 @@ pub struct ModelFolder {
     pub settings: Option<Value>,
     /// `tokenizer.json` of Qwen, as it is.
     pub tokenizer: Vec<u8>,
-    dit: WeightFile,
-    vae: WeightFile,
-    qwen: Vec<WeightFile>,
-    /// Canonical name -> place in `qwen`, stored name.
-    qwen_names: BTreeMap<String, (usize, String)>,
+    /// DiT, VAE, Qwen's shards.
+    files: Vec<Arc<WeightFile>>,
+    /// How each tensor comes to be, by canonical name.
+    recipes: BTreeMap<Component, BTreeMap<String, Recipe>>,
 }
 
 impl ModelFolder {
     /// Opens the model at `path`: a folder in the official layout, the folder of a Hugging Face or
     /// ModelScope cache, or the DiT file itself where a folder holds several.
     ///
-    /// The files must not be truncated or written to while the result lives. Fails when files are missing
-    /// (all are listed), when it is open which DiT file is meant, when a file is malformed, or when the
-    /// shards do not hold what their index says.
+    /// The files must not be written to while the result lives. Fails when files are missing (all are listed),
+    /// when it is open which DiT file is meant, when a file is malformed, or when the shards do not hold what
+    /// their index says.
     pub fn open(path: &Path) -> Result<ModelFolder> {
         let layout = Layout::find(path)?;
         let dit = WeightFile::open(&layout.dit)?;
@@ -83,56 +84,45 @@ impl ModelFolder {
         (dit, vae, qwen): (WeightFile, WeightFile, Vec<WeightFile>),
         (qwen_config, settings, tokenizer): (Value, Option<Value>, Vec<u8>),
     ) -> Result<ModelFolder> {
-        let version = match dit.get(ONLY_IN_V1_0) {
+        let version = match dit.spec(ONLY_IN_V1_0) {
             Some(_) => Version::V1_0,
             None => Version::V1_1,
         };
-        let qwen_names = canonical_names(&qwen)?;
-        Ok(ModelFolder { version, dir, qwen_config, settings, tokenizer, dit, vae, qwen, qwen_names })
+        let [dit, vae] = [dit, vae].map(Arc::new);
+        let qwen: Vec<_> = qwen.into_iter().map(Arc::new).collect();
+        let recipes = BTreeMap::from([
+            (Component::Dit, recipes(std::slice::from_ref(&dit), str::to_string)?),
+            (Component::Vae, recipes(std::slice::from_ref(&vae), str::to_string)?),
+            (Component::Qwen, recipes(&qwen, qwen_name)?),
+        ]);
+        let files = [dit, vae].into_iter().chain(qwen).collect();
+        Ok(ModelFolder { version, dir, qwen_config, settings, tokenizer, files, recipes })
     }
 
-    /// What the tensor of this canonical name is, and its little-endian bytes, which may be unaligned.
-    pub fn get(&self, component: Component, name: &str) -> Option<(&Spec, &[u8])> {
-        let (file, stored) = self.place(component, name)?;
-        file.get(stored)
-    }
-
-    /// The file that holds a tensor, and its name there.
-    pub(super) fn place<'s: 'n, 'n>(&'s self, component: Component, name: &'n str) -> Option<(&'s WeightFile, &'n str)> {
-        match component {
-            Component::Dit => Some((&self.dit, name)),
-            Component::Vae => Some((&self.vae, name)),
-            Component::Qwen => {
-                let (file, stored) = self.qwen_names.get(name)?;
-                Some((&self.qwen[*file], stored))
-            }
-        }
-    }
-
-    /// Checks that no file has been cut off since it was opened: reading the mapping beyond its end would end the process.
-    ///
-    /// # Errors
-    /// The file, with both lengths.
-    pub fn check_lengths(&self) -> Result<()> {
-        [&self.dit, &self.vae].into_iter().chain(&self.qwen).try_for_each(WeightFile::check_length)
+    /// How the tensor of this canonical name comes to be.
+    pub fn recipe(&self, component: Component, name: &str) -> Option<&Recipe> {
+        self.recipes.get(&component)?.get(name)
     }
 
     /// The component's tensors by canonical name, in the names' order.
-    pub fn tensors(&self, component: Component) -> Box<dyn Iterator<Item = (&str, &Spec)> + '_> {
-        match component {
-            Component::Dit => Box::new(self.dit.tensors().map(|(name, e)| (name, &e.spec))),
-            Component::Vae => Box::new(self.vae.tensors().map(|(name, e)| (name, &e.spec))),
-            Component::Qwen => Box::new(
-                self.qwen_names
-                    .iter()
-                    .filter_map(|(name, (file, stored))| Some((name.as_str(), self.qwen[*file].get(stored)?.0))),
-            ),
-        }
+    pub fn tensors(&self, component: Component) -> impl Iterator<Item = (&str, &Spec)> {
+        self.recipes.get(&component).into_iter().flatten().map(|(name, recipe)| (name.as_str(), recipe.spec()))
     }
 
     /// Path, bytes and number of tensors of each weight file: DiT, VAE, Qwen's shards.
     pub fn files(&self) -> impl Iterator<Item = (&Path, u64, usize)> {
-        [&self.dit, &self.vae].into_iter().chain(&self.qwen).map(|file| (file.path(), file.bytes(), file.tensor_count()))
+        self.files.iter().map(|file| (file.path(), file.bytes(), file.tensor_count()))
+    }
+}
+
+impl WeightSource for ModelFolder {
+    fn spec(&self, component: Component, name: &str) -> Option<Spec> {
+        self.recipe(component, name).map(|recipe| recipe.spec().clone())
+    }
+
+    fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let recipe = self.recipe(component, name);
+        recipe.ok_or_else(|| ModelError::new(format!("there is no {name}")).at(&self.dir))?.read_at(offset, bytes)
     }
 }
 
@@ -145,7 +135,7 @@ fn open_shards(dir: &Path, index: &Index) -> Result<Vec<WeightFile>> {
     let absent: Vec<String> = index
         .weight_map
         .iter()
-        .filter(|(tensor, shard)| shards[shard.as_str()].get(tensor).is_none())
+        .filter(|(tensor, shard)| shards[shard.as_str()].spec(tensor).is_none())
         .map(|(tensor, shard)| format!("{tensor}, which should be in {shard}"))
         .collect();
     let unlisted: Vec<String> = shards
@@ -165,23 +155,25 @@ fn open_shards(dir: &Path, index: &Index) -> Result<Vec<WeightFile>> {
     )))
 }
 
-/// Where each tensor is, by canonical name; two tensors must not share one.
-fn canonical_names(files: &[WeightFile]) -> Result<BTreeMap<String, (usize, String)>> {
-    let mut names = BTreeMap::new();
-    for (place, file) in files.iter().enumerate() {
+/// Each tensor of the files as it is, under its canonical name; two must not share one.
+fn recipes(files: &[Arc<WeightFile>], canonical: fn(&str) -> String) -> Result<BTreeMap<String, Recipe>> {
+    let mut recipes = BTreeMap::new();
+    let mut stored_names = BTreeMap::new();
+    for file in files {
         for (stored, _) in file.tensors() {
             let name = canonical(stored);
-            if let Some((_, other)) = names.insert(name, (place, stored.to_string())) {
+            if let Some(other) = stored_names.insert(name.clone(), stored) {
                 let fault = format!("{stored} and {other} are two names of one tensor");
                 return Err(ModelError::new(fault).at(file.path()));
             }
+            recipes.insert(name, Recipe::Stored(Stored::new(file, stored)?));
         }
     }
-    Ok(names)
+    Ok(recipes)
 }
 
 /// Newer releases of transformers moved the vision tower and the text model below `model`.
-fn canonical(stored: &str) -> String {
+fn qwen_name(stored: &str) -> String {
     if let Some(rest) = stored.strip_prefix("model.visual.") {
         format!("visual.{rest}")
     } else if let Some(rest) = stored.strip_prefix("model.language_model.") {

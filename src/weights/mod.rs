@@ -1,8 +1,9 @@
-//! Weights on disk: mapped safetensors files, the model folder around them, and synthetic ones.
+//! Weights on disk: safetensors files, the model folder around them, and synthetic ones.
 //!
-//! A [`WeightFile`] is mapped, never read into memory; a [`ModelFolder`] puts the files of one model
-//! under canonical tensor names; [`check`] compares it with what the model code asks for, so that
-//! nothing past it meets a missing or mis-shaped tensor. Knows nothing of devices or graphs.
+//! A [`WeightFile`] is opened, never read into memory as a whole; a [`ModelFolder`] has a [`Recipe`] for each
+//! canonical tensor, which makes it from what the files of one model hold; [`check`] compares these with what the
+//! model code asks for, so that nothing past it meets a missing or mis-shaped tensor; a [`WeightKey`] fills any part of
+//! a weight in the [`WeightForm`] that a device wants. Knows nothing of devices or graphs.
 //!
 //! Files come from elsewhere: any bytes give a [`ModelError`], never a panic, and nothing is
 //! allocated by what a header claims.
@@ -11,17 +12,21 @@ mod check;
 mod decode;
 mod file;
 mod folder;
+mod form;
 mod json;
 mod layout;
-mod synth;
+mod recipe;
+mod splitmix;
 pub mod tokenizer;
 mod write;
 
 pub use check::{Expected, check};
-pub use decode::{decode_f32, e4m3_to_f32, f32_to_e4m3};
+pub use decode::{decode_f32, e4m3_to_f32, encode_f32, f32_to_e4m3};
 pub use file::{Entry, WeightFile, parse_header};
 pub use folder::ModelFolder;
-pub use synth::{Recipe, fill};
+pub use form::{WeightForm, WeightKey, read_f32};
+pub use recipe::{LoraPair, PlusLora, Recipe, Rows, Stored};
+pub use splitmix::{Splitmix, fill};
 pub use write::{PlannedTensor, check_absent_or_empty, write_model};
 
 use std::fmt;
@@ -29,31 +34,16 @@ use std::path::Path;
 
 use crate::tensor::{Component, Spec};
 
-/// Where an executor finds weights: a [`ModelFolder`], or a generator in tests.
+/// Where an executor finds weights: a [`ModelFolder`], or a generator in tests. Names are canonical ones.
 pub trait WeightSource: Sync {
-    /// Spec as stored and little-endian bytes of a weight, by canonical name.
-    fn weight(&self, component: Component, name: &str) -> Option<(&Spec, &[u8])>;
+    /// Element type and extents in which a weight is read.
+    fn spec(&self, component: Component, name: &str) -> Option<Spec>;
 
-    /// Reads bytes of a weight from `offset` on. Unlike the mapping, a file that has been cut off gives an error.
+    /// Reads the little-endian bytes of a weight from `offset` on.
     ///
     /// # Errors
-    /// No such weight, or what the file system reports.
-    fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        let (_, all) = self.weight(component, name).ok_or_else(|| ModelError::new(format!("there is no {name}")))?;
-        bytes.copy_from_slice(&all[offset..offset + bytes.len()]);
-        Ok(())
-    }
-}
-
-impl WeightSource for ModelFolder {
-    fn weight(&self, component: Component, name: &str) -> Option<(&Spec, &[u8])> {
-        self.get(component, name)
-    }
-
-    fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        let (file, stored) = self.place(component, name).ok_or_else(|| ModelError::new(format!("there is no {name}")))?;
-        file.read_at(stored, offset, bytes)
-    }
+    /// No such weight, bytes beyond its end, or what the file system reports.
+    fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()>;
 }
 
 /// A fault of model files: missing, unreadable, malformed, or not what the model needs.

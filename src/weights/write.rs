@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::file::dtype_name;
 use super::json::METADATA;
 use super::layout::{DIT_V1_0, DIT_V1_1, QWEN, QWEN_CONFIG, QWEN_INDEX, QWEN_SINGLE, QWEN_TOKENIZER, SETTINGS, VAE};
-use super::synth::Recipe;
+use super::splitmix::Splitmix;
 use super::{ModelError, Result};
 use crate::model::Version;
 use crate::tensor::{DType, Spec};
@@ -323,7 +323,7 @@ struct Filler<'a> {
 impl Filler<'_> {
     fn fill(&mut self, tensors: &[&PlannedTensor], seed: u64) -> Option<()> {
         for PlannedTensor { name, spec } in tensors {
-            let recipe = Recipe::new(name, &spec.shape, seed);
+            let values = Splitmix::new(name, &spec.shape, seed);
             let size = spec.dtype.bytes();
             let mut done = 0;
             while done < spec.shape.elements() {
@@ -335,7 +335,7 @@ impl Filler<'_> {
                 let count = room.min(spec.shape.elements() - done);
                 let end = self.filled + count * size;
                 let part = &mut self.buffer[self.filled..end];
-                recipe.fill(done as u64, spec.dtype, part);
+                values.fill(done as u64, spec.dtype, part);
                 self.filled = end;
                 done += count;
             }

@@ -23,9 +23,9 @@ fn stored(file: &str, dtype: &'static str, store: impl Fn(f32) -> Vec<u8>) -> Ve
     let file = WeightFile::open(&model().join(file)).unwrap();
     let names: Vec<String> = file.tensors().map(|(name, _)| name.to_string()).collect();
     let convert = |name: String| {
-        let (spec, bytes) = file.get(&name).unwrap();
+        let spec = file.spec(&name).unwrap();
         let mut values = vec![0.0; spec.shape.elements()];
-        decode_f32(spec.dtype, bytes, &mut values);
+        decode_f32(spec.dtype, &file.read(&name).unwrap(), &mut values);
         Stored { name, dtype, shape: spec.shape.clone(), bytes: values.into_iter().flat_map(&store).collect() }
     };
     names.into_iter().map(convert).collect()

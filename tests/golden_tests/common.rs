@@ -12,7 +12,7 @@ use step1x_edit::image::Rgb;
 use step1x_edit::model::{Config, DitConfig, HEAD_WIDTH, TextConfig, Version, VisionConfig};
 use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::tensor::{Component, DType, Spec};
-use step1x_edit::weights::{WeightSource, fill};
+use step1x_edit::weights::{ModelError, WeightSource, fill};
 
 /// Rotary axes of the released model, which no tensor and no config of Qwen's tells.
 pub const AXES: [usize; 3] = [16, 56, 56];
@@ -262,8 +262,15 @@ impl SyntheticWeights {
 }
 
 impl WeightSource for SyntheticWeights {
-    fn weight(&self, component: Component, name: &str) -> Option<(&Spec, &[u8])> {
-        self.0.get(&(component, name.to_string())).map(|(spec, bytes)| (spec, &bytes[..]))
+    fn spec(&self, component: Component, name: &str) -> Option<Spec> {
+        self.0.get(&(component, name.to_string())).map(|(spec, _)| spec.clone())
+    }
+
+    fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<(), ModelError> {
+        let found = self.0.get(&(component, name.to_string()));
+        let (_, all) = found.ok_or_else(|| ModelError::new(format!("there is no {name}")))?;
+        bytes.copy_from_slice(&all[offset..offset + bytes.len()]);
+        Ok(())
     }
 }
 

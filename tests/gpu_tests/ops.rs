@@ -9,7 +9,7 @@ use step1x_edit::graph::{Graph, Node, TensorId};
 use step1x_edit::ops::{Arch, Case, HostValues, Op, Operand, Output, WeightOrder, cases, round};
 use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::tensor::{Component, DType, Spec};
-use step1x_edit::weights::WeightSource;
+use step1x_edit::weights::{ModelError, WeightSource};
 
 use crate::support::{Gpu, gpu};
 
@@ -27,8 +27,14 @@ struct Form {
 struct Weights(HashMap<String, (Spec, Vec<u8>)>);
 
 impl WeightSource for Weights {
-    fn weight(&self, _: Component, name: &str) -> Option<(&Spec, &[u8])> {
-        self.0.get(name).map(|(spec, bytes)| (spec, &bytes[..]))
+    fn spec(&self, _: Component, name: &str) -> Option<Spec> {
+        self.0.get(name).map(|(spec, _)| spec.clone())
+    }
+
+    fn read_at(&self, _: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<(), ModelError> {
+        let (_, all) = self.0.get(name).ok_or_else(|| ModelError::new(format!("there is no {name}")))?;
+        bytes.copy_from_slice(&all[offset..offset + bytes.len()]);
+        Ok(())
     }
 }
 

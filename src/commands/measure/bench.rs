@@ -84,7 +84,7 @@ impl Bench<'_> {
         let earlier: f64 = seconds.values().sum();
         let running = Instant::now();
         self.edit.write_inputs(exec, program)?;
-        run_stages(exec, self.edit.model, program, progress, &mut seconds, &[])?;
+        run_stages(exec, program, progress, &mut seconds, &[])?;
         seconds.insert("edit", earlier + running.elapsed().as_secs_f64());
         Ok(seconds)
     }

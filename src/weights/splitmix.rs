@@ -1,4 +1,4 @@
-//! Synthetic weights, recipe `splitmix-v1`: any element from its tensor's name, shape and a seed.
+//! Synthetic weights, `splitmix-v1`: any element from its tensor's name, shape and a seed.
 //!
 //! ```text
 //! base  = fnv1a64(name) ^ seed * G            (modulo 2^64)
@@ -22,17 +22,17 @@ const CHUNK: usize = 1 << 15;
 
 /// The values of one tensor, as a function of the element's place.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Recipe {
+pub struct Splitmix {
     base: u64,
     mean: f32,
     amp: f32,
 }
 
-impl Recipe {
-    /// The recipe of the tensor that a checkpoint calls `name`; released shapes use seed 0.
-    pub fn new(name: &str, shape: &Shape, seed: u64) -> Recipe {
+impl Splitmix {
+    /// The values of the tensor that a checkpoint calls `name`; released shapes use seed 0.
+    pub fn new(name: &str, shape: &Shape, seed: u64) -> Splitmix {
         let (mean, amp) = mean_amp(name, shape);
-        Recipe { base: fnv1a64(name) ^ seed.wrapping_mul(GOLDEN), mean, amp }
+        Splitmix { base: fnv1a64(name) ^ seed.wrapping_mul(GOLDEN), mean, amp }
     }
 
     /// The generator's state before element `i`; each element advances it by `GOLDEN`.
@@ -84,10 +84,10 @@ impl Recipe {
 /// Panics when `dtype` is not a float or `out` does not have the tensor's size.
 pub fn fill(name: &str, shape: &Shape, dtype: DType, seed: u64, out: &mut [u8]) {
     assert_eq!(out.len(), shape.elements() * dtype.bytes(), "fill of {name} {dtype}{shape}");
-    Recipe::new(name, shape, seed).fill(0, dtype, out);
+    Splitmix::new(name, shape, seed).fill(0, dtype, out);
 }
 
-/// Nearest-even bf16 of a value that is finite, as all of a recipe's are.
+/// Nearest-even bf16 of a value that is finite, as all synthetic ones are.
 #[inline(always)]
 fn bf16_bits(value: f32) -> u16 {
     let bits = value.to_bits();
@@ -122,7 +122,7 @@ mod tests {
     /// (element, its f32 bits, its bf16 bits)
     type Vector = (usize, u32, u16);
 
-    // Made by another implementation of the recipe, in NumPy.
+    // Made by another implementation, in NumPy.
     #[rustfmt::skip]
     const VECTORS: &[(&str, &[usize], u64, &[Vector])] = &[
         ("connector.scale_factor", &[1], 0, &[(0, 0xbf68f5c3, 0xbf69)]),
@@ -166,13 +166,13 @@ mod tests {
     #[test]
     fn a_part_equals_the_whole() {
         let shape = Shape::from([7, 11]);
-        let recipe = Recipe::new("txt_in.weight", &shape, 1);
+        let values = Splitmix::new("txt_in.weight", &shape, 1);
         for dtype in [DType::F32, DType::F16, DType::F8E4M3] {
             let size = dtype.bytes();
             let mut whole = vec![0; 77 * size];
-            recipe.fill(0, dtype, &mut whole);
+            values.fill(0, dtype, &mut whole);
             let mut part = vec![0; 20 * size];
-            recipe.fill(31, dtype, &mut part);
+            values.fill(31, dtype, &mut part);
             assert_eq!(part, whole[31 * size..51 * size], "{dtype}");
         }
     }

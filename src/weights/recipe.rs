@@ -1,0 +1,307 @@
+//! How a weight comes to be: the tensor that the model code names, made from those that files hold.
+//!
+//! A recipe is evaluated piece by piece: any range of its elements is read, or computed, without the others, and has the
+//! same bytes however the tensor is cut. "Rows" are along the first axis: those of a matrix, filters of a convolution,
+//! elements of a bias.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use gemm::Parallelism;
+
+use super::decode::{decode_f32, encode_f32};
+use super::file::WeightFile;
+use super::{ModelError, Result};
+use crate::ops::matmul;
+use crate::tensor::{DType, Shape, Spec};
+
+/// Rows of a LoRA product that are computed at once, counted from the first row of its pair. A range that begins or ends
+/// within such a block computes all of it: products of one shape add up in one order.
+const BLOCK: usize = 32;
+
+/// How a tensor is made.
+#[derive(Clone, Debug)]
+pub enum Recipe {
+    /// Read as it is.
+    Stored(Stored),
+    /// Rows of other tensors, one below the other.
+    Rows(Rows),
+    /// Another tensor with LoRA products added.
+    PlusLora(PlusLora),
+}
+
+impl Recipe {
+    /// Element type and extents of what is made.
+    pub fn spec(&self) -> &Spec {
+        match self {
+            Recipe::Stored(stored) => &stored.spec,
+            Recipe::Rows(rows) => &rows.spec,
+            Recipe::PlusLora(sum) => &sum.spec,
+        }
+    }
+
+    /// Makes the bytes from `offset` on, little-endian in the type of [`spec`](Recipe::spec).
+    ///
+    /// # Errors
+    /// Bytes beyond the tensor's end, parts of elements where these have to be computed, or what the file system reports.
+    pub fn read_at(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let spec = self.spec();
+        if spec.bytes().checked_sub(offset).is_none_or(|left| left < bytes.len()) {
+            let asked = format!("{} bytes from {offset} on are beyond the end of a tensor of {}", bytes.len(), spec.bytes());
+            return Err(self.named(&asked));
+        }
+        match self {
+            Recipe::Stored(stored) => stored.file.read_at(&stored.name, offset, bytes),
+            Recipe::Rows(rows) if rows.are_of_one_type() => {
+                let size = rows.spec.dtype.bytes();
+                let row = row_elements(&rows.spec.shape) * size;
+                rows.each_part(row, offset..offset + bytes.len(), |part, from, to| part.read_at(from, &mut bytes[to]))
+            }
+            Recipe::Rows(_) | Recipe::PlusLora(_) => self.compute(offset, bytes),
+        }
+    }
+
+    fn compute(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let size = self.spec().dtype.bytes();
+        if offset % size != 0 || bytes.len() % size != 0 {
+            let asked = format!("{} bytes from {offset} on are not whole elements of {size} bytes", bytes.len());
+            return Err(self.named(&asked));
+        }
+        let mut values = vec![0.0; bytes.len() / size];
+        self.values(offset / size, &mut values)?;
+        encode_f32(self.spec().dtype, &values, bytes);
+        Ok(())
+    }
+
+    /// The values of the elements from `first` on, before any rounding to the type of the spec.
+    fn values(&self, first: usize, values: &mut [f32]) -> Result<()> {
+        match self {
+            Recipe::Stored(stored) => {
+                let size = stored.spec.dtype.bytes();
+                let mut bytes = vec![0; values.len() * size];
+                stored.file.read_at(&stored.name, first * size, &mut bytes)?;
+                decode_f32(stored.spec.dtype, &bytes, values);
+                Ok(())
+            }
+            Recipe::Rows(rows) => {
+                let row = row_elements(&rows.spec.shape);
+                rows.each_part(row, first..first + values.len(), |part, from, to| part.values(from, &mut values[to]))
+            }
+            Recipe::PlusLora(sum) => {
+                sum.base.values(first, values)?;
+                sum.pairs.iter().try_for_each(|pair| pair.add(row_elements(&sum.spec.shape), first, values))
+            }
+        }
+    }
+
+    /// A fault, with the file and name of the first tensor it is about in front.
+    fn named(&self, fault: &str) -> ModelError {
+        match self {
+            Recipe::Stored(stored) => ModelError::new(format!("{}: {fault}", stored.name)).at(stored.file.path()),
+            Recipe::Rows(rows) => match rows.parts.first() {
+                Some(part) => part.of.named(fault),
+                None => ModelError::new(fault),
+            },
+            Recipe::PlusLora(sum) => sum.base.named(fault),
+        }
+    }
+}
+
+/// A tensor of a file.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    file: Arc<WeightFile>,
+    name: String,
+    spec: Spec,
+}
+
+impl Stored {
+    /// The tensor that `file` calls `name`.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn new(file: &Arc<WeightFile>, name: &str) -> Result<Stored> {
+        let spec = file.spec(name).ok_or_else(|| ModelError::new(format!("there is no {name}")).at(file.path()))?.clone();
+        Ok(Stored { file: file.clone(), name: name.to_string(), spec })
+    }
+
+    /// The same elements under other extents, as a matrix is a convolution of 1×1.
+    ///
+    /// # Errors
+    /// Extents of another number of elements.
+    pub fn reshaped(self, shape: impl Into<Shape>) -> Result<Stored> {
+        let spec = Spec { dtype: self.spec.dtype, shape: shape.into() };
+        if spec.shape.elements() == self.spec.shape.elements() {
+            return Ok(Stored { spec, ..self });
+        }
+        Err(Recipe::Stored(self.clone()).named(&format!("it is {}, which cannot become {}", self.spec, spec.shape)))
+    }
+}
+
+/// Rows of several tensors, one below the other.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    parts: Vec<Part>,
+    spec: Spec,
+}
+
+/// Consecutive rows of a tensor.
+#[derive(Clone, Debug)]
+struct Part {
+    of: Recipe,
+    rows: Range<usize>,
+}
+
+impl Rows {
+    /// Rows of `parts`, in this order. Their type is that of all parts, or f32 where these differ.
+    ///
+    /// # Errors
+    /// No parts, a tensor without rows or with less than are asked for, or rows of different extents.
+    pub fn new(parts: impl IntoIterator<Item = (Recipe, Range<usize>)>) -> Result<Rows> {
+        let parts: Vec<Part> = parts.into_iter().map(|(of, rows)| Part { of, rows }).collect();
+        let first = parts.first().ok_or_else(|| ModelError::new("a tensor of no rows"))?.of.spec().clone();
+        for Part { of, rows } in &parts {
+            let spec = of.spec();
+            if spec.shape.0.first().is_none_or(|&all| rows.start > rows.end || rows.end > all) {
+                return Err(of.named(&format!("it is {spec} and has no rows {} to {}", rows.start, rows.end)));
+            }
+            if spec.shape.0[1..] != first.shape.0[1..] {
+                return Err(of.named(&format!("its rows, of {spec}, are not those of {first}")));
+            }
+        }
+        let dtype = match parts.iter().find(|part| part.of.spec().dtype != first.dtype) {
+            None => first.dtype,
+            Some(other) if !first.dtype.is_float() || !other.of.spec().dtype.is_float() => {
+                return Err(other.of.named(&format!("its rows, of {}, are not those of {first}", other.of.spec())));
+            }
+            Some(_) => DType::F32,
+        };
+        let mut shape = first.shape;
+        shape.0[0] = parts.iter().map(|part| part.rows.len()).sum();
+        Ok(Rows { parts, spec: Spec { dtype, shape } })
+    }
+
+    /// All rows of `parts`, in this order.
+    ///
+    /// # Errors
+    /// As of [`Rows::new`].
+    pub fn of_all(parts: impl IntoIterator<Item = Recipe>) -> Result<Rows> {
+        Rows::new(parts.into_iter().map(|part| {
+            let all = part.spec().shape.0.first().copied().unwrap_or(0);
+            (part, 0..all)
+        }))
+    }
+
+    fn are_of_one_type(&self) -> bool {
+        self.parts.iter().all(|part| part.of.spec().dtype == self.spec.dtype)
+    }
+
+    /// Visits the parts that hold units `wanted`, where a row has `row` units, bytes or elements: the part's tensor, the
+    /// first unit to take from it, and which of those wanted it gives.
+    fn each_part(
+        &self,
+        row: usize,
+        wanted: Range<usize>,
+        mut visit: impl FnMut(&Recipe, usize, Range<usize>) -> Result<()>,
+    ) -> Result<()> {
+        let mut start = 0;
+        for part in &self.parts {
+            let end = start + part.rows.len() * row;
+            let common = start.max(wanted.start)..end.min(wanted.end);
+            if !common.is_empty() {
+                let from = part.rows.start * row + common.start - start;
+                visit(&part.of, from, common.start - wanted.start..common.end - wanted.start)?;
+            }
+            start = end;
+        }
+        Ok(())
+    }
+}
+
+/// A tensor with LoRA products added, in f32, and rounded once.
+#[derive(Clone, Debug)]
+pub struct PlusLora {
+    base: Box<Recipe>,
+    pairs: Vec<LoraPair>,
+    spec: Spec,
+}
+
+/// A LoRA product: `scale * up · down`, down [r, row], up [n, r], on n rows of a tensor.
+#[derive(Clone, Debug)]
+pub struct LoraPair {
+    /// The n rows that it is added to.
+    pub rows: Range<usize>,
+    /// The factor that makes r values of an input.
+    pub down: Recipe,
+    /// The factor that makes outputs of them.
+    pub up: Recipe,
+    /// Strength, with whatever the file says of alpha.
+    pub scale: f32,
+}
+
+impl PlusLora {
+    /// The sum of `base` and `pairs`, rounded to `dtype`: the type of `base`, as the official code merges, or a wider one.
+    ///
+    /// # Errors
+    /// A pair whose factors do not fit each other or its rows, or values that are no floats.
+    pub fn new(base: Recipe, pairs: Vec<LoraPair>, dtype: DType) -> Result<PlusLora> {
+        let spec = Spec { dtype, shape: base.spec().shape.clone() };
+        let factors = pairs.iter().flat_map(|pair| [&pair.down, &pair.up]);
+        if let Some(other) = factors.chain([&base]).find(|recipe| !recipe.spec().dtype.is_float()) {
+            return Err(other.named(&format!("it is {}, where a LoRA product needs floats", other.spec())));
+        }
+        if !dtype.is_float() {
+            return Err(base.named(&format!("it is to become {dtype}, where a LoRA product needs floats")));
+        }
+        let all = spec.shape.0.first().copied().unwrap_or(0);
+        for LoraPair { rows, down, up, .. } in &pairs {
+            let (d, u) = (&down.spec().shape, &up.spec().shape);
+            let rank = d.0.first().copied().unwrap_or(0);
+            let fits = rows.start <= rows.end && rows.end <= all && row_elements(d) == row_elements(&spec.shape);
+            if !fits || rank == 0 || u.0.first() != Some(&rows.len()) || row_elements(u) != rank {
+                let range = format!("rows {} to {} of {}", rows.start, rows.end, spec.shape);
+                return Err(down.named(&format!("the factors {d} and {u} do not make {range}")));
+            }
+        }
+        Ok(PlusLora { base: Box::new(base), pairs, spec })
+    }
+}
+
+impl LoraPair {
+    /// Adds what the product has on the elements from `first` on of a tensor with rows of `width` elements.
+    fn add(&self, width: usize, first: usize, values: &mut [f32]) -> Result<()> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        let end = first + values.len();
+        let touched = self.rows.start.max(first / width)..self.rows.end.min(end.div_ceil(width));
+        if touched.is_empty() {
+            return Ok(());
+        }
+        let rank = self.down.spec().shape.0[0];
+        let mut down = vec![0.0; rank * width];
+        self.down.values(0, &mut down)?;
+        let start = touched.start - (touched.start - self.rows.start) % BLOCK;
+        for row in (start..touched.end).step_by(BLOCK) {
+            let rows = row..self.rows.end.min(row + BLOCK);
+            let mut up = vec![0.0; rows.len() * rank];
+            self.up.values((row - self.rows.start) * rank, &mut up)?;
+            let mut product = vec![0.0; rows.len() * width];
+            matmul(&up, &down, false, &mut product, rows.len(), rank, width, Parallelism::None);
+            let of_block = rows.start * width..rows.end * width;
+            let common = of_block.start.max(first)..of_block.end.min(end);
+            let sums = &mut values[common.start - first..common.end - first];
+            let added = &product[common.start - of_block.start..common.end - of_block.start];
+            sums.iter_mut().zip(added).for_each(|(sum, added)| *sum += self.scale * added);
+        }
+        Ok(())
+    }
+}
+
+/// Elements of a row along the first axis.
+fn row_elements(shape: &Shape) -> usize {
+    shape.0.iter().skip(1).product()
+}
+
+#[cfg(test)]
+mod tests;

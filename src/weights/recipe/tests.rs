@@ -1,0 +1,249 @@
+use super::*;
+use crate::weights::write::tests::write_safetensors;
+use crate::weights::{PlannedTensor, e4m3_to_f32};
+use half::bf16;
+use proptest::prelude::*;
+use std::path::Path;
+use tempfile::TempDir;
+
+/// A file of synthetic tensors.
+struct Source {
+    dir: TempDir,
+    file: Arc<WeightFile>,
+}
+
+fn source(tensors: &[(&str, DType, &[usize])]) -> Source {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("stored.safetensors");
+    let plan = |&(name, dtype, shape): &(&str, DType, &[usize])| PlannedTensor {
+        name: name.to_string(),
+        spec: Spec { dtype, shape: Shape(shape.to_vec()) },
+    };
+    write_safetensors(&path, &tensors.iter().map(plan).collect::<Vec<_>>(), &[], 1).unwrap();
+    let file = Arc::new(WeightFile::open(&path).unwrap());
+    Source { dir, file }
+}
+
+impl Source {
+    fn stored(&self, name: &str) -> Recipe {
+        Recipe::Stored(Stored::new(&self.file, name).unwrap())
+    }
+
+    /// Values as the file has them.
+    fn values(&self, name: &str) -> Vec<f32> {
+        let spec = self.file.spec(name).unwrap();
+        let mut values = vec![0.0; spec.shape.elements()];
+        decode_f32(spec.dtype, &self.file.read(name).unwrap(), &mut values);
+        values
+    }
+}
+
+fn whole(recipe: &Recipe) -> Vec<u8> {
+    let mut bytes = vec![0; recipe.spec().bytes()];
+    recipe.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// Asserts that reads between any two of these bytes give what a read of the whole has there.
+fn assert_cuts_agree(recipe: &Recipe, cuts: impl Iterator<Item = usize> + Clone) {
+    let all = whole(recipe);
+    for start in cuts.clone() {
+        for end in cuts.clone().filter(|&end| end >= start) {
+            let mut bytes = vec![0xa5; end - start];
+            recipe.read_at(start, &mut bytes).unwrap();
+            assert!(bytes == all[start..end], "bytes {start}..{end} of {}", recipe.spec());
+        }
+    }
+}
+
+fn fault<T: std::fmt::Debug>(result: Result<T>) -> String {
+    result.unwrap_err().to_string()
+}
+
+#[test]
+fn a_stored_tensor_is_read_as_it_is() {
+    let source = source(&[("k.weight", DType::BF16, &[6, 4])]);
+    let conv = Recipe::Stored(Stored::new(&source.file, "k.weight").unwrap().reshaped([6, 4, 1, 1]).unwrap());
+    assert_eq!(*conv.spec(), Spec::new(DType::BF16, [6, 4, 1, 1]));
+    assert_eq!(whole(&conv), source.file.read("k.weight").unwrap());
+    assert_cuts_agree(&conv, 0..=48);
+    assert!(fault(conv.read_at(1, &mut [0; 48])).contains("k.weight: 48 bytes from 1 on are beyond the end of a tensor of 48"));
+    assert!(conv.read_at(usize::MAX, &mut [0; 2]).is_err());
+    assert!(fault(Stored::new(&source.file, "q.weight")).contains("there is no q.weight"));
+    let text = fault(Stored::new(&source.file, "k.weight").unwrap().reshaped([6, 5]));
+    assert!(text.contains("k.weight: it is bf16[6, 4], which cannot become [6, 5]"), "{text}");
+}
+
+const LINEAR1: [(&str, DType, &[usize]); 3] =
+    [("q.weight", DType::BF16, &[3, 5]), ("k.weight", DType::BF16, &[2, 5]), ("mlp.weight", DType::BF16, &[4, 5])];
+
+#[test]
+fn rows_of_several_tensors_are_their_concatenation() {
+    let source = source(&LINEAR1);
+    let names = LINEAR1.map(|(name, ..)| name);
+    let fused = Recipe::Rows(Rows::of_all(names.map(|name| source.stored(name))).unwrap());
+    assert_eq!(*fused.spec(), Spec::new(DType::BF16, [9, 5]));
+    assert_eq!(whole(&fused), names.map(|name| source.file.read(name).unwrap()).concat());
+    assert_cuts_agree(&fused, 0..=90);
+    assert!(fused.read_at(0, &mut [0; 91]).is_err());
+}
+
+#[test]
+fn swapped_halves_are_two_ranges_of_rows() {
+    let source = source(&[("norm_out.weight", DType::F32, &[6, 2]), ("norm_out.bias", DType::F32, &[6])]);
+    for (name, row) in [("norm_out.weight", 8), ("norm_out.bias", 4)] {
+        let halves = [(source.stored(name), 3..6), (source.stored(name), 0..3)];
+        let swapped = Recipe::Rows(Rows::new(halves).unwrap());
+        let stored = source.file.read(name).unwrap();
+        assert_eq!(swapped.spec(), source.file.spec(name).unwrap());
+        assert_eq!(whole(&swapped), [&stored[3 * row..], &stored[..3 * row]].concat());
+        assert_cuts_agree(&swapped, 0..=6 * row);
+    }
+}
+
+#[test]
+fn rows_of_several_types_are_f32() {
+    let source = source(&[("q", DType::F8E4M3, &[2, 3]), ("k", DType::F16, &[2, 3]), ("v", DType::F32, &[1, 3])]);
+    let fused = Recipe::Rows(Rows::of_all(["q", "k", "v"].map(|name| source.stored(name))).unwrap());
+    assert_eq!(*fused.spec(), Spec::new(DType::F32, [5, 3]));
+    let values = ["q", "k", "v"].map(|name| source.values(name)).concat();
+    assert_eq!(values[0], e4m3_to_f32(source.file.read("q").unwrap()[0]));
+    assert_eq!(whole(&fused), values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+    assert_cuts_agree(&fused, (0..=60).step_by(4));
+    assert!(fault(fused.read_at(2, &mut [0; 4])).contains("q: 4 bytes from 2 on are not whole elements of 4 bytes"));
+}
+
+#[test]
+fn only_what_a_range_needs_is_read() {
+    let [first, second] = [source(&LINEAR1[..1]), source(&LINEAR1[1..])];
+    let fused = Recipe::Rows(Rows::of_all([first.stored("q.weight"), second.stored("k.weight")]).unwrap());
+    let path = second.dir.path().join("stored.safetensors");
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(8).unwrap();
+    let mut bytes = [0; 30];
+    fused.read_at(0, &mut bytes).unwrap();
+    assert_eq!(bytes[..], first.file.read("q.weight").unwrap());
+    let text = fault(fused.read_at(1, &mut bytes));
+    assert!(text.starts_with(&path.display().to_string()) && text.contains("something has cut it off"), "{text}");
+}
+
+#[test]
+fn rows_that_do_not_fit_are_refused() {
+    let source = source(&[("q", DType::F32, &[2, 3]), ("k", DType::F32, &[2, 4]), ("s", DType::F32, &[])]);
+    let rows = |name: &str, rows: Range<usize>| Rows::new([(source.stored("q"), 0..2), (source.stored(name), rows)]);
+    assert!(fault(rows("k", 0..2)).contains("k: its rows, of f32[2, 4], are not those of f32[2, 3]"));
+    assert!(fault(rows("q", 1..3)).contains("q: it is f32[2, 3] and has no rows 1 to 3"));
+    assert!(fault(rows("s", 0..0)).contains("s: it is f32[] and has no rows 0 to 0"));
+    assert!(Rows::of_all([]).is_err());
+}
+
+/// Rows of the base and of a row's elements: several blocks, the last one cut.
+const N: usize = 2 * BLOCK + 7;
+const WIDTH: usize = 19;
+
+fn adapted() -> Source {
+    source(&[
+        ("base", DType::BF16, &[N, WIDTH]),
+        ("a.down", DType::BF16, &[4, WIDTH]),
+        ("a.up", DType::F32, &[N, 4]),
+        ("b.down", DType::F16, &[1, WIDTH]),
+        ("b.up", DType::BF16, &[BLOCK + 3, 1]),
+    ])
+}
+
+/// One adapter on all rows, one on some.
+fn pairs(source: &Source) -> Vec<LoraPair> {
+    let pair = |name: &str, rows: Range<usize>, scale: f32| LoraPair {
+        rows,
+        down: source.stored(&format!("{name}.down")),
+        up: source.stored(&format!("{name}.up")),
+        scale,
+    };
+    vec![pair("a", 0..N, 0.5), pair("b", 11..11 + BLOCK + 3, -1.25)]
+}
+
+/// The sum in f64.
+fn expected(source: &Source) -> Vec<f64> {
+    let mut sums: Vec<f64> = source.values("base").into_iter().map(f64::from).collect();
+    for (name, first, rank, scale) in [("a", 0, 4, 0.5), ("b", 11, 1, -1.25)] {
+        let [down, up] = ["down", "up"].map(|factor| source.values(&format!("{name}.{factor}")));
+        for (row, up) in up.chunks_exact(rank).enumerate() {
+            for col in 0..WIDTH {
+                let product: f64 = (0..rank).map(|r| up[r] as f64 * down[r * WIDTH + col] as f64).sum();
+                sums[(first + row) * WIDTH + col] += scale * product;
+            }
+        }
+    }
+    sums
+}
+
+#[test]
+fn lora_products_are_added_in_f32_and_rounded_once() {
+    let source = adapted();
+    let sum = |dtype| Recipe::PlusLora(PlusLora::new(source.stored("base"), pairs(&source), dtype).unwrap());
+    let expected = expected(&source);
+    let mut unrounded = vec![0.0; expected.len()];
+    decode_f32(DType::F32, &whole(&sum(DType::F32)), &mut unrounded);
+    for (i, (&got, &want)) in unrounded.iter().zip(&expected).enumerate() {
+        assert!((got as f64 - want).abs() <= 1e-6, "element {i} is {got}, not {want}");
+    }
+    assert!(unrounded.iter().zip(source.values("base")).filter(|(sum, base)| **sum != *base).count() > N * WIDTH / 2);
+    let once: Vec<u8> = unrounded.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect();
+    assert!(whole(&sum(DType::BF16)) == once, "in bf16 it is the same sum, rounded");
+}
+
+#[test]
+fn lora_sums_of_fused_rows_are_those_of_their_parts() {
+    let source = adapted();
+    let fused = Rows::new([(source.stored("base"), 0..N), (source.stored("base"), 0..N)]).unwrap();
+    // The adapter of the second part alone, its halves swapped as those of `norm_out` are.
+    let up = Rows::new([(source.stored("a.up"), N / 2..N), (source.stored("a.up"), 0..N / 2)]).unwrap();
+    let pair = LoraPair { rows: N..2 * N, down: source.stored("a.down"), up: Recipe::Rows(up), scale: 2.0 };
+    let alone = LoraPair { rows: 0..N, ..pair.clone() };
+    let sum = Recipe::PlusLora(PlusLora::new(Recipe::Rows(fused), vec![pair], DType::BF16).unwrap());
+    let part = Recipe::PlusLora(PlusLora::new(source.stored("base"), vec![alone], DType::BF16).unwrap());
+    assert!(whole(&sum) == [source.file.read("base").unwrap(), whole(&part)].concat());
+}
+
+#[test]
+fn pairs_that_do_not_fit_are_refused() {
+    let source = adapted();
+    let with = |change: fn(&mut LoraPair)| {
+        let mut pair = pairs(&source).remove(1);
+        change(&mut pair);
+        fault(PlusLora::new(source.stored("base"), vec![pair], DType::BF16))
+    };
+    let text = with(|pair| pair.rows.end += 1);
+    assert!(text.contains("b.down: the factors [1, 19] and [35, 1] do not make rows 11 to 47 of [71, 19]"), "{text}");
+    assert!(with(|pair| pair.rows = N..N + BLOCK + 3).contains("do not make"));
+    assert!(with(|pair| std::mem::swap(&mut pair.down, &mut pair.up)).contains("do not make"));
+    let text = fault(PlusLora::new(source.stored("base"), vec![], DType::U8));
+    assert!(text.contains("base: it is to become u8"), "{text}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn lora_sums_are_the_same_however_they_are_cut(mut cuts in prop::collection::vec(0..=N * WIDTH, 1..6)) {
+        let source = adapted();
+        let sum = PlusLora::new(source.stored("base"), pairs(&source), DType::BF16).unwrap();
+        cuts.sort_unstable();
+        assert_cuts_agree(&Recipe::PlusLora(sum), cuts.into_iter().map(|element| element * 2));
+    }
+}
+
+#[test]
+fn integers_are_no_factors() {
+    let header = r#"{"w":{"dtype":"I32","shape":[1,1],"data_offsets":[0,4]}}"#;
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
+    let dir = tempfile::tempdir().unwrap();
+    let path: &Path = &dir.path().join("integers.safetensors");
+    std::fs::write(path, bytes).unwrap();
+    let integers = Recipe::Stored(Stored::new(&Arc::new(WeightFile::open(path).unwrap()), "w").unwrap());
+    let source = source(&[("w", DType::F32, &[1, 1])]);
+    let pair = LoraPair { rows: 0..1, down: source.stored("w"), up: integers.clone(), scale: 1.0 };
+    let text = fault(PlusLora::new(source.stored("w"), vec![pair], DType::F32));
+    assert!(text.contains("w: it is i32[1, 1], where a LoRA product needs floats"), "{text}");
+    let mixed = Rows::of_all([source.stored("w"), integers.clone()]);
+    assert!(fault(mixed).contains("w: its rows, of i32[1, 1], are not those of f32[1, 1]"));
+    assert_eq!(whole(&Recipe::Rows(Rows::of_all([integers.clone(), integers]).unwrap())), [0; 8]);
+}
