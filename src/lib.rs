@@ -2,8 +2,8 @@
 //!
 //! Record once, plan once, run many. Dependencies point down this list; each module's invariant in a sentence:
 //!
-//! - [`commands`]: the commands besides `edit`.
-//! - [`cli`]: flags to validated jobs; nothing below reads a flag or an environment variable.
+//! - [`cli`]: flags and environment to validated jobs; nothing below reads a flag or an environment variable.
+//! - [`commands`]: the commands besides `edit`; each takes a job.
 //! - [`progress`]: what a person sees while something runs.
 //! - [`pipeline`]: one edit, from files to file.
 //! - [`error`]: faults with an exit code of their own; depends on nothing.

@@ -1,16 +1,14 @@
 //! `step1x-edit`: parse, run, exit code.
 
-use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::{register, register_conditional_shutdown};
-use step1x_edit::cli::{Cli, Command, EditArgs, normalise};
+use step1x_edit::cli::{self, Command, EditArgs};
 use step1x_edit::commands::{demo, doctor, inspect, judge, measure, synth, verify};
 use step1x_edit::error::{Interrupted, ResourceError, UsageError};
 use step1x_edit::pipeline::run_edit;
@@ -18,7 +16,7 @@ use step1x_edit::progress::{Display, byte_bar, case_bar, say};
 use step1x_edit::weights::ModelError;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(normalise(std::env::args_os().collect::<Vec<OsString>>().into_iter()));
+    let cli = cli::parse(std::env::args_os());
     let result = watch_signals().context("cannot watch for Ctrl-C").and_then(|stop| run(&cli.command, &stop));
     match result {
         Ok(code) => ExitCode::from(code),
@@ -31,37 +29,35 @@ fn main() -> ExitCode {
 
 /// Runs a command and gives its exit code.
 fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
-    let mut show = |text: &str| print(text);
+    let unseen = &mut Display::new(true, stop);
     match command {
         Command::Edit(args) => edit(args, stop)?,
-        Command::Verify(args) => {
-            let (text, held) = verify::run(args, &mut Display::new(true, stop))?;
-            print(&text)?;
-            held?;
-        }
-        Command::Judge(args) => {
-            use_threads(args.place.threads)?;
-            print(&judge::run(args, &mut Display::new(true, stop), &case_bar(args.quiet))?)?
-        }
         Command::Demo(args) => {
             use_threads(args.place.threads)?;
-            let done = demo::run(args, &mut Display::new(true, stop), &case_bar(args.quiet))?;
+            let done = demo::run(&args.job()?, unseen, &case_bar(args.quiet))?;
             if !args.quiet {
                 say(&done);
             }
         }
-        Command::Compare(args) => measure::compare(args, &mut show)?,
-        Command::Bench(args) => measure::bench(args, &mut Display::new(true, stop), &mut show)?,
-        Command::Profile(args) => measure::profile(args, &mut Display::new(true, stop), &mut show)?,
+        Command::Inspect(args) => print(&inspect::run(&args.job()?)?)?,
         Command::Doctor(args) => {
-            let (text, code) = doctor::run(args);
+            let (text, code) = doctor::run(&args.job());
             print(&text)?;
             return Ok(code);
         }
-        Command::Inspect(args) => print(&inspect::run(args)?)?,
-        Command::Synth(args) => {
-            synth::write(&args.output, args.preset(), args.version(), args.seed, stop, &byte_bar(args.quiet))?
+        Command::Bench(args) => measure::bench(&args.job()?, unseen, &mut print)?,
+        Command::Profile(args) => measure::profile(&args.job(), unseen, &mut print)?,
+        Command::Verify(args) => {
+            let (text, held) = verify::run(&args.job()?, unseen)?;
+            print(&text)?;
+            held?;
         }
+        Command::Compare(args) => measure::compare(&args.job()?, &mut print)?,
+        Command::Judge(args) => {
+            use_threads(args.place.threads)?;
+            print(&judge::run(&args.job()?, unseen, &case_bar(args.quiet))?)?
+        }
+        Command::Synth(args) => synth::run(&args.job(), stop, &byte_bar(args.quiet))?,
     }
     Ok(0)
 }

@@ -8,7 +8,7 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::Interrupted;
-use crate::pipeline::{Engine, Progress};
+use crate::pipeline::{Place, Progress};
 
 /// Progress of an edit, which a flag can stop.
 pub struct Display<'a> {
@@ -57,11 +57,11 @@ impl<'a> Display<'a> {
 }
 
 impl Progress for Display<'_> {
-    fn device(&mut self, engine: &Engine) {
-        let text = match engine {
-            Engine::Cpu(Some(why)) => format!("on the CPU: {why}"),
-            Engine::Cpu(None) => "on the CPU".into(),
-            Engine::Cuda(_) => format!("on {}", engine.name()),
+    fn place(&mut self, place: &Place) {
+        let text = match (place.device(), place.why_cpu()) {
+            (None, Some(why)) => format!("on the CPU: {why}"),
+            (None, None) => "on the CPU".into(),
+            (Some(_), _) => format!("on {}", place.name()),
         };
         match &self.look {
             Look::Bar(bar) => bar.println(text),

@@ -16,7 +16,7 @@ use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
 use step1x_edit::ops::{Arch, H100_GRID_THREADS, Kernel, View, cases};
-use step1x_edit::pipeline::{Program, Request};
+use step1x_edit::pipeline::{EditInputs, Program, Request};
 use step1x_edit::plan::{Precision, Target};
 use step1x_edit::prompt::fit;
 
@@ -69,8 +69,9 @@ fn kernels_of_plans(model: &PresetModel, arch: Arch, kernels: &mut BTreeMap<Stri
             let tokens = &tokens;
             let request = Request { size, reference, grid, tokens, steps: 2, cfg_scale: 6.0, noise, sample_posterior, savings };
             let target = Target::Cuda(arch);
-            let program = Program::new(&model.config, &model.settings, &request, Precision::Bf16, target).unwrap();
-            kernels.extend(program.plan.kernels.into_iter().map(|kernel| (kernel.to_string(), kernel)));
+            let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap();
+            let program = Program::new(&model.config, &inputs.spec, Precision::Bf16, target).unwrap();
+            kernels.extend(program.plan.kernels.iter().map(|kernel| (kernel.to_string(), kernel.clone())));
         }
     }
 }

@@ -11,7 +11,7 @@ use step1x_edit::cuda::Nvtx;
 #[test]
 fn a_profiler_hears_ranges_in_their_order() {
     let dir = tempfile::tempdir().unwrap();
-    let (source, library) = (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/nvtx/profiler.c"), dir.path().join("profiler.so"));
+    let (source, library) = (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/profiler.c"), dir.path().join("profiler.so"));
     let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).status();
     if !built.is_ok_and(|status| status.success()) {
         eprintln!("skipped: no C compiler");

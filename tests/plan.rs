@@ -4,8 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
-use step1x_edit::cli::PlanJob;
-use step1x_edit::commands::inspect::plan_edit;
+use step1x_edit::commands::inspect::{PlanJob, plan_edit};
 use step1x_edit::commands::synth::PresetModel;
 use step1x_edit::error::ResourceError;
 use step1x_edit::graph::{Kind, StorageId, TensorId};
@@ -19,15 +18,14 @@ use step1x_edit::plan::{ALIGNMENT, Arrival, Budget, Plan, Policy, Precision, Res
 const PROMPT: &str = "Replace 'TRAIN' with 'PLANE'";
 
 fn planned(preset: Preset, size: (usize, usize), size_level: usize, precision: Precision) -> Program {
-    let version = Version::V1_1;
-    let model = PresetModel::new(preset, version).unwrap();
-    let job = PlanJob { version, size, size_level, steps: 28, precision, savings: Savings::ALL };
-    plan_edit(&model.config, &model.settings, &model.tokenizer, PROMPT, &job).unwrap()
+    let model = PresetModel::new(preset, Version::V1_1).unwrap();
+    let job = PlanJob { prompt: PROMPT.into(), size, size_level, steps: 28, precision, savings: Savings::ALL };
+    plan_edit(&model.config, &model.settings, &model.tokenizer, &job).unwrap()
 }
 
-/// Compares with `tests/snapshots/{name}.txt`, or writes it if STEP1X_UPDATE_SNAPSHOTS is set.
+/// Compares with `tests/data/snapshots/{name}.txt`, or writes it if STEP1X_UPDATE_SNAPSHOTS is set.
 fn snapshot(name: &str, plan: &Plan) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/snapshots/{name}.txt"));
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/snapshots/{name}.txt"));
     let text = format!("{plan}\n{}", plan.graph);
     if std::env::var_os("STEP1X_UPDATE_SNAPSHOTS").is_some() {
         std::fs::write(&path, &text).unwrap();
@@ -279,8 +277,8 @@ proptest! {
     ) {
         let model = PresetModel::new(Preset::Tiny, Version::V1_1).unwrap();
         let savings = Savings { condition_once, ..Savings::ALL };
-        let job = PlanJob { version: Version::V1_1, size: (64, 64), size_level: 64, steps: 2, precision: Precision::Bf16, savings };
-        let plan = plan_edit(&model.config, &model.settings, &model.tokenizer, PROMPT, &job).unwrap().plan;
+        let job = PlanJob { prompt: PROMPT.into(), size: (64, 64), size_level: 64, steps: 2, precision: Precision::Bf16, savings };
+        let plan = plan_edit(&model.config, &model.settings, &model.tokenizer, &job).unwrap().plan;
         Policy::ALL.into_iter().for_each(|policy| every_stage_finds_its_weights(&plan, policy, &runs));
     }
 }

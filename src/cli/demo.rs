@@ -2,26 +2,39 @@
 
 use std::path::PathBuf;
 
+use anyhow::Result;
 use clap::Args;
 
 use super::PlaceArgs;
+use crate::commands::demo::DemoJob;
 
 /// Flags of `demo`.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
     /// Picture to write; .png, .jpg or .webp says the format
     #[arg(short, long, value_name = "FILE")]
-    pub output: PathBuf,
+    output: PathBuf,
     /// Replace the output if it exists
     #[arg(short, long)]
-    pub force: bool,
+    force: bool,
     /// Denoising steps
     #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub steps: u32,
-    /// Where to run.
-    #[command(flatten)]
-    pub place: PlaceArgs,
-    /// No progress
+    steps: u32,
+    /// Show no progress
     #[arg(short, long)]
     pub quiet: bool,
+    #[command(flatten)]
+    /// Where to run.
+    pub place: PlaceArgs,
+}
+
+impl DemoArgs {
+    /// The validated job.
+    ///
+    /// # Errors
+    /// A usage error: flags that do not fit each other.
+    pub fn job(&self) -> Result<DemoJob> {
+        let steps = self.steps as usize;
+        Ok(DemoJob { output: self.output.clone(), force: self.force, steps, place: self.place.choice()? })
+    }
 }

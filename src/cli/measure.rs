@@ -1,33 +1,51 @@
-//! Flags of the commands that measure and look: `verify`, `compare`, `bench`, `profile` and `doctor`.
+//! Flags of the commands that measure and check: `bench`, `profile`, `compare` and `verify`.
 
 use std::path::PathBuf;
 
+use anyhow::Result;
 use clap::Args;
 
-use super::MemoryArgs;
-use crate::pipeline::DeviceChoice;
+use super::place::MemoryArgs;
+use super::{setup, values};
+use crate::commands::measure::{BenchJob, CompareJob, ProfileJob};
+use crate::commands::verify::VerifyJob;
+use crate::pipeline::{DeviceChoice, PlaceChoice};
+
+/// What is measured unless the user says otherwise.
+const PROMPT: &str = "Add a red scarf to the woman and write 'NOVA' on it";
 
 /// Flags of `verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// Model folder
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
-    pub model: PathBuf,
+    model: PathBuf,
     /// Folder of the recorded runs
     #[arg(long, value_name = "DIR")]
-    pub golden: PathBuf,
+    golden: PathBuf,
     /// Recorded run: NAME.safetensors, NAME_inputs.safetensors and NAME_truth.safetensors of that folder
     #[arg(long, default_value = "full_512")]
-    pub name: String,
-    /// Where to run: cuda[:N], cpu, or auto
-    #[arg(long, default_value = "auto", value_parser = super::parse_device)]
-    pub device: DeviceChoice,
-    /// Memory to take.
-    #[command(flatten)]
-    pub memory: MemoryArgs,
+    name: String,
     /// Print one JSON object instead of a table
     #[arg(long)]
-    pub json: bool,
+    json: bool,
+    /// Where to run: cuda[:N], cpu, or auto: on the first GPU if there is one
+    #[arg(long, default_value = "auto", value_parser = values::device, help_heading = "Device")]
+    device: DeviceChoice,
+    #[command(flatten)]
+    memory: MemoryArgs,
+}
+
+impl VerifyArgs {
+    /// The validated job.
+    ///
+    /// # Errors
+    /// A usage error: flags that do not fit each other.
+    pub fn job(&self) -> Result<VerifyJob> {
+        let place = self.memory.choice(self.device)?;
+        let (model, golden, name) = (self.model.clone(), self.golden.clone(), self.name.clone());
+        Ok(VerifyJob { model, golden, name, place, json: self.json })
+    }
 }
 
 /// Flags of `compare`.
@@ -35,25 +53,41 @@ pub struct VerifyArgs {
 pub struct CompareArgs {
     /// Model folder
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
-    pub model: PathBuf,
+    model: PathBuf,
     /// Working size, WIDTHxHEIGHT in multiples of 16
-    #[arg(long, value_parser = super::parse_size, default_value = "256x256")]
-    pub size: (usize, usize),
-    /// What to do
-    #[arg(short, long, default_value = "Add a red scarf to the woman and write 'NOVA' on it")]
-    pub prompt: String,
-    /// Stages to run [default: all]; those before them run on the device alone
+    #[arg(long, value_parser = values::size, default_value = "256x256", value_name = "WxH")]
+    size: (usize, usize),
+    /// What to change
+    #[arg(short, long, value_name = "TEXT", default_value = PROMPT)]
+    prompt: String,
+    /// Stages to compare [default: all]; those before them run on the GPU alone
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
-    pub stage: Vec<String>,
+    stage: Vec<String>,
     /// Go on after a node that differs
     #[arg(long)]
-    pub go_on: bool,
-    /// CUDA device
-    #[arg(long, default_value = "cuda", value_parser = super::parse_device)]
-    pub device: DeviceChoice,
-    /// Memory to take.
+    go_on: bool,
+    /// GPU to run on: cuda[:N]
+    #[arg(long, default_value = "cuda", value_parser = values::device, help_heading = "Device")]
+    device: DeviceChoice,
     #[command(flatten)]
-    pub memory: MemoryArgs,
+    memory: MemoryArgs,
+}
+
+impl CompareArgs {
+    /// The validated job.
+    ///
+    /// # Errors
+    /// A usage error: flags that do not fit each other.
+    pub fn job(&self) -> Result<CompareJob> {
+        Ok(CompareJob {
+            model: self.model.clone(),
+            size: self.size,
+            prompt: self.prompt.clone(),
+            stages: self.stage.clone(),
+            go_on: self.go_on,
+            place: self.memory.choice(self.device)?,
+        })
+    }
 }
 
 /// Flags of `bench`.
@@ -61,28 +95,45 @@ pub struct CompareArgs {
 pub struct BenchArgs {
     /// Model folder
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
-    pub model: PathBuf,
+    model: PathBuf,
     /// Working sizes, WIDTHxHEIGHT in multiples of 16
-    #[arg(long, value_parser = super::parse_size, value_delimiter = ',', default_value = "1024x1024")]
-    pub size: Vec<(usize, usize)>,
-    /// What to do
-    #[arg(short, long, default_value = "Add a red scarf to the woman and write 'NOVA' on it")]
-    pub prompt: String,
+    #[arg(long, value_parser = values::size, value_delimiter = ',', default_value = "1024x1024", value_name = "WxH")]
+    size: Vec<(usize, usize)>,
+    /// What to change
+    #[arg(short, long, value_name = "TEXT", default_value = PROMPT)]
+    prompt: String,
     /// Denoising steps of the edit
-    #[arg(long, default_value_t = 28, value_parser = clap::value_parser!(u32).range(3..=1000))]
-    pub steps: u32,
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(3..=1000))]
+    steps: u32,
     /// Timed runs of each stage while its weights are on the device
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=1000))]
-    pub runs: u32,
-    /// CUDA device
-    #[arg(long, default_value = "cuda", value_parser = super::parse_device)]
-    pub device: DeviceChoice,
-    /// Memory to take.
-    #[command(flatten)]
-    pub memory: MemoryArgs,
-    /// Print one JSON object a size
+    runs: u32,
+    /// Print one JSON object for each size
     #[arg(long)]
-    pub json: bool,
+    json: bool,
+    /// GPU to run on: cuda[:N]
+    #[arg(long, default_value = "cuda", value_parser = values::device, help_heading = "Device")]
+    device: DeviceChoice,
+    #[command(flatten)]
+    memory: MemoryArgs,
+}
+
+impl BenchArgs {
+    /// The validated job.
+    ///
+    /// # Errors
+    /// A usage error: flags that do not fit each other.
+    pub fn job(&self) -> Result<BenchJob> {
+        Ok(BenchJob {
+            model: self.model.clone(),
+            sizes: self.size.clone(),
+            prompt: self.prompt.clone(),
+            steps: self.steps as usize,
+            runs: self.runs as usize,
+            place: self.memory.choice(self.device)?,
+            json: self.json,
+        })
+    }
 }
 
 /// Flags of `profile`.
@@ -90,37 +141,46 @@ pub struct BenchArgs {
 pub struct ProfileArgs {
     /// Model folder
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
-    pub model: PathBuf,
+    model: PathBuf,
     /// Working size, WIDTHxHEIGHT in multiples of 16
-    #[arg(long, value_parser = super::parse_size, default_value = "1024x1024")]
-    pub size: (usize, usize),
-    /// What to do
-    #[arg(short, long, default_value = "Add a red scarf to the woman and write 'NOVA' on it")]
-    pub prompt: String,
+    #[arg(long, value_parser = values::size, default_value = "1024x1024", value_name = "WxH")]
+    size: (usize, usize),
+    /// What to change
+    #[arg(short, long, value_name = "TEXT", default_value = PROMPT)]
+    prompt: String,
     /// Stages to profile: vae_encode, vision, text, conditioning, step, vae_decode
     #[arg(long, value_delimiter = ',', value_name = "NAMES", default_value = "step")]
-    pub stage: Vec<String>,
+    stage: Vec<String>,
     /// Denoising steps of the edit
-    #[arg(long, default_value_t = 28, value_parser = clap::value_parser!(u32).range(3..=1000))]
-    pub steps: u32,
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(3..=1000))]
+    steps: u32,
     /// Write a trace of the nodes that Perfetto and chrome://tracing open
     #[arg(long, value_name = "FILE")]
-    pub trace: Option<PathBuf>,
+    trace: Option<PathBuf>,
     /// Replace the trace if it exists
     #[arg(short, long)]
-    pub force: bool,
-    /// CUDA device
-    #[arg(long, default_value = "cuda", value_parser = super::parse_device)]
-    pub device: DeviceChoice,
+    force: bool,
     /// Print one JSON object instead of tables
     #[arg(long)]
-    pub json: bool,
+    json: bool,
+    /// GPU to run on: cuda[:N]
+    #[arg(long, default_value = "cuda", value_parser = values::device, help_heading = "Device")]
+    device: DeviceChoice,
 }
 
-/// Flags of `doctor`.
-#[derive(Debug, Args)]
-pub struct DoctorArgs {
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
+impl ProfileArgs {
+    /// The job, with what the environment says.
+    pub fn job(&self) -> ProfileJob {
+        ProfileJob {
+            model: self.model.clone(),
+            size: self.size,
+            prompt: self.prompt.clone(),
+            stages: self.stage.clone(),
+            steps: self.steps as usize,
+            trace: self.trace.clone(),
+            force: self.force,
+            place: PlaceChoice { device: self.device, precision: None, max_vram: None, setup: setup() },
+            json: self.json,
+        }
+    }
 }

@@ -3,38 +3,55 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::{MemoryArgs, PrecisionArg};
-use crate::pipeline::DeviceChoice;
-use crate::plan::Precision;
+use super::{setup, values};
+use crate::error::usage;
+use crate::pipeline::{DeviceChoice, PlaceChoice};
 
 /// Flags of `edit`, `judge` and `demo`.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct PlaceArgs {
     /// Where to run: cuda[:N], cpu, or auto: on the first GPU if there is one
-    #[arg(long, default_value = "auto", value_parser = super::parse_device)]
-    pub device: DeviceChoice,
-    /// Memory to take.
+    #[arg(long, default_value = "auto", value_parser = values::device, help_heading = "Device", hide_short_help = true)]
+    device: DeviceChoice,
     #[command(flatten)]
-    pub memory: MemoryArgs,
+    memory: MemoryArgs,
     /// Element type of activations: bf16 is how the released model runs, f32 is the CPU's [default: bf16 on a GPU, f32 on the CPU]
-    #[arg(long, value_enum)]
-    precision: Option<PrecisionArg>,
-    /// CPU threads [default: all]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_enum, help_heading = "Device", hide_short_help = true)]
+    precision: Option<values::PrecisionArg>,
+    /// CPU threads to use [default: all]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Device", hide_short_help = true)]
     pub threads: Option<u32>,
 }
 
 impl PlaceArgs {
-    /// Element type of activations; none: what suits the device.
-    pub fn precision(&self) -> Option<Precision> {
-        self.precision.map(Precision::from)
-    }
-
-    /// Whether the flags fit each other.
+    /// The place, with what the environment says of it.
     ///
     /// # Errors
-    /// As for [`MemoryArgs::check`].
-    pub fn check(&self) -> Result<()> {
-        self.memory.check(self.device)
+    /// A usage error: a limit of a GPU's memory for the CPU.
+    pub(super) fn choice(&self) -> Result<PlaceChoice> {
+        Ok(PlaceChoice { precision: self.precision.map(Into::into), ..self.memory.choice(self.device)? })
+    }
+}
+
+/// `--max-vram`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct MemoryArgs {
+    /// Most GPU memory to take, such as 22GB or 20GiB [default: what is free]
+    ///
+    /// Most GPU memory to take, the driver's share included: 22GB, 20.5GB, 20GiB or 22000000000 [default: what is free]
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = values::bytes, help_heading = "Device")]
+    pub(super) max_vram: Option<usize>,
+}
+
+impl MemoryArgs {
+    /// A device with this limit, in the element type that suits it.
+    ///
+    /// # Errors
+    /// A usage error: a limit for the CPU.
+    pub(super) fn choice(self, device: DeviceChoice) -> Result<PlaceChoice> {
+        if self.max_vram.is_some() && device == DeviceChoice::Cpu {
+            return Err(usage(anyhow::anyhow!("--max-vram limits a GPU's memory, and --device cpu uses no GPU; leave one out")));
+        }
+        Ok(PlaceChoice { device, precision: None, max_vram: self.max_vram, setup: setup() })
     }
 }

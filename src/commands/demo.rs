@@ -2,15 +2,29 @@
 //!
 //! The template is part of the program (`tools/demo_model/gallery.py` writes it): all but the results.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result, ensure};
 use indicatif::ProgressBar;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::cli::{self, DemoArgs};
 use crate::error::usage;
 use crate::image::{self, Format, Output, Rgb};
-use crate::pipeline::{EditParameters, Engine, Model, Progress, edit_picture};
+use crate::pipeline::{EditParameters, Engine, Model, Place, PlaceChoice, Progress};
+
+/// A gallery to make.
+#[derive(Clone, Debug)]
+pub struct DemoJob {
+    /// Picture to write; the extension says the format.
+    pub output: PathBuf,
+    /// Replace a file that is there.
+    pub force: bool,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Where to run.
+    pub place: PlaceChoice,
+}
 
 /// Where pictures lie in the template: x and y of their upper left corners, in pixels.
 #[derive(Deserialize)]
@@ -31,32 +45,29 @@ struct Cell {
 ///
 /// # Errors
 /// A [`crate::error::UsageError`] for the output, or whatever stops an edit. Nothing is written then.
-pub fn run(args: &DemoArgs, progress: &mut dyn Progress, bar: &ProgressBar) -> Result<String> {
-    args.place.check()?;
-    let output = Output::reserve(&args.output, args.force).map_err(usage)?;
-    let format = Format::of(&args.output).map_err(usage)?;
+pub fn run(job: &DemoJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Result<String> {
+    let output = Output::reserve(&job.output, job.force).map_err(usage)?;
+    let format = Format::of(&job.output).map_err(usage)?;
     let (gallery, mut page) = template().context("the built-in gallery; the build is damaged")?;
-    let setup = cli::setup();
-    let (engine, precision) = Engine::choose(args.place.device, args.place.precision(), &setup)?;
-    let model = Model::demo()?;
+    let mut engine = Engine::open(Model::demo()?, Place::open(&job.place)?)?;
     bar.set_length(gallery.cells.len() as u64);
     for cell in &gallery.cells {
         let source = cut(&page, cell.source, gallery.side);
-        let edit = EditParameters { steps: args.steps as usize, ..EditParameters::new(&cell.instruction) };
-        let place = (&engine, precision, args.place.memory.max_vram);
-        let edited = edit_picture(&edit, &source, &model, place, &setup, progress).with_context(|| cell.instruction.clone())?;
-        paste(&mut page, &edited, cell.result);
+        let edit = EditParameters { steps: job.steps, ..EditParameters::new(&cell.instruction) };
+        let edited = engine.edit(&edit, Some(&source), progress).with_context(|| cell.instruction.clone())?;
+        paste(&mut page, &edited.at(&source), cell.result);
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let parameters = json!({"gallery": "demo model", "steps": args.steps, "precision": precision.to_string()});
+    let precision = engine.place.precision;
+    let parameters = json!({"gallery": "demo model", "steps": job.steps, "precision": precision.to_string()});
     output.commit(&image::encode(&page, format, &parameters.to_string())?)?;
     Ok(format!(
         "wrote {}: {} edits, {} steps, {}, {precision}",
-        args.output.display(),
+        job.output.display(),
         gallery.cells.len(),
-        args.steps,
-        engine.name()
+        job.steps,
+        engine.place.name()
     ))
 }
 

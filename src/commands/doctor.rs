@@ -7,10 +7,18 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::cli::{self, DoctorArgs};
 use crate::cuda::{Compiler, Device, Found, Gemms, Module, Nvml, Setup};
-use crate::pipeline::OLDEST;
+use crate::pipeline::LEAST_CAPABILITY;
 use crate::plan::format_bytes;
+
+/// A look at what edits on a GPU need.
+#[derive(Clone, Debug)]
+pub struct DoctorJob {
+    /// Where libraries and the cache are looked for.
+    pub setup: Setup,
+    /// Report as one JSON object.
+    pub json: bool,
+}
 
 /// Exit code if something is missing, to which the bits of what it is are added.
 const MISSING: u8 = 16;
@@ -23,9 +31,9 @@ const CUBLASLT: u8 = 4;
 
 /// Looks, and gives the report with the exit code: 0 if a GPU can run edits, otherwise 16 and 1 for the driver or device,
 /// 2 for NVRTC, 4 for cuBLASLt.
-pub fn run(args: &DoctorArgs) -> (String, u8) {
-    let findings = Findings::look(&cli::setup());
-    let text = if args.json { format!("{}\n", findings.json()) } else { findings.text() };
+pub fn run(job: &DoctorJob) -> (String, u8) {
+    let findings = Findings::look(&job.setup);
+    let text = if job.json { format!("{}\n", findings.json()) } else { findings.text() };
     (text, findings.exit_code())
 }
 
@@ -57,7 +65,7 @@ impl Findings {
         let words = |e: anyhow::Error| format!("{e:#}");
         let driver = Found::driver().map_err(words);
         let devices = if driver.is_ok() { devices().map_err(words) } else { Err("no driver to show any".into()) };
-        let first = devices.iter().flatten().find(|device| device.capability >= OLDEST);
+        let first = devices.iter().flatten().find(|device| device.capability >= LEAST_CAPABILITY);
         Findings {
             release: Nvml::open().and_then(|nvml| nvml.driver_version()),
             driver,
@@ -74,7 +82,7 @@ impl Findings {
 
     /// Bits of what is missing.
     fn missing(&self) -> u8 {
-        let usable = self.cards.iter().flatten().any(|card| card.capability >= OLDEST);
+        let usable = self.cards.iter().flatten().any(|card| card.capability >= LEAST_CAPABILITY);
         let bit = |there: bool, bit: u8| if there { 0 } else { bit };
         bit(self.driver.is_ok() && usable, DRIVER) | bit(self.nvrtc.is_ok(), NVRTC) | bit(self.cublaslt.is_ok(), CUBLASLT)
     }
@@ -101,7 +109,7 @@ impl Findings {
                         .into()
                 }
                 (Ok(_), Ok(cards)) if !cards.is_empty() => {
-                    format!("device: kernels need compute capability {}.{} or more", OLDEST / 10, OLDEST % 10)
+                    format!("device: kernels need compute capability {}.{} or more", LEAST_CAPABILITY / 10, LEAST_CAPABILITY % 10)
                 }
                 _ => "device: the driver shows none; is CUDA_VISIBLE_DEVICES empty, or the container without --gpus all?".into(),
             });
@@ -159,7 +167,7 @@ impl Findings {
             json!({
                 "ordinal": card.ordinal, "name": card.name, "capability": format!("{}.{}", card.capability / 10, card.capability % 10),
                 "multiprocessors": card.multiprocessors, "free_bytes": card.free_bytes, "total_bytes": card.total_bytes,
-                "usable": card.capability >= OLDEST,
+                "usable": card.capability >= LEAST_CAPABILITY,
             })
         };
         let missing = [(DRIVER, "driver"), (NVRTC, "nvrtc"), (CUBLASLT, "cublaslt")];
@@ -179,7 +187,7 @@ impl Findings {
 
 impl Card {
     fn text(&self) -> String {
-        let old = if self.capability < OLDEST { "; too old for the kernels" } else { "" };
+        let old = if self.capability < LEAST_CAPABILITY { "; too old for the kernels" } else { "" };
         format!(
             "{}, compute capability {}.{}, {} multiprocessors, {} of {} free{old}",
             self.name,
@@ -208,7 +216,7 @@ fn compiler(setup: &Setup, device: Option<&Arc<Device>>) -> Result<Found> {
     let found = Found::nvrtc(&setup.libraries)?;
     let version = || format!("NVRTC {}.{} is there, but of no use", found.version.0, found.version.1);
     let fresh = Setup { cache: None, ..setup.clone() };
-    let compiler = Compiler::new(device.map_or(OLDEST, |device| device.capability), &fresh)?;
+    let compiler = Compiler::new(device.map_or(LEAST_CAPABILITY, |device| device.capability), &fresh)?;
     let cubin = compiler.compile("noise", &[]).with_context(version)?;
     if let Some(device) = device {
         device.make_current()?;

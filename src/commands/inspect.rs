@@ -1,23 +1,66 @@
 //! The `inspect` command: what a model consists of, and the plan of an edit with it.
 
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use super::synth::PresetModel;
-use crate::cli::{InspectArgs, PlanJob};
 use crate::error::usage;
 use crate::image;
-use crate::model::Config;
-use crate::model::edit::NoiseSource;
+use crate::model::edit::{NoiseSource, Savings};
+use crate::model::{Config, Preset, Version};
 use crate::ops::{Arch, H100_GRID_THREADS};
-use crate::pipeline::{Model, Program, Request};
-use crate::plan::{Budget, Plan, Precision, StageMemory, Target, format_bytes};
+use crate::pipeline::{EditInputs, Model, Program, Request};
+use crate::plan::{Budget, Plan, Policy, Precision, BodyMemory, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
 use crate::tensor::{Component, DType, Shape, Spec};
 
-/// What is inspected, with or without weights.
+/// A model to look at, and an edit to plan with it.
+#[derive(Clone, Debug)]
+pub struct InspectJob {
+    /// What to look at.
+    pub networks: Networks,
+    /// The edit to plan.
+    pub plan: PlanJob,
+    /// Bytes of a device's memory that the plan must do with; none: any.
+    pub max_vram: Option<usize>,
+    /// List every tensor.
+    pub tensors: bool,
+    /// Print the recorded graph.
+    pub graph: bool,
+    /// Report as one JSON object.
+    pub json: bool,
+}
+
+/// Networks with or without weights.
+#[derive(Clone, Debug)]
+pub enum Networks {
+    /// A model's folder or transformer file.
+    Folder(PathBuf),
+    /// Networks known without a checkpoint.
+    Preset(Preset, Version),
+}
+
+/// An edit to plan.
+#[derive(Clone, Debug)]
+pub struct PlanJob {
+    /// What to do.
+    pub prompt: String,
+    /// Width and height of the picture.
+    pub size: (usize, usize),
+    /// Its working area's side.
+    pub size_level: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Element type of activations; bf16 plans for a GPU, f32 for the CPU.
+    pub precision: Precision,
+    /// Savings in use.
+    pub savings: Savings,
+}
+
+/// What is inspected.
 struct Subject {
     config: Config,
     settings: PromptSettings,
@@ -31,41 +74,46 @@ struct Subject {
 ///
 /// # Errors
 /// Faults of the model's files, or sizes that cannot be planned.
-pub fn run(args: &InspectArgs) -> Result<String> {
-    let job = args.job();
-    let subject = Subject::new(args, &job)?;
-    let mut program = plan_edit(&subject.config, &subject.settings, &subject.tokenizer, &args.prompt, &job)?;
-    match (args.memory.max_vram, job.precision) {
-        (Some(_), Precision::F32) => {
-            return Err(usage(anyhow::anyhow!("--max-vram is a GPU's; --precision f32 plans for the CPU")));
-        }
-        (Some(allowed), Precision::Bf16) => program.plan.fit(Budget::Allowed(allowed))?,
-        (None, _) => {}
+pub fn run(job: &InspectJob) -> Result<String> {
+    let subject = Subject::new(&job.networks)?;
+    let mut program = plan_edit(&subject.config, &subject.settings, &subject.tokenizer, &job.plan)?;
+    if let Some(allowed) = job.max_vram {
+        program = program.fit(Budget::Allowed(allowed), Policy::RESIDENT)?;
     }
-    if args.json {
+    if job.json {
         return Ok(format!("{:#}\n", subject.json(&program.plan)));
     }
-    let mut text = subject.text(args.tensors)?;
+    let mut text = subject.text(job.tensors)?;
     let (height, width) = (8 * program.spec.latent.0, 8 * program.spec.latent.1);
     let (tokens, rows) = (program.spec.prompt.valid.clone(), program.spec.step_rows().total());
-    writeln!(text, "\nplan of an edit at {width}x{height}, {} steps, prompts of {tokens:?} rows, {rows} rows a step", job.steps)?;
+    writeln!(
+        text,
+        "\nplan of an edit at {width}x{height}, {} steps, prompts of {tokens:?} rows, {rows} rows a step",
+        job.plan.steps
+    )?;
     write!(text, "{}", program.plan)?;
-    if args.graph {
+    if job.graph {
         write!(text, "\n{}", program.plan.graph)?;
     }
     Ok(text)
 }
 
 impl Subject {
-    fn new(args: &InspectArgs, job: &PlanJob) -> Result<Subject> {
-        if let Some(preset) = args.preset() {
-            let PresetModel { config, settings, tokenizer, .. } = PresetModel::new(preset, job.version)?;
-            let spec =
-                |(component, name, dtype, shape): (Component, String, DType, Shape)| (component, name, Spec { dtype, shape });
-            let tensors = config.checkpoint().into_iter().map(spec).collect();
-            return Ok(Subject { config, settings, tokenizer, files: vec![], tensors });
+    fn new(networks: &Networks) -> Result<Subject> {
+        match networks {
+            Networks::Folder(path) => Subject::of_folder(path),
+            Networks::Preset(preset, version) => Subject::of_preset(*preset, *version),
         }
-        let path = args.model.as_ref().ok_or_else(|| usage(anyhow::anyhow!("give --model or --preset")))?;
+    }
+
+    fn of_preset(preset: Preset, version: Version) -> Result<Subject> {
+        let PresetModel { config, settings, tokenizer, .. } = PresetModel::new(preset, version)?;
+        let spec = |(component, name, dtype, shape): (Component, String, DType, Shape)| (component, name, Spec { dtype, shape });
+        let tensors = config.checkpoint().into_iter().map(spec).collect();
+        Ok(Subject { config, settings, tokenizer, files: vec![], tensors })
+    }
+
+    fn of_folder(path: &Path) -> Result<Subject> {
         let Model { folder, config, settings, tokenizer, .. } = Model::open(path)?;
         let files = folder.files().map(|(path, bytes, tensors)| (path.display().to_string(), bytes, tensors)).collect();
         let components = [Component::Dit, Component::Vae, Component::Qwen];
@@ -103,8 +151,8 @@ impl Subject {
             json!({"name": c.to_string(), "tensors": tensors, "parameters": parameters, "bytes": bytes})
         };
         let components = [Component::Dit, Component::Vae, Component::Qwen].map(component);
-        let stages = plan.stages.iter().map(|s| {
-            json!({"name": s.name, "nodes": s.nodes, "runs": s.repeat, "weight_bytes": s.weight_bytes,
+        let stages = plan.bodies.iter().map(|s| {
+            json!({"name": s.name, "nodes": s.nodes, "runs": s.runs, "weight_bytes": s.weight_bytes,
                    "live_bytes": s.live_bytes, "flops": s.flops})
         });
         let files = self.files.iter().map(|(path, bytes, tensors)| json!({"path": path, "bytes": bytes, "tensors": tensors}));
@@ -119,12 +167,12 @@ impl Subject {
 
 /// What a plan takes of a device's memory; null for the CPU's.
 fn device(plan: &Plan) -> Value {
-    if plan.kernels.is_empty() {
+    if plan.target == Target::Cpu {
         return Value::Null;
     }
     let peaks: Map<String, Value> = plan.peaks().into_iter().map(|(policy, bytes)| (policy.to_string(), json!(bytes))).collect();
-    let stages = plan.stages.iter().zip(plan.memory()).map(|(stage, memory)| {
-        let StageMemory { resident, arriving, leaving } = memory;
+    let stages = plan.bodies.iter().zip(plan.memory()).map(|(stage, memory)| {
+        let BodyMemory { resident, arriving, leaving } = memory;
         json!({"name": stage.name, "resident_bytes": resident, "arriving_bytes": arriving, "leaving_bytes": leaving})
     });
     json!({"residency": plan.weights.policy.to_string(), "peak_bytes": plan.peak_bytes(), "region_bytes": plan.weights.bytes,
@@ -136,13 +184,7 @@ fn device(plan: &Plan) -> Value {
 ///
 /// # Errors
 /// Sizes, prompts or dimensions that cannot be planned.
-pub fn plan_edit(
-    config: &Config,
-    settings: &PromptSettings,
-    tokenizer: &Tokenizer,
-    prompt: &str,
-    job: &PlanJob,
-) -> Result<Program> {
+pub fn plan_edit(config: &Config, settings: &PromptSettings, tokenizer: &Tokenizer, job: &PlanJob) -> Result<Program> {
     let size = image::working_size(job.size.0, job.size.1, job.size_level).map_err(usage)?;
     let [_, (height, width)] = prompt::fit(size.1, size.0, settings).map_err(usage)?;
     let grid = (height / 14, width / 14);
@@ -151,7 +193,7 @@ pub fn plan_edit(
         size,
         reference: true,
         grid,
-        tokens: &[encode(prompt)?, encode("")?],
+        tokens: &[encode(&job.prompt)?, encode("")?],
         steps: job.steps,
         cfg_scale: 6.0,
         noise: NoiseSource::Philox { seed: 42, grid_threads: H100_GRID_THREADS },
@@ -159,5 +201,6 @@ pub fn plan_edit(
         savings: job.savings,
     };
     let target = if job.precision == Precision::Bf16 { Target::Cuda(Arch(90)) } else { Target::Cpu };
-    Program::new(config, settings, &request, job.precision, target)
+    let inputs = EditInputs::new(config, settings, &request)?;
+    Program::new(config, &inputs.spec, job.precision, target)
 }

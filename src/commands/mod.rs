@@ -1,4 +1,4 @@
-//! The commands besides `edit`.
+//! The commands besides `edit`. Each takes a job whose every choice is made, whoever made it.
 
 pub mod demo;
 pub mod doctor;

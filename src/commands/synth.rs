@@ -1,6 +1,6 @@
 //! The `synth` command: a model folder of synthetic weights for tests and benchmarks.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
@@ -16,6 +16,19 @@ use crate::weights::{PlannedTensor, check_absent_or_empty, write_model};
 
 /// Bytes of a shard of the full text encoder, about that of the released ones.
 const SHARD_BYTES: u64 = 4_000_000_000;
+
+/// A folder of synthetic weights to write.
+#[derive(Clone, Debug)]
+pub struct SynthJob {
+    /// The folder, new or empty.
+    pub output: PathBuf,
+    /// Size of the networks.
+    pub preset: Preset,
+    /// Version of the transformer.
+    pub version: Version,
+    /// Seed of the weights.
+    pub seed: u64,
+}
 
 /// A preset's networks with the tokenizer and settings that go with them.
 pub struct PresetModel {
@@ -57,9 +70,10 @@ impl PresetModel {
 /// A [`crate::error::UsageError`] if the folder is not empty or its parent missing, a [`crate::weights::ModelError`]
 /// if the disk is too full or the system refuses; [`Interrupted`].
 /// What was written is taken back.
-pub fn write(dir: &Path, preset: Preset, version: Version, seed: u64, stop: &AtomicBool, bar: &ProgressBar) -> Result<()> {
+pub fn run(job: &SynthJob, stop: &AtomicBool, bar: &ProgressBar) -> Result<()> {
+    let SynthJob { output: dir, preset, version, seed } = job;
     check_absent_or_empty(dir).map_err(|fault| usage(fault.into()))?;
-    let model = PresetModel::new(preset, version)?;
+    let model = PresetModel::new(*preset, *version)?;
     let checkpoint = model.config.checkpoint();
     let of = |wanted: Component| -> Vec<PlannedTensor> {
         let tensors = checkpoint.iter().filter(|(component, ..)| *component == wanted);
@@ -75,7 +89,7 @@ pub fn write(dir: &Path, preset: Preset, version: Version, seed: u64, stop: &Ato
         json!({"cut": s.cut, "max_text": s.max_text, "min_pixels": s.min_pixels, "max_pixels": s.max_pixels}).to_string()
     });
     let config_json = format!("{:#}\n", model.config.qwen_json(|token| model.tokenizer.token_id(token)));
-    let shards = (preset == Preset::Full).then_some(SHARD_BYTES);
+    let shards = (*preset == Preset::Full).then_some(SHARD_BYTES);
     let progress = |done, total| {
         bar.set_length(total);
         bar.set_position(done);
@@ -84,7 +98,7 @@ pub fn write(dir: &Path, preset: Preset, version: Version, seed: u64, stop: &Ato
     let (dit, vae, qwen) = (of(Component::Dit), of(Component::Vae), of(Component::Qwen));
     let written = write_model(
         dir,
-        version,
+        *version,
         &dit,
         &vae,
         &qwen,
@@ -92,7 +106,7 @@ pub fn write(dir: &Path, preset: Preset, version: Version, seed: u64, stop: &Ato
         &config_json,
         &model.tokenizer_json,
         settings.as_deref(),
-        seed,
+        *seed,
         &progress,
     );
     bar.finish_and_clear();

@@ -7,6 +7,7 @@ use std::fmt;
 use anyhow::{Result, ensure};
 
 use super::{Cuda, Executor};
+use crate::graph::BodyId;
 use crate::ops::{HostValues, Operand, Output, cases, round};
 
 /// Largest normalised mean square error of a node: some roundings to bf16, or products of TF32.
@@ -78,7 +79,7 @@ pub struct Compared {
     pub difference: Difference,
 }
 
-/// A stage, compared.
+/// A body, compared.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Every output that is within its bound.
@@ -103,23 +104,23 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs a stage, which was announced and whose inputs are there, node by node on the device, and computes each node by the
+/// Runs a body, which was announced and whose inputs are there, node by node on the device, and computes each node by the
 /// reference from the device's operands. Ops whose cases ask for equality must be equal, others within a bound.
 ///
 /// Stops at the first node that differs, with its op, kernel, error, and the farthest element's values, unless `go_on`.
 ///
 /// # Errors
 /// What stops a run.
-pub fn compare(cuda: &mut Cuda, stage: &str, go_on: bool) -> Result<Report> {
-    let plan = cuda.plan();
-    let nodes = plan.graph.stages[cuda.enter(stage)?].nodes.clone();
+pub fn compare(cuda: &mut Cuda, body: BodyId, go_on: bool) -> Result<Report> {
+    let plan = cuda.shared_plan();
+    cuda.enter(body)?;
     let mut bounds: BTreeMap<&str, f64> = BTreeMap::new();
     for case in cases() {
         let bound = bounds.entry(case.op.kind()).or_insert(0.0);
         *bound = if case.bound > 0.0 { BOUND } else { *bound };
     }
     let mut report = Report::default();
-    for at in nodes {
+    for at in plan.graph.nodes_of(body) {
         let node = &plan.graph.nodes[at];
         let what = format!("{} ({})", node.op.kind(), plan.kernels[at]);
         let operands: Vec<HostValues> = node.inputs.iter().map(|&id| cuda.read(id)).collect::<Result<_>>()?;

@@ -1,34 +1,31 @@
-//! Weights on their way to the device: which pieces a run of stages needs, in which order, and what fills them.
+//! Weights on their way to the device: which pieces a run needs, in which order, and what fills them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::cuda::{Device, Event, PIECE, Piece, Staging, Stream, Uploads};
-use crate::graph::{Graph, Kind, StorageId};
+use crate::graph::{BodyId, Graph, Kind, StorageId};
 use crate::plan::{Arrival, Plan};
 use crate::weights::{WeightForm, WeightKey, WeightSource};
 
-/// Which weights are whole in the device's region.
-pub(super) struct Resident(Vec<bool>);
-
-impl Resident {
-    pub(super) fn none(plan: &Plan) -> Resident {
-        Resident(vec![false; plan.graph.storages.len()])
-    }
-}
-
-/// A run of stages with the upload that feeds it.
-pub(super) struct Pass {
-    /// The stages in order, as numbers in the graph.
-    stages: Vec<usize>,
-    /// Which of them is under way; none before the first.
+/// A run with the upload that feeds it.
+pub(super) struct Feed {
+    plan: Arc<Plan>,
+    /// The segments that the run visits, in order.
+    visits: Vec<usize>,
+    /// Which visit is under way; none before the first.
     at: Option<usize>,
-    uploads: Uploads,
-    /// The pieces of each storage that is on its way, until somebody has waited for them. They arrive in any order.
-    pieces: HashMap<StorageId, Range<usize>>,
+    upload: Uploads,
+    /// For each storage, the visits before which it comes, with its pieces, until somebody has waited for them. They arrive
+    /// in any order.
+    pieces: HashMap<StorageId, VecDeque<(usize, Range<usize>)>>,
+    /// Bytes that come.
+    pub(super) bytes: u64,
+    /// The weights that lie in the region after the run, and where.
+    pub(super) leaves: Vec<(WeightKey, usize)>,
 }
 
 /// Where a piece's bytes come from.
@@ -38,22 +35,23 @@ struct Origin {
     elements: Range<usize>,
 }
 
-impl Pass {
-    /// Starts to fetch what the stages lack. `region`: address of the weights' region.
+impl Feed {
+    /// Starts to fetch what a run of bodies lacks. `region`: address of the weights' region. `resident`: for each storage,
+    /// whether it is a weight that is there; then, whether it will be after the run.
     pub(super) fn start(
-        plan: &Plan,
-        stages: &[&str],
-        resident: &mut Resident,
+        plan: &Arc<Plan>,
+        keys: &[Option<WeightKey>],
+        bodies: &[BodyId],
+        resident: &mut [bool],
         staging: &Arc<Staging>,
         region: u64,
         weights: &Arc<dyn WeightSource + Send + Sync>,
-    ) -> Result<Pass> {
+    ) -> Result<Feed> {
         let graph = &plan.graph;
-        let number = |name: &&str| graph.stages.iter().position(|s| s.name == *name).with_context(|| format!("no stage {name}"));
-        let stages: Vec<usize> = stages.iter().map(number).collect::<Result<_>>()?;
-        let keys = weight_keys(graph)?;
-        let (mut pieces, mut origins, mut of_storage) = (Vec::new(), Vec::new(), HashMap::new());
-        for Arrival { storage, gate } in plan.weights.arrivals(graph, &stages, &mut resident.0) {
+        let visits = plan.weights.visits(bodies);
+        let (mut pieces, mut origins) = (Vec::new(), Vec::new());
+        let mut of_storage: HashMap<StorageId, VecDeque<_>> = HashMap::new();
+        for Arrival { storage, visit, gate } in plan.weights.arrivals(graph, &visits, resident) {
             let first = pieces.len();
             let start = region + plan.weights.offsets[storage.0].context("a weight without a place")? as u64;
             let key = keys[storage.0].as_ref().context("a weight that no node reads")?;
@@ -63,46 +61,62 @@ impl Pass {
                 pieces.push(Piece { address, bytes: origin.elements.len() * size, gate });
                 origins.push(origin);
             }
-            let known = of_storage.insert(storage, first..pieces.len());
-            ensure!(known.is_none(), "{} would have to come twice", graph.storages[storage.0].name);
+            of_storage.entry(storage).or_default().push_back((visit, first..pieces.len()));
         }
+        let bytes = pieces.iter().map(|piece| piece.bytes as u64).sum();
         let weights = weights.clone();
         let fill =
             move |piece: usize, bytes: &mut [u8]| Ok(origins[piece].key.fill(&*weights, origins[piece].elements.start, bytes)?);
-        let uploads = Uploads::start(staging, pieces, stages.len().max(1), Arc::new(fill))?;
-        Ok(Pass { stages, at: None, uploads, pieces: of_storage })
+        let upload = Uploads::start(staging, pieces, visits.len().max(1), Arc::new(fill))?;
+        Ok(Feed { plan: plan.clone(), visits, at: None, upload, pieces: of_storage, bytes, leaves: vec![] })
     }
 
-    /// Says that a stage is about to run: what ran before it on `stream` is what its gate waits for.
-    pub(super) fn enter(&mut self, stage: usize, device: &Arc<Device>, stream: &Stream) -> Result<()> {
-        if self.at.is_some_and(|at| self.stages[at] == stage) {
-            return Ok(());
-        }
+    pub(super) fn is_of(&self, plan: &Arc<Plan>) -> bool {
+        Arc::ptr_eq(&self.plan, plan)
+    }
+
+    /// Says that a body is about to run: what ran before it on `stream` is what gates wait for. A body whose last turns are
+    /// left out is passed over.
+    pub(super) fn enter(&mut self, body: BodyId, device: &Arc<Device>, stream: &Stream) -> Result<()> {
+        let segments = &self.plan.weights.segments;
         let next = self.at.map_or(0, |at| at + 1);
-        ensure!(self.stages.get(next) == Some(&stage), "the stage is not the next of those announced");
+        let found = (next..self.visits.len()).find(|&visit| segments[self.visits[visit]].body == body);
+        let again = self.at.is_some_and(|at| segments[self.visits[at]].body == body);
+        let visit = match found {
+            Some(visit) => visit,
+            None if again => return Ok(()), // more turns than were announced, with what is there
+            None => anyhow::bail!("the body {} is not among those announced that are left", self.plan.graph.bodies[body.0].name),
+        };
         let event = Event::new(device, false)?;
         event.record(stream)?;
-        self.uploads.open(next, Some(Arc::new(event)));
-        self.at = Some(next);
+        let event = Arc::new(event);
+        (next..=visit).for_each(|gate| self.upload.open(gate, Some(event.clone())));
+        self.at = Some(visit);
         Ok(())
     }
 
-    /// Lets a stream wait for a weight.
+    /// Lets a stream wait for a weight that the visit under way reads.
     pub(super) fn wait_for(&mut self, storage: StorageId, stream: &Stream) -> Result<()> {
-        let mut pieces = self.pieces.get(&storage).cloned().unwrap_or(0..0);
-        pieces.try_for_each(|piece| self.uploads.wait_for(piece, stream))?;
-        self.pieces.remove(&storage); // not before: a weight that failed to come must not count as resident
+        let at = self.at.unwrap_or(0);
+        let Some(coming) = self.pieces.get_mut(&storage) else { return Ok(()) };
+        while let Some((_, pieces)) = coming.front().filter(|(visit, _)| *visit <= at) {
+            pieces.clone().try_for_each(|piece| self.upload.wait_for(piece, stream))?;
+            coming.pop_front(); // not before: a weight that failed to come must not count as there
+        }
+        if coming.is_empty() {
+            self.pieces.remove(&storage);
+        }
         Ok(())
     }
 
-    /// Whether all that was announced has been waited for, so that the weights marked as resident are.
+    /// Whether all that was announced has been waited for.
     pub(super) fn is_complete(&self) -> bool {
         self.pieces.is_empty()
     }
 }
 
-/// The form in which each weight's readers want it, by storage; none for what is no weight.
-fn weight_keys(graph: &Graph) -> Result<Vec<Option<WeightKey>>> {
+/// Which weight, in which form, each storage of a graph is; none for what is no weight.
+pub(super) fn weight_keys(graph: &Graph) -> Result<Vec<Option<WeightKey>>> {
     let mut keys: Vec<Option<WeightKey>> = vec![None; graph.storages.len()];
     for node in &graph.nodes {
         for (input, &id) in node.inputs.iter().enumerate() {

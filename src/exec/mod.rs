@@ -1,37 +1,38 @@
-//! What walks a plan. `reference` computes on the CPU and is the oracle of every kernel; `cuda` runs the planned kernels;
-//! `compare` holds one against the other.
+//! What walks a plan. `reference` computes on the CPU and is the oracle of every kernel; `cuda` runs the planned kernels on
+//! a `gpu`, which outlives programs; `compare` holds one against the other.
 
 mod compare;
 mod cuda;
 mod fetch;
+mod gpu;
 mod reference;
 mod values;
 
 use anyhow::{Result, bail};
 
-use crate::graph::{Node, TensorId};
+use crate::graph::{BodyId, Node, TensorId};
 use crate::ops::{HostValues, Values};
+use crate::plan::{Itinerary, Plan};
 
 pub use compare::{Compared, Difference, Report, compare};
 pub use cuda::Cuda;
-pub use reference::{Observer, Reference};
+pub use gpu::{Gpu, Made};
+pub use reference::Reference;
 
-/// Called after each node, or each replay of a captured stage, is done or under way; an error stops the run.
-pub type Watch<'w> = dyn FnMut(&Node) -> Result<()> + 'w;
+/// Called after each node, or each replay of a captured body, is done or under way, with what runs it; an error stops the
+/// run.
+pub type Watch<'w> = dyn FnMut(&Node, &dyn Executor) -> Result<()> + 'w;
 
-/// The values of a float tensor, dense, widened.
-///
-/// # Errors
-/// A tensor of indices or pixels, or a fault of what ran before.
-pub fn read_f32(exec: &mut dyn Executor, id: TensorId) -> Result<Vec<f32>> {
-    match exec.read(id)? {
-        HostValues::F32(values) => Ok(values),
-        _ => bail!("not a float tensor"),
-    }
+/// A watch that looks at nothing.
+pub fn unwatched(_: &Node, _: &dyn Executor) -> Result<()> {
+    Ok(())
 }
 
-/// What can run a plan.
+/// A program with its memory: what can run a plan.
 pub trait Executor {
+    /// The plan that it runs.
+    fn plan(&self) -> &Plan;
+
     /// Writes a whole input or any other tensor without gaps; floats are rounded to its type.
     ///
     /// # Errors
@@ -42,19 +43,31 @@ pub trait Executor {
     ///
     /// # Errors
     /// A fault of what ran before.
-    fn read(&mut self, id: TensorId) -> Result<HostValues>;
+    fn read(&self, id: TensorId) -> Result<HostValues>;
 
-    /// Announces which stages will run, in this order, so that their weights can be fetched ahead.
+    /// The values of a float tensor, dense, widened.
     ///
     /// # Errors
-    /// An unknown stage.
-    fn begin(&mut self, stages: &[&str]) -> Result<()>;
+    /// A tensor of indices or pixels, or a fault of what ran before.
+    fn read_f32(&self, id: TensorId) -> Result<Vec<f32>> {
+        match self.read(id)? {
+            HostValues::F32(values) => Ok(values),
+            _ => bail!("{} does not hold floats", self.plan().graph.storage_of(id).name),
+        }
+    }
 
-    /// Runs a stage once.
+    /// Announces what will run, so that weights can be fetched ahead. It need not be the plan's own itinerary: a part of it,
+    /// or bodies that keep what they start from again.
     ///
     /// # Errors
-    /// A stage that was not announced, a node that cannot run, by name, or what `watch` returns.
-    fn run(&mut self, stage: &str, watch: &mut Watch) -> Result<()>;
+    /// An itinerary that names bodies which the plan has not.
+    fn begin(&mut self, itinerary: &Itinerary) -> Result<()>;
+
+    /// Runs a body once.
+    ///
+    /// # Errors
+    /// A body that was not announced, a node that cannot run, by name, or what `watch` returns.
+    fn run(&mut self, body: BodyId, watch: &mut Watch) -> Result<()>;
 
     /// Waits for all that was asked.
     ///
@@ -62,6 +75,11 @@ pub trait Executor {
     /// A fault of what ran.
     fn finish(&mut self) -> Result<()>;
 
-    /// Whether a stage is done when `run` returns, so that reading a tensor costs nothing.
+    /// Whether a body is done when `run` returns, so that reading a tensor costs nothing.
     fn waits(&self) -> bool;
+
+    /// The CUDA executor, for what only it can do; none if it is another.
+    fn as_cuda(&mut self) -> Option<&mut Cuda> {
+        None
+    }
 }

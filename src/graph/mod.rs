@@ -3,7 +3,7 @@
 //! Model code calls a [`Graph`]'s recording methods; nothing is computed. A *storage* is a run of memory (a buffer of
 //! the arena, a weight, a host input). A *tensor* is a view into a storage: a row range, a column range, or all of it;
 //! views cost nothing, so several nodes may fill one buffer in parts and nobody concatenates. Nodes are grouped into
-//! *stages*; a stage may be run several times in a row (the denoising step).
+//! named *bodies*; in which order and how often bodies run is not the graph's to say (`plan::Itinerary`).
 
 mod modules;
 mod print;
@@ -25,16 +25,20 @@ pub struct TensorId(pub usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StorageId(pub usize);
 
+/// Index of a body in [`Graph::bodies`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BodyId(pub usize);
+
 /// What a storage holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Given by the host before the first stage; a node that updates in place may write to it (state).
+    /// Given by the host before the first body; a node that updates in place may write to it (state).
     Input,
     /// Read from a checkpoint; never written.
     Weight(Component),
     /// Lives in the arena between its first writer and its last reader.
     Buffer,
-    /// A buffer that the host reads after the last stage.
+    /// A buffer that the host reads after the last body.
     Output,
 }
 
@@ -82,15 +86,13 @@ pub struct Node {
     pub outputs: Vec<TensorId>,
 }
 
-/// A run of nodes between two meetings with the host.
+/// A run of nodes between two meetings with the host: a stage of an edit, as progress and profile call it.
 #[derive(Clone, Debug)]
-pub struct Stage {
+pub struct Body {
     /// Name, as progress and profile show it.
     pub name: &'static str,
     /// Its nodes in [`Graph::nodes`].
     pub nodes: Range<usize>,
-    /// How often it runs in a row.
-    pub repeat: usize,
 }
 
 /// A recorded program.
@@ -103,7 +105,7 @@ pub struct Graph {
     /// All nodes in program order.
     pub nodes: Vec<Node>,
     /// Consecutive, gapless ranges of nodes.
-    pub stages: Vec<Stage>,
+    pub bodies: Vec<Body>,
     scope: Vec<String>,
     weights: HashMap<(Component, String), TensorId>,
     component: Option<Component>,
@@ -115,12 +117,12 @@ impl Graph {
         Self::default()
     }
 
-    /// Records a stage that runs `repeat` times in a row.
-    pub fn stage<R>(&mut self, name: &'static str, repeat: usize, record: impl FnOnce(&mut Self) -> R) -> R {
+    /// Records a body; gives its id and what `record` gives.
+    pub fn body<R>(&mut self, name: &'static str, record: impl FnOnce(&mut Self) -> R) -> (BodyId, R) {
         let start = self.nodes.len();
         let result = record(self);
-        self.stages.push(Stage { name, nodes: start..self.nodes.len(), repeat });
-        result
+        self.bodies.push(Body { name, nodes: start..self.nodes.len() });
+        (BodyId(self.bodies.len() - 1), result)
     }
 
     /// Records under `name.`, which prefixes the names of nodes, buffers and weights.
@@ -159,7 +161,7 @@ impl Graph {
         TensorId(self.tensors.len() - 1)
     }
 
-    /// A tensor that the host fills before the first stage.
+    /// A tensor that the host fills before the first body runs.
     pub fn input(&mut self, name: &str, dtype: DType, shape: impl Into<Shape>) -> TensorId {
         let name = self.scoped_name(name);
         self.storage(name, Spec::new(dtype, shape), Kind::Input)
@@ -290,8 +292,13 @@ impl Graph {
         (of(&node.inputs), of(&node.outputs))
     }
 
-    /// The stage of that name.
-    pub fn stage_named(&self, name: &str) -> Option<&Stage> {
-        self.stages.iter().find(|s| s.name == name)
+    /// The nodes of a body.
+    pub fn nodes_of(&self, body: BodyId) -> Range<usize> {
+        self.bodies[body.0].nodes.clone()
+    }
+
+    /// The body of that name.
+    pub fn body_named(&self, name: &str) -> Option<BodyId> {
+        self.bodies.iter().position(|body| body.name == name).map(BodyId)
     }
 }

@@ -6,10 +6,9 @@ use super::{Graph, Node, TensorId};
 
 impl fmt::Display for Graph {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        for stage in &self.stages {
-            let times = if stage.repeat > 1 { format!(" x{}", stage.repeat) } else { String::new() };
-            writeln!(f, "stage {}{times}: {} nodes", stage.name, stage.nodes.len())?;
-            let lines: Vec<Line> = self.nodes[stage.nodes.clone()].iter().map(|n| self.line(n)).collect();
+        for body in &self.bodies {
+            writeln!(f, "stage {}: {} nodes", body.name, body.nodes.len())?;
+            let lines: Vec<Line> = self.nodes[body.nodes.clone()].iter().map(|n| self.line(n)).collect();
             write_folded(f, &lines)?;
         }
         Ok(())

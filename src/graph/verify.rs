@@ -70,18 +70,18 @@ fn list(specs: &[crate::tensor::Spec]) -> String {
 }
 
 impl Graph {
-    /// Checks the whole program: stages cover all nodes; every element read was written by an earlier node, by the
+    /// Checks the whole program: bodies cover all nodes; every element read was written by an earlier node, by the
     /// host or by a checkpoint; no buffer is left unwritten.
     ///
     /// # Errors
     /// The first broken rule, with the node's name.
     pub fn verify(&self) -> Result<()> {
         let mut next = 0;
-        for stage in &self.stages {
-            ensure!(stage.nodes.start == next && stage.repeat > 0, "stage {} does not follow the one before", stage.name);
-            next = stage.nodes.end;
+        for body in &self.bodies {
+            ensure!(body.nodes.start == next, "the body {} does not follow the one before", body.name);
+            next = body.nodes.end;
         }
-        ensure!(next == self.nodes.len(), "{} nodes belong to no stage", self.nodes.len() - next);
+        ensure!(next == self.nodes.len(), "{} nodes belong to no body", self.nodes.len() - next);
 
         let mut written: HashMap<StorageId, Vec<&Tensor>> = HashMap::new();
         for n in &self.nodes {
@@ -108,11 +108,15 @@ impl Graph {
 
 /// Whether views written earlier cover every element of `read`.
 fn covered(read: &Tensor, written: Option<&Vec<&Tensor>>) -> bool {
+    // Nobody wrote to the storage.
     let Some(written) = written else { return false };
+
+    // One writer wrote it all: the usual case, and a cheap one.
     if written.iter().any(|w| *w == read || (w.is_dense() && encloses(w, read))) {
         return true;
     }
-    // Several partial writers: their runs must cover each row end to end.
+
+    // Several wrote parts: from each element that is covered, the farthest run leads on, row by row.
     (0..read.spec.shape.rows()).all(|row| {
         let start = read.offset + row * read.row_stride;
         let mut at = start;

@@ -189,7 +189,7 @@ mod tests {
     ];
 
     fn fixture(name: &str) -> PathBuf {
-        Path::new("tests/images").join(name)
+        Path::new("tests/data/images").join(name)
     }
 
     fn check(name: &str, size: (usize, usize), pixels: &[Pixel], tolerance: u8) {
@@ -249,9 +249,9 @@ mod tests {
             let bytes = read(name);
             assert!(decode_bytes(&bytes[..bytes.len() / 2]).is_err(), "{name}, first half");
         }
-        let message = format!("{:#}", decode(Path::new("tests/images/absent.png")).unwrap_err());
+        let message = format!("{:#}", decode(Path::new("tests/data/images/absent.png")).unwrap_err());
         assert!(message.contains("absent.png"), "{message}");
-        let message = format!("{:#}", decode(Path::new("tests/images")).unwrap_err());
+        let message = format!("{:#}", decode(Path::new("tests/data/images")).unwrap_err());
         assert!(message.contains("is a folder"), "{message}");
     }
 

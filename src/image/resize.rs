@@ -205,7 +205,7 @@ mod tests {
     use std::path::PathBuf;
 
     fn golden(file: &str) -> PathBuf {
-        PathBuf::from(std::env::var_os("STEP1X_GOLDEN").unwrap_or("tests/golden".into())).join(file)
+        PathBuf::from(std::env::var_os("STEP1X_GOLDEN").unwrap_or("tests/data/golden".into())).join(file)
     }
 
     fn golden_resizes() -> Value {

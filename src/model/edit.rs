@@ -1,4 +1,4 @@
-//! One edit as a program of stages:
+//! One edit as a program of bodies, which it calls its stages:
 //!
 //! ```text
 //! vae_encode -> vision -> text -> conditioning -> step × K -> vae_decode
@@ -15,7 +15,7 @@ use super::dit::{self, Conditioned, StepInputs, StepRows};
 use super::text::{self, Text, TextRows};
 use super::vae;
 use super::vision::{self, Vision};
-use crate::graph::{Graph, TensorId};
+use crate::graph::{BodyId, Graph, TensorId};
 use crate::ops::{
     Cast, Gather, GuidanceEuler, LATENT_SCALE, LATENT_SHIFT, Noise, Pack, PixelsIn, PixelsOut, Posterior, StepSlice, Unpack,
 };
@@ -102,6 +102,8 @@ pub struct EditTensors {
     pub reference_tokens: Option<TensorId>,
     /// Input: packed noise of the posterior [n, 64], if the host gives it.
     pub host_posterior_noise: Option<TensorId>,
+    /// The bodies, which run in this order.
+    pub bodies: EditBodies,
     /// Inputs and result of the vision tower.
     pub vision: Vision,
     /// Inputs and result of the text model.
@@ -118,35 +120,56 @@ pub struct EditTensors {
     pub pixel_faults: TensorId,
 }
 
+/// The bodies of an edit.
+#[derive(Clone, Copy, Debug)]
+pub struct EditBodies {
+    /// The reference to tokens; none in text-to-image.
+    pub vae_encode: Option<BodyId>,
+    /// The picture to tokens of the text model.
+    pub vision: BodyId,
+    /// Prompts and picture to the embedding.
+    pub text: BodyId,
+    /// What all steps share, and the starting noise.
+    pub conditioning: BodyId,
+    /// One denoising step.
+    pub step: BodyId,
+    /// Latents to pixels.
+    pub vae_decode: BodyId,
+}
+
 /// Records the program.
 pub fn record(config: &Config, spec: &EditSpec) -> (Graph, EditTensors) {
     let mut graph = Graph::new();
     let g = &mut graph;
     let (h, w) = spec.latent;
-    let (rgb, reference) = match spec.reference {
-        true => {
-            let rgb = g.input("rgb", U8, [8 * h, 8 * w, 3]);
-            let encoded = g.stage("vae_encode", 1, |g| g.with_weights(Component::Vae, |g| encode(g, config, spec, rgb)));
-            (Some(rgb), Some(encoded))
-        }
-        false => (None, None),
-    };
-    let vision = g.stage("vision", 1, |g| {
+    let rgb = spec.reference.then(|| g.input("rgb", U8, [8 * h, 8 * w, 3]));
+    let encoded =
+        rgb.map(|rgb| g.body("vae_encode", |g| g.with_weights(Component::Vae, |g| encode(g, config, spec, rgb))));
+    let (vae_encode, reference) = encoded.unzip();
+    let (vision_body, vision) = g.body("vision", |g| {
         g.with_weights(Component::Qwen, |g| vision::record(g, &config.vision, spec.patches, &spec.windows))
     });
-    let (text, embedding_rows, embedding) = g.stage("text", 1, |g| {
+    let (text_body, (text, embedding_rows, embedding)) = g.body("text", |g| {
         let text = g.with_weights(Component::Qwen, |g| text::record(g, &config.text, &spec.text, vision.merged));
         let rows = g.input("embedding_rows", I32, [spec.prompt.total()]);
         (text, rows, g.op("llm_embedding", Gather, &[text.hidden, rows]))
     });
     let denoised = denoise(g, config, spec, embedding, reference.as_ref().map(|r| r.tokens));
-    let (pixels, pixel_faults) =
-        g.stage("vae_decode", 1, |g| g.with_weights(Component::Vae, |g| decode(g, config, spec, denoised.latents)));
+    let (vae_decode, (pixels, pixel_faults)) =
+        g.body("vae_decode", |g| g.with_weights(Component::Vae, |g| decode(g, config, spec, denoised.latents)));
     let tensors = EditTensors {
         rgb,
         reference_latent: reference.as_ref().map(|r| r.latent),
         reference_tokens: reference.as_ref().map(|r| r.tokens),
         host_posterior_noise: reference.as_ref().and_then(|r| r.host_noise),
+        bodies: EditBodies {
+            vae_encode,
+            vision: vision_body,
+            text: text_body,
+            conditioning: denoised.conditioning,
+            step: denoised.step,
+            vae_decode,
+        },
         vision,
         text,
         embedding_rows,
@@ -201,9 +224,13 @@ fn decode(g: &mut Graph, config: &Config, spec: &EditSpec, latents: TensorId) ->
     (pixels, faults)
 }
 
-/// The tensors of the denoising stages.
+/// The bodies of denoising and their tensors.
 #[derive(Clone, Copy, Debug)]
 pub struct Denoised {
+    /// What all steps share, and the starting noise.
+    pub conditioning: BodyId,
+    /// One step.
+    pub step: BodyId,
     /// Input: time of each step, once a branch [K · 2, 1].
     pub times: TensorId,
     /// Input: Δt and rule of each step [K, 2].
@@ -229,7 +256,7 @@ pub fn denoise(g: &mut Graph, config: &Config, spec: &EditSpec, embedding: Tenso
     let rows = spec.step_rows();
     let once = spec.savings.condition_once;
     let times = g.input("times", F32, [2 * spec.steps, 1]);
-    let (latents, host_noise, prepared) = g.stage("conditioning", 1, |g| {
+    let (conditioning, (latents, host_noise, prepared)) = g.body("conditioning", |g| {
         let (latents, host_noise) = starting_noise(g, spec);
         let prepared = once.then(|| {
             let t = g.reshape(times, [2 * spec.steps]);
@@ -240,7 +267,7 @@ pub fn denoise(g: &mut Graph, config: &Config, spec: &EditSpec, embedding: Tenso
     let schedule = g.input("schedule", F32, [spec.steps, 2]);
     let (counter, fault) = (g.input("counter", I32, [1]), g.input("fault", I32, [1]));
     let (rope, key_bias) = dit::step_tables(g, &rows);
-    let velocity = g.stage("step", spec.steps, |g| {
+    let (step, velocity) = g.body("step", |g| {
         g.with_weights(Component::Dit, |g| {
             let x = g.buffer("x", BF16, [rows.total(), config.dit.hidden]);
             let text_part = g.rows(x, 0..rows.prompt.total());
@@ -266,7 +293,7 @@ pub fn denoise(g: &mut Graph, config: &Config, spec: &EditSpec, embedding: Tenso
             velocity
         })
     });
-    Denoised { times, schedule, rope, key_bias, counter, fault, host_noise, latents, velocity }
+    Denoised { conditioning, step, times, schedule, rope, key_bias, counter, fault, host_noise, latents, velocity }
 }
 
 /// The latents before the first step, and the host's input if it gives them.

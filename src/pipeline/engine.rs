@@ -1,156 +1,242 @@
-//! Where an edit runs: a device or the CPU, and the executor for it.
+//! The loaded model on a place: what a second edit can use of the first.
+//!
+//! An engine keeps programs by the shape of the edit, the least recently used first to go, and with them all that is made
+//! once: plans, launches, captured steps. On a GPU it keeps compiled kernels, page-locked buffers and the weights as well. A
+//! second edit of the same shape plans, compiles, uploads and captures nothing.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Result;
 
-use super::Model;
-use crate::cuda::{self, Device, Setup};
-use crate::error::{ResourceError, usage};
-use crate::exec::{Cuda, Executor, Reference};
-use crate::ops::Arch;
-use crate::plan::{Budget, CONTEXT_BYTES, Plan, Precision, Target, format_bytes};
+use super::memory;
+use super::run::{Ran, run_program};
+use super::{EditParameters, Material, Model, Place, Program, Progress};
+use crate::exec::{Cuda, Executor, Gpu, Made, Reference};
+use crate::image::{self, Filter, Rgb};
+use crate::model::edit::EditSpec;
+use crate::plan::{Budget, CONTEXT_BYTES, Plan, Policy};
 
-/// Ten times the least compute capability that has kernels.
-pub const OLDEST: u32 = 80;
+/// Device memory of a program that is kept, beside its arena: its captured step and its tables, at most.
+pub const PROGRAM_BYTES: usize = 32_000_000;
 
-/// Where the caller wants an edit to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// On the first CUDA device, or on the CPU where there is none.
-    Auto,
-    /// On the CPU.
-    Cpu,
-    /// On a CUDA device.
-    Cuda(usize),
+/// The loaded model on a place.
+///
+/// ```no_run
+/// use step1x_edit::{EditParameters, Engine, Model, Place, PlaceChoice, Silent, image};
+///
+/// # fn main() -> anyhow::Result<()> {
+/// let model = Model::open("models/Step1X-Edit".as_ref())?;
+/// let mut engine = Engine::open(model, Place::open(&PlaceChoice::default())?)?;
+/// let picture = image::decode("sofa.jpg".as_ref())?;
+/// let edited = engine.edit(&EditParameters::new("make the sofa a leather couch"), Some(&picture), &mut Silent)?;
+/// println!("{}x{} pixels in {:.1} s", edited.picture.width, edited.picture.height, edited.seconds.total());
+/// # Ok(())
+/// # }
+/// ```
+pub struct Engine {
+    /// The model.
+    pub model: Model,
+    /// Where it runs.
+    pub place: Place,
+    gpu: Option<Arc<Gpu>>,
+    /// The least recently used first.
+    programs: Vec<Loaded>,
+    /// Weights once displaced for want of room are not given a larger region again.
+    fastest: Policy,
+    /// Programs planned so far.
+    planned: usize,
 }
 
-/// Where an edit runs.
-#[derive(Clone, Debug)]
-pub enum Engine {
-    /// On the CPU; if that was not asked for, why.
-    Cpu(Option<String>),
-    /// On a CUDA device.
-    Cuda(Arc<Device>),
+/// A program with its memory.
+pub struct Loaded {
+    /// What was planned.
+    pub program: Program,
+    /// What runs it.
+    pub exec: Box<dyn Executor>,
+    purpose: Purpose,
+    /// When its plan was made.
+    planned: Instant,
+}
+
+/// What a program is kept ready for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Whole edits.
+    Edit,
+    /// Measurements: every stage can run again at any time.
+    Measure,
+}
+
+/// A finished edit.
+pub struct Edited {
+    /// The picture at the working size.
+    pub picture: Rgb,
+    /// What took how long.
+    pub seconds: Seconds,
+    /// The plan that it was made by.
+    pub plan: Arc<Plan>,
+    /// Bytes of the GPU's memory in use at the end, by everyone; none on the CPU.
+    pub device_bytes: Option<usize>,
+}
+
+impl Edited {
+    /// The picture at an original's size.
+    pub fn at(&self, original: &Rgb) -> Rgb {
+        image::resize(&self.picture, original.width, original.height, Filter::Bicubic)
+    }
+}
+
+/// Seconds of an edit's parts.
+#[derive(Clone, Debug, Default)]
+pub struct Seconds {
+    /// Until the program was planned.
+    pub plan: f64,
+    /// Until its memory was taken, its launches were made and its inputs were written.
+    pub prepare: f64,
+    /// Each stage, in order.
+    pub stages: Vec<(&'static str, f64)>,
+    /// From the first stage's start to the first step's.
+    pub until_step: f64,
+}
+
+impl Seconds {
+    /// All of the edit.
+    pub fn total(&self) -> f64 {
+        self.plan + self.prepare + self.stages.iter().map(|(_, seconds)| seconds).sum::<f64>()
+    }
 }
 
 impl Engine {
-    /// Settles where to run. Without a precision a device takes bf16, the CPU f32; f32 is the CPU's alone.
+    /// The model on a place. Its weights are read when an edit needs them.
     ///
     /// # Errors
-    /// A [`ResourceError`] if the device asked for cannot be used, a usage error for f32 on a device.
-    pub fn choose(choice: DeviceChoice, precision: Option<Precision>, setup: &Setup) -> Result<(Engine, Precision)> {
-        let usable = |ordinal| {
-            let device = Device::open(ordinal)?;
-            if device.capability < OLDEST {
-                let text = format!(
-                    "{} has compute capability {}.{}; kernels need 8.0, the first with bf16; --device cpu runs without it",
-                    device.name,
-                    device.capability / 10,
-                    device.capability % 10
-                );
-                return Err(ResourceError(text).into());
+    /// A [`crate::error::ResourceError`]: a library that does not start.
+    pub fn open(model: Model, place: Place) -> Result<Engine> {
+        let source = model.folder.clone();
+        let gpu = place.device().map(|device| Gpu::open(device, &place.setup, source)).transpose()?;
+        Ok(Engine { model, place, gpu, programs: vec![], fastest: Policy::RESIDENT, planned: 0 })
+    }
+
+    /// Edits a picture, or makes one from the prompt alone.
+    ///
+    /// # Errors
+    /// A picture or a prompt that the model cannot take, too little memory, what `progress` returns, or a fault of
+    /// arithmetic or device. The engine can be used again after any of them but the device's.
+    pub fn edit(&mut self, edit: &EditParameters, picture: Option<&Rgb>, progress: &mut dyn Progress) -> Result<Edited> {
+        let material = Material::new(edit, &self.model, picture, progress)?;
+        self.make(&material, progress)
+    }
+
+    /// Makes an edit of material that is ready.
+    ///
+    /// # Errors
+    /// As for [`Engine::edit`].
+    pub fn make(&mut self, material: &Material, progress: &mut dyn Progress) -> Result<Edited> {
+        let begun = Instant::now();
+        let at = self.load(material.spec(), Purpose::Edit)?;
+        let plan = self.programs[at].planned.saturating_duration_since(begun).as_secs_f64();
+        let Loaded { program, exec, .. } = self.fill(at, material)?;
+        let prepare = begun.elapsed().as_secs_f64() - plan;
+        let Ran { pixels, seconds: stages, until_step } = run_program(&mut **exec, program, progress, &mut |_, _| Ok(()))?;
+        Ok(Edited {
+            picture: Rgb { width: material.size.0, height: material.size.1, data: pixels },
+            seconds: Seconds { plan, prepare, stages, until_step },
+            plan: program.plan.clone(),
+            device_bytes: self.place.device_bytes_in_use(),
+        })
+    }
+
+    /// The program that makes an edit of this material, loaded, its inputs written: for those who run it themselves.
+    ///
+    /// # Errors
+    /// What the planner refuses, or too little memory.
+    pub fn ready(&mut self, material: &Material, purpose: Purpose) -> Result<&mut Loaded> {
+        let at = self.load(material.spec(), purpose)?;
+        self.fill(at, material)
+    }
+
+    /// What has been made so far: a second edit of the same shape makes nothing.
+    pub fn made(&self) -> (usize, Made) {
+        (self.planned, self.gpu.as_ref().map_or_else(Made::default, |gpu| gpu.made()))
+    }
+
+    fn load(&mut self, spec: &EditSpec, purpose: Purpose) -> Result<usize> {
+        match self.known(spec, purpose) {
+            Some(at) => Ok(self.touch(at)),
+            None => {
+                let program = self.plan(spec, purpose)?;
+                self.keep(program, purpose)
             }
-            cuda::load_nvrtc(&setup.libraries)?;
-            cuda::load_cublaslt(&setup.libraries)?;
-            anyhow::Ok(device)
+        }
+    }
+
+    fn fill(&mut self, at: usize, material: &Material) -> Result<&mut Loaded> {
+        let loaded = &mut self.programs[at];
+        material.write_inputs(&self.model, &loaded.program, &mut *loaded.exec)?;
+        Ok(loaded)
+    }
+
+    fn known(&self, spec: &EditSpec, purpose: Purpose) -> Option<usize> {
+        self.programs.iter().position(|loaded| loaded.purpose == purpose && loaded.program.spec == *spec)
+    }
+
+    /// Makes a program the most recently used; gives its new number.
+    fn touch(&mut self, at: usize) -> usize {
+        let loaded = self.programs.remove(at);
+        self.programs.push(loaded);
+        self.programs.len() - 1
+    }
+
+    /// Plans a program and makes room for it.
+    fn plan(&mut self, spec: &EditSpec, purpose: Purpose) -> Result<Program> {
+        self.planned += 1;
+        let mut program = Program::new(&self.model.config, spec, self.place.precision, self.place.target())?;
+        if purpose == Purpose::Measure {
+            program = program.repeatable()?;
+        }
+        match self.gpu.clone() {
+            Some(gpu) => self.fit(program, &gpu, purpose),
+            None => {
+                let kept = self.programs.iter().map(|loaded| loaded.program.plan.arena_bytes).collect();
+                let gone = memory::check(&program.plan, kept)?;
+                self.programs.drain(..gone);
+                Ok(program)
+            }
+        }
+    }
+
+    /// Has the weights share places as far as needed for the program to fit what is free and allowed, and lets go of
+    /// programs for which no room is left.
+    fn fit(&mut self, program: Program, gpu: &Gpu, purpose: Purpose) -> Result<Program> {
+        let own = |loaded: &Loaded| loaded.program.plan.arena_bytes + PROGRAM_BYTES;
+        let kept: usize = self.programs.iter().map(own).sum();
+        let free = gpu.device.memory()?.0 + gpu.region_bytes() + kept + CONTEXT_BYTES;
+        // What is measured keeps more than an edit needs.
+        let budget = Budget::of(self.place.max_vram.filter(|_| purpose == Purpose::Edit), free);
+        let program = program.fit(budget, self.fastest)?;
+        let plan = &program.plan;
+        if plan.weights.policy != self.fastest || plan.weights.bytes > gpu.region_bytes() {
+            // Weights get other places, which programs have baked into their launches.
+            self.programs.clear();
+            gpu.forget_weights();
+            self.fastest = plan.weights.policy;
+        }
+        let mut kept: usize = self.programs.iter().map(own).sum();
+        while kept + plan.peak_bytes() > budget.bytes() && !self.programs.is_empty() {
+            kept -= own(&self.programs.remove(0));
+        }
+        Ok(program)
+    }
+
+    /// Loads a planned program and keeps it as the most recently used; gives its number.
+    fn keep(&mut self, program: Program, purpose: Purpose) -> Result<usize> {
+        let planned = Instant::now();
+        let exec: Box<dyn Executor> = match &self.gpu {
+            Some(gpu) => Box::new(Cuda::load(gpu, program.plan.clone())?),
+            None => Box::new(Reference::new(program.plan.clone(), self.model.folder.clone())?),
         };
-        let on_cpu = |why| Ok((Engine::Cpu(why), precision.unwrap_or(Precision::F32)));
-        match (choice, precision) {
-            (DeviceChoice::Cpu, _) => on_cpu(None),
-            (DeviceChoice::Auto, Some(Precision::F32)) => on_cpu(Some("--precision f32 is the CPU's".into())),
-            (DeviceChoice::Cuda(_), Some(Precision::F32)) => {
-                Err(usage(anyhow::anyhow!("--precision f32 runs on the CPU only: say --device cpu, or --precision bf16")))
-            }
-            (DeviceChoice::Auto, _) => match usable(0) {
-                Ok(device) => Ok((Engine::Cuda(device), Precision::Bf16)),
-                Err(e) => on_cpu(Some(format!("{e:#}"))),
-            },
-            (DeviceChoice::Cuda(ordinal), _) => Ok((Engine::Cuda(usable(ordinal)?), Precision::Bf16)),
-        }
-    }
-
-    /// As people call it.
-    pub fn name(&self) -> String {
-        match self {
-            Engine::Cpu(_) => "cpu".into(),
-            Engine::Cuda(device) => format!("cuda:{} {}", device.ordinal, device.name),
-        }
-    }
-
-    /// What the planner plans for.
-    pub fn target(&self) -> Target {
-        match self {
-            Engine::Cpu(_) => Target::Cpu,
-            Engine::Cuda(device) => Target::Cuda(Arch(device.capability)),
-        }
-    }
-
-    /// On a device, has the weights of a plan share places as far as needed for it to fit what is free and `allowed` bytes.
-    ///
-    /// # Errors
-    /// A [`ResourceError`] with the least number of bytes needed.
-    pub fn fit(&self, plan: &mut Plan, allowed: Option<usize>) -> Result<()> {
-        let Engine::Cuda(device) = self else { return Ok(()) };
-        plan.fit(Budget::of(allowed, device.memory()?.0 + CONTEXT_BYTES))
-    }
-
-    /// An executor with its memory taken and, on a device, its kernels compiled.
-    ///
-    /// # Errors
-    /// A [`ResourceError`] if the plan needs more memory than there is, before any is taken.
-    pub fn executor<'a>(&self, plan: &'a Plan, model: &'a Model, setup: &Setup) -> Result<Box<dyn Executor + 'a>> {
-        match self {
-            Engine::Cpu(_) => {
-                check_memory(plan)?;
-                Ok(Box::new(Reference::new(plan, &*model.folder)?))
-            }
-            Engine::Cuda(device) => Ok(Box::new(Cuda::new(plan, model.folder.clone(), device, setup)?)),
-        }
-    }
-
-    /// Bytes of the device's memory in use, by everyone; none on the CPU.
-    pub fn device_bytes_in_use(&self) -> Option<usize> {
-        match self {
-            Engine::Cpu(_) => None,
-            Engine::Cuda(device) => device.memory().ok().map(|(free, total)| total - free),
-        }
-    }
-}
-
-/// Refuses a plan whose arena is larger than the memory that the system could give.
-fn check_memory(plan: &Plan) -> Result<()> {
-    let available = super::proc_kib("/proc/meminfo", "MemAvailable:");
-    if let Some(available) = available.filter(|&a| a < plan.arena_bytes as u64) {
-        let (needed, available) = (format_bytes(plan.arena_bytes), format_bytes(available as usize));
-        let text = format!(
-            "the edit needs {needed} of memory for activations, {available} are available; a smaller --size-level needs less"
-        );
-        return Err(ResourceError(text).into());
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::graph::Graph;
-    use crate::ops::PixelsIn;
-    use crate::tensor::DType;
-
-    #[test]
-    fn an_arena_beyond_the_memory_is_refused_with_both_numbers() {
-        let plan_of = |pixels: usize| {
-            let mut g = Graph::new();
-            g.stage("vae_encode", 1, |g| {
-                let x = g.input("rgb", DType::U8, [1, pixels, 3]);
-                g.op("pixels_in", PixelsIn(DType::F32), &[x])
-            });
-            Plan::new(g, Precision::F32, Target::Cpu).unwrap()
-        };
-        check_memory(&plan_of(100)).unwrap();
-        let error = check_memory(&plan_of(1 << 40)).unwrap_err();
-        let text = error.downcast_ref::<ResourceError>().unwrap().0.clone();
-        assert!(text.contains("needs 16492.67 GB") && text.contains("are available"), "{text}");
+        self.programs.push(Loaded { program, exec, purpose, planned });
+        Ok(self.programs.len() - 1)
     }
 }

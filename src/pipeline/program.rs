@@ -1,4 +1,6 @@
-//! From a model and a request to a planned program and the values of its inputs. Pure: nothing runs here.
+//! From a model and a request to a planned program, and to the values of its inputs. Pure: nothing runs here.
+
+use std::sync::Arc;
 
 use anyhow::Result;
 
@@ -6,20 +8,26 @@ use crate::graph::TensorId;
 use crate::image::Rgb;
 use crate::inputs::{PictureInputs, PromptInputs};
 use crate::model::Config;
-use crate::model::edit::{self, EditSpec, EditTensors, NoiseSource, Savings};
+use crate::model::edit::{self, EditBodies, EditSpec, EditTensors, NoiseSource, Savings};
 use crate::ops::HostValues;
-use crate::plan::{Plan, Precision, Target};
+use crate::plan::{Budget, Itinerary, Plan, Policy, Precision, Target};
 use crate::prompt::{Patches, PromptSettings, PromptTokens};
 use crate::sampling;
 use crate::tensor::DType;
 
-/// An edit's program and what its inputs are filled with.
+/// An edit's program.
 pub struct Program {
     /// Decisions made.
-    pub plan: Plan,
+    pub plan: Arc<Plan>,
     /// Tensors that the host meets.
     pub tensors: EditTensors,
     /// The shape of the edit.
+    pub spec: EditSpec,
+}
+
+/// What an edit's inputs are filled with, but for what the host brings, and the shape of its program.
+pub struct EditInputs {
+    /// The shape of the program that takes them.
     pub spec: EditSpec,
     picture: PictureInputs,
     prompts: PromptInputs,
@@ -47,18 +55,12 @@ pub struct Request<'a> {
     pub savings: Savings,
 }
 
-impl Program {
-    /// Records and plans an edit.
+impl EditInputs {
+    /// Works out what a request's inputs are.
     ///
     /// # Errors
-    /// Tokens that do not fit the model, or what the planner refuses.
-    pub fn new(
-        config: &Config,
-        settings: &PromptSettings,
-        request: &Request,
-        precision: Precision,
-        target: Target,
-    ) -> Result<Program> {
+    /// Tokens that do not fit the model.
+    pub fn new(config: &Config, settings: &PromptSettings, request: &Request) -> Result<EditInputs> {
         let picture = PictureInputs::new(request.grid, config);
         let savings = request.savings;
         let prompts =
@@ -76,9 +78,46 @@ impl Program {
             sample_posterior: request.sample_posterior,
             savings,
         };
-        let (graph, tensors) = edit::record(config, &spec);
-        Ok(Program { plan: Plan::new(graph, precision, target)?, tensors, spec, picture, prompts })
+        Ok(EditInputs { spec, picture, prompts })
     }
+}
+
+impl Program {
+    /// Records and plans an edit.
+    ///
+    /// # Errors
+    /// What the planner refuses.
+    pub fn new(config: &Config, spec: &EditSpec, precision: Precision, target: Target) -> Result<Program> {
+        let (graph, tensors) = edit::record(config, spec);
+        let plan = Plan::new(graph, itinerary(&tensors.bodies, spec.steps), precision, target)?;
+        Ok(Program { plan: Arc::new(plan), tensors, spec: spec.clone() })
+    }
+
+    /// The program with bodies that can run again and again: each keeps what it starts from.
+    ///
+    /// # Errors
+    /// What the planner refuses.
+    pub fn repeatable(self) -> Result<Program> {
+        let Plan { graph, itinerary, precision, target, .. } = Arc::unwrap_or_clone(self.plan);
+        let plan = Plan::new(graph, itinerary.repeatable(), precision, target)?;
+        Ok(Program { plan: Arc::new(plan), ..self })
+    }
+
+    /// The program with the fastest residency that fits.
+    ///
+    /// # Errors
+    /// As for [`Plan::fit`].
+    pub fn fit(self, budget: Budget, fastest: Policy) -> Result<Program> {
+        Ok(Program { plan: Arc::new(Arc::unwrap_or_clone(self.plan).fit(budget, fastest)?), ..self })
+    }
+}
+
+/// An edit's journey: every stage once, the step as often as is asked.
+fn itinerary(bodies: &EditBodies, steps: usize) -> Itinerary {
+    Itinerary::once(bodies.vae_encode)
+        .then_once([bodies.vision, bodies.text, bodies.conditioning])
+        .then_times(bodies.step, steps)
+        .then_once([bodies.vae_decode])
 }
 
 /// What the host brings to a program.
@@ -93,10 +132,10 @@ pub struct HostInputs<'a> {
     pub guidance_limit: f64,
 }
 
-impl Program {
-    /// The values of every input.
-    pub fn inputs(&self, config: &Config, host: &HostInputs) -> Vec<(TensorId, HostValues)> {
-        let (t, rows) = (&self.tensors, self.spec.step_rows());
+impl EditInputs {
+    /// The values of every input of a program of this shape.
+    pub fn values(&self, t: &EditTensors, config: &Config, host: &HostInputs) -> Vec<(TensorId, HostValues)> {
+        let rows = self.spec.step_rows();
         let schedule = sampling::schedule(self.spec.steps, rows.tokens());
         let times = schedule[..self.spec.steps].iter().flat_map(|&time| [time, time]).collect();
         let mut inputs = vec![

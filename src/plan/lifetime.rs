@@ -1,8 +1,9 @@
 //! When each storage is live, and where in the arena it lies.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
-use crate::graph::{Graph, Kind, Stage, StorageId};
+use super::itinerary::Itinerary;
+use crate::graph::{Graph, Kind, Storage, StorageId};
 
 /// Storages start at multiples of this many bytes.
 pub const ALIGNMENT: usize = 256;
@@ -14,33 +15,64 @@ pub type Lifetime = RangeInclusive<usize>;
 ///
 /// - A buffer lives from its first writer to its last reader.
 /// - An input lives from the start; one that is updated in place (state), like an output, to the end.
-/// - A stage that repeats needs again all that was made before it, until its end.
-pub fn lifetimes(graph: &Graph) -> Vec<Option<Lifetime>> {
-    let end = graph.nodes.len().saturating_sub(1);
-    let mut uses: Vec<Option<(usize, usize)>> = vec![None; graph.storages.len()];
-    let mut written = vec![false; graph.storages.len()];
-    for (at, node) in graph.nodes.iter().enumerate() {
-        for id in node.inputs.iter().chain(&node.outputs) {
-            let slot = &mut uses[graph.tensor(*id).storage.0];
-            *slot = Some((slot.map_or(at, |(first, _)| first), at));
-        }
-        node.outputs.iter().for_each(|&id| written[graph.tensor(id).storage.0] = true);
-    }
-    let live = |(i, used): (usize, Option<(usize, usize)>)| {
-        let (first, last) = used.unwrap_or((0, 0));
-        let (first, mut last) = match graph.storages[i].kind {
+/// - A leg of several turns needs, until its end, all that was made before it and is read in it; and, from its start to its
+///   end, what one of its bodies hands to another.
+pub fn lifetimes(graph: &Graph, itinerary: &Itinerary) -> Vec<Option<Lifetime>> {
+    let uses = uses(graph);
+    let live = |(storage, used): (&Storage, &Uses)| {
+        // As the nodes stand in the program.
+        let end = graph.nodes.len().saturating_sub(1);
+        let (mut first, mut last) = match storage.kind {
             Kind::Weight(_) => return None,
-            Kind::Buffer => (first, last),
-            Kind::Input => (0, if written[i] { end } else { last }),
-            Kind::Output => (first, end),
+            Kind::Buffer => (used.first(), used.last()),
+            Kind::Input => (0, if used.written { end } else { used.last() }),
+            Kind::Output => (used.first(), end),
         };
-        let made_before = |stage: &Stage| graph.storages[i].kind == Kind::Input || first < stage.nodes.start;
-        if let Some(stage) = graph.stages.iter().find(|s| s.repeat > 1 && s.nodes.contains(&last) && made_before(s)) {
-            last = stage.nodes.end - 1;
+        // As they are run again.
+        for leg in itinerary.0.iter().filter(|leg| leg.comes_round()) {
+            let nodes = leg.nodes(graph);
+            let in_bodies = leg.bodies.iter().filter(|&&body| used.within(&graph.nodes_of(body))).count();
+            let made_before = storage.kind == Kind::Input || first < nodes.start;
+            if in_bodies > 0 && made_before {
+                last = last.max(nodes.end - 1);
+            } else if in_bodies > 1 {
+                (first, last) = (first.min(nodes.start), last.max(nodes.end - 1));
+            }
         }
         Some(first..=last)
     };
-    uses.into_iter().enumerate().map(live).collect()
+    graph.storages.iter().zip(&uses).map(live).collect()
+}
+
+/// The nodes that read or write a storage, in program order.
+#[derive(Clone, Default)]
+struct Uses {
+    nodes: Vec<usize>,
+    written: bool,
+}
+
+impl Uses {
+    fn first(&self) -> usize {
+        self.nodes.first().copied().unwrap_or(0)
+    }
+
+    fn last(&self) -> usize {
+        self.nodes.last().copied().unwrap_or(0)
+    }
+
+    fn within(&self, nodes: &Range<usize>) -> bool {
+        let next = self.nodes.partition_point(|&node| node < nodes.start);
+        self.nodes.get(next).is_some_and(|&node| node < nodes.end)
+    }
+}
+
+fn uses(graph: &Graph) -> Vec<Uses> {
+    let mut uses = vec![Uses::default(); graph.storages.len()];
+    for (at, node) in graph.nodes.iter().enumerate() {
+        node.inputs.iter().chain(&node.outputs).for_each(|&id| uses[graph.tensor(id).storage.0].nodes.push(at));
+        node.outputs.iter().for_each(|&id| uses[graph.tensor(id).storage.0].written = true);
+    }
+    uses
 }
 
 /// Byte offsets such that blocks (size in bytes, lifetime) that are live together do not overlap, and the arena's size.

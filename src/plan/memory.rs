@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::print::bytes;
 use super::residency::{Policy, Residency};
-use super::{Plan, StagePlan};
+use super::{BodyPlan, Plan};
 use crate::error::ResourceError;
 
 /// Device memory of a process's context; 552 MB on an H100.
@@ -30,7 +30,8 @@ impl Budget {
         allowed.filter(|&allowed| allowed < free).map_or(Budget::Free(free), Budget::Allowed)
     }
 
-    fn bytes(self) -> usize {
+    /// How many they are.
+    pub fn bytes(self) -> usize {
         match self {
             Budget::Allowed(bytes) | Budget::Free(bytes) => bytes,
         }
@@ -46,14 +47,14 @@ impl fmt::Display for Budget {
     }
 }
 
-/// What of the weights is on the device while a stage runs, in bytes.
+/// What of the weights is on the device while a body runs, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StageMemory {
-    /// There, or there before the stage ends.
+pub struct BodyMemory {
+    /// There, or there before the body ends.
     pub resident: usize,
-    /// Of later stages, with places that may be written to already.
+    /// Of later bodies, with places that may be written to already.
     pub arriving: usize,
-    /// Given up when the stage ends.
+    /// Given up when the body ends.
     pub leaving: usize,
 }
 
@@ -68,15 +69,20 @@ impl Plan {
         self.device_bytes() + CONTEXT_BYTES + KERNEL_BYTES
     }
 
-    /// Takes the fastest residency that fits.
+    /// The plan with another residency.
+    pub fn with(self, policy: Policy) -> Plan {
+        Plan { weights: Residency::new(&self.graph, policy), ..self }
+    }
+
+    /// The plan with the fastest residency that fits, none faster than `fastest`.
     ///
     /// # Errors
     /// A [`ResourceError`] with the least number of bytes needed.
-    pub fn fit(&mut self, budget: Budget) -> Result<()> {
-        for policy in Policy::ALL {
-            self.weights = Residency::new(&self.graph, policy);
+    pub fn fit(mut self, budget: Budget, fastest: Policy) -> Result<Plan> {
+        for policy in Policy::ALL.into_iter().filter(|&policy| policy <= fastest) {
+            self = self.with(policy);
             if self.peak_bytes() <= budget.bytes() {
-                return Ok(());
+                return Ok(self);
             }
         }
         Err(ResourceError(self.refusal(budget)).into())
@@ -105,11 +111,11 @@ impl Plan {
         Policy::ALL.map(|policy| (policy, others + Residency::new(&self.graph, policy).bytes))
     }
 
-    /// What lies in the weights' region while each stage of a first run runs.
-    pub fn memory(&self) -> Vec<StageMemory> {
-        let (graph, count) = (&self.graph, self.graph.stages.len());
+    /// What lies in the weights' region while each body of a first run runs.
+    pub fn memory(&self) -> Vec<BodyMemory> {
+        let (graph, count) = (&self.graph, self.weights.segments.len());
         let all: Vec<usize> = (0..count).collect();
-        let mut memory = vec![StageMemory::default(); count];
+        let mut memory = vec![BodyMemory::default(); count];
         let mut come = 0; // pieces go up in order: none overtakes one that waits
         for arrival in self.weights.arrivals(graph, &all, &mut vec![false; graph.storages.len()]) {
             let (size, Some(readers)) =
@@ -118,10 +124,10 @@ impl Plan {
                 continue;
             };
             come = come.max(arrival.gate);
-            let last = if self.weights.policy == Policy::Resident { count - 1 } else { *readers.end() };
+            let last = if self.weights.policy.keeps_all() { count - 1 } else { *readers.end() };
             memory[come.min(*readers.start())..*readers.start()].iter_mut().for_each(|stage| stage.arriving += size);
             memory[*readers.start()..=last].iter_mut().for_each(|stage| stage.resident += size);
-            if self.weights.policy != Policy::Resident {
+            if !self.weights.policy.keeps_all() {
                 memory[last].leaving += size;
             }
         }
@@ -149,8 +155,8 @@ impl Plan {
             "{:<14}{:>10}{:>10}{:>10}{:>10}  # weights + arriving = live",
             "stage", "weights", "arriving", "leaving", "live"
         )?;
-        for (StagePlan { name, live_bytes, .. }, memory) in self.stages.iter().zip(self.memory()) {
-            let StageMemory { resident, arriving, leaving } = memory;
+        for (BodyPlan { name, live_bytes, .. }, memory) in self.bodies.iter().zip(self.memory()) {
+            let BodyMemory { resident, arriving, leaving } = memory;
             let columns = |n: usize| (WIDTH * n + self.device_bytes() / 2) / self.device_bytes().max(1);
             let (mut bar, mut sum) = (String::new(), 0);
             for (sign, size) in [("#", resident), ("+", arriving), ("=", *live_bytes)] {

@@ -1,9 +1,10 @@
 //! From a recorded graph to everything that is decided before it runs.
 //!
 //! [`Plan::new`] is a pure function: precision pass, verification, kernel choice, arena offsets from lifetimes, bytes by
-//! stage; so is [`Plan::fit`], which chooses the weights' residency. They touch no memory and no device; what cannot run is
+//! body; so is [`Plan::fit`], which chooses the weights' residency. They touch no memory and no device; what cannot run is
 //! refused here, with reasons.
 
+mod itinerary;
 mod lifetime;
 mod memory;
 mod precision;
@@ -12,14 +13,15 @@ mod residency;
 
 use anyhow::{Result, bail};
 
-use crate::graph::{Graph, Kind, Node, Stage, StorageId};
+use crate::graph::{Body, BodyId, Graph, Kind, Node, StorageId};
 use crate::ops::{Arch, Kernel, View};
 
+pub use itinerary::{Itinerary, Leg, Turns};
 pub use lifetime::{ALIGNMENT, Lifetime, assign, lifetimes};
-pub use memory::{Budget, CONTEXT_BYTES, KERNEL_BYTES, StageMemory};
+pub use memory::{Budget, CONTEXT_BYTES, KERNEL_BYTES, BodyMemory};
 pub use precision::Precision;
 pub use print::bytes as format_bytes;
-pub use residency::{Arrival, Policy, Residency};
+pub use residency::{Arrival, Policy, Residency, Segment};
 
 /// What will run the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,15 +32,15 @@ pub enum Target {
     Cuda(Arch),
 }
 
-/// A stage's demands.
+/// A body's demands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StagePlan {
-    /// Name of the stage.
+pub struct BodyPlan {
+    /// Name of the body.
     pub name: &'static str,
     /// Number of nodes.
     pub nodes: usize,
-    /// How often it runs.
-    pub repeat: usize,
+    /// How often it runs, at most.
+    pub runs: usize,
     /// Bytes of the weights that it reads.
     pub weight_bytes: usize,
     /// Most bytes of the arena that are live at one of its nodes.
@@ -52,6 +54,10 @@ pub struct StagePlan {
 pub struct Plan {
     /// The graph after the precision pass.
     pub graph: Graph,
+    /// What runs, in which order, how often.
+    pub itinerary: Itinerary,
+    /// What will run it.
+    pub target: Target,
     /// Element type of activations.
     pub precision: Precision,
     /// Byte offset in the arena of each storage; none for weights.
@@ -64,21 +70,22 @@ pub struct Plan {
     pub scratch_offset: usize,
     /// Where weights lie on a device.
     pub weights: Residency,
-    /// Demands by stage.
-    pub stages: Vec<StagePlan>,
+    /// Demands by body.
+    pub bodies: Vec<BodyPlan>,
     /// The kernel of each node; empty for the CPU.
     pub kernels: Vec<Kernel>,
 }
 
 impl Plan {
-    /// Plans a graph, with every weight resident; [`Plan::fit`] may have them share places.
+    /// Plans a graph for an itinerary, with every weight resident; [`Plan::fit`] may have them share places.
     ///
     /// # Errors
-    /// A graph that breaks a rule, a precision that the target has not, or nodes that no kernel of it takes: the first ten
+    /// A graph or an itinerary that breaks a rule, a precision that the target has not, or nodes that no kernel of it takes: the first ten
     /// with their reasons.
-    pub fn new(mut graph: Graph, precision: Precision, target: Target) -> Result<Plan> {
+    pub fn new(mut graph: Graph, itinerary: Itinerary, precision: Precision, target: Target) -> Result<Plan> {
         precision.apply(&mut graph);
         graph.verify()?;
+        itinerary.check(&graph)?;
         let kernels = match target {
             Target::Cpu => vec![],
             Target::Cuda(_) if precision == Precision::F32 => {
@@ -86,14 +93,15 @@ impl Plan {
             }
             Target::Cuda(arch) => select(&graph, arch)?,
         };
-        let lifetimes = lifetimes(&graph);
+        let lifetimes = lifetimes(&graph, &itinerary);
         let blocks: Vec<_> = graph.storages.iter().zip(&lifetimes).map(|(s, l)| l.clone().map(|l| (s.spec.bytes(), l))).collect();
         let (offsets, scratch_offset) = assign(&blocks);
         // Nodes run one after another, so they share one place.
         let arena_bytes = scratch_offset + kernels.iter().map(|k| k.scratch).max().unwrap_or(0);
-        let stages = graph.stages.iter().map(|s| stage_plan(&graph, s, &lifetimes)).collect();
-        let weights = Residency::new(&graph, Policy::Resident);
-        Ok(Plan { graph, precision, offsets, lifetimes, arena_bytes, scratch_offset, weights, stages, kernels })
+        let body = |(n, body)| body_plan(&graph, body, itinerary.runs_of(BodyId(n)), &lifetimes);
+        let bodies = graph.bodies.iter().enumerate().map(body).collect();
+        let weights = Residency::new(&graph, Policy::RESIDENT);
+        Ok(Plan { graph, itinerary, target, precision, offsets, lifetimes, arena_bytes, scratch_offset, weights, bodies, kernels })
     }
 
     /// Bytes of all weights, each counted once.
@@ -103,13 +111,13 @@ impl Plan {
 }
 
 fn select(graph: &Graph, arch: Arch) -> Result<Vec<Kernel>> {
-    let view = |&id: &_| {
+    let layout = |&id: &_| {
         let t = graph.tensor(id);
         View { spec: t.spec.clone(), row_stride: t.row_stride, offset: t.offset }
     };
     let choose = |node: &Node| {
         let (inputs, outputs): (Vec<_>, Vec<_>) =
-            (node.inputs.iter().map(view).collect(), node.outputs.iter().map(view).collect());
+            (node.inputs.iter().map(layout).collect(), node.outputs.iter().map(layout).collect());
         node.op.select(arch, &inputs, &outputs).map_err(|e| format!("{} ({}): {}", node.name, node.op.kind(), e.reason))
     };
     let (kernels, refused): (Vec<_>, Vec<_>) = graph.nodes.iter().map(choose).partition(|k| k.is_ok());
@@ -120,8 +128,8 @@ fn select(graph: &Graph, arch: Arch) -> Result<Vec<Kernel>> {
     Ok(kernels.into_iter().flatten().collect())
 }
 
-fn stage_plan(graph: &Graph, stage: &Stage, lifetimes: &[Option<Lifetime>]) -> StagePlan {
-    let nodes = &graph.nodes[stage.nodes.clone()];
+fn body_plan(graph: &Graph, body: &Body, runs: usize, lifetimes: &[Option<Lifetime>]) -> BodyPlan {
+    let nodes = &graph.nodes[body.nodes.clone()];
     let mut weights: Vec<StorageId> = nodes.iter().flat_map(|n| &n.inputs).map(|&t| graph.tensor(t).storage).collect();
     weights.retain(|&s| matches!(graph.storages[s.0].kind, Kind::Weight(_)));
     weights.sort_unstable();
@@ -134,12 +142,12 @@ fn stage_plan(graph: &Graph, stage: &Stage, lifetimes: &[Option<Lifetime>]) -> S
         let (inputs, outputs) = graph.specs(node);
         node.op.cost(&inputs, &outputs).flops
     };
-    StagePlan {
-        name: stage.name,
+    BodyPlan {
+        name: body.name,
         nodes: nodes.len(),
-        repeat: stage.repeat,
+        runs,
         weight_bytes: weights.iter().map(|s| graph.storages[s.0].spec.bytes()).sum(),
-        live_bytes: stage.nodes.clone().map(live_at).max().unwrap_or(0),
-        flops: nodes.iter().map(flops).sum::<u64>() * stage.repeat as u64,
+        live_bytes: body.nodes.clone().map(live_at).max().unwrap_or(0),
+        flops: nodes.iter().map(flops).sum::<u64>() * runs as u64,
     }
 }

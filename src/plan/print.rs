@@ -1,9 +1,9 @@
-//! The plan as text: device memory, demands by stage, the arena's largest tenants, kernels by number.
+//! The plan as text: device memory, itinerary, demands by stage, the arena's largest tenants, kernels by number.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::Plan;
+use super::{Plan, Target};
 
 /// A number of bytes, to three digits, in units of 1000.
 pub fn bytes(n: usize) -> String {
@@ -25,18 +25,19 @@ impl fmt::Display for Plan {
             self.arena_bytes,
             bytes(self.weight_bytes())
         )?;
-        if !self.kernels.is_empty() {
+        if let Target::Cuda(_) = self.target {
             self.chart(f)?;
         }
+        writeln!(f, "itinerary: {}", self.itinerary.named(&self.graph))?;
         writeln!(f, "{:<14}{:>7}{:>7}{:>12}{:>12}{:>12}", "stage", "nodes", "runs", "weights", "live", "TFLOP")?;
-        for s in &self.stages {
+        for s in &self.bodies {
             let tflop = s.flops as f64 / 1e12;
             writeln!(
                 f,
                 "{:<14}{:>7}{:>7}{:>12}{:>12}{:>12.3}",
                 s.name,
                 s.nodes,
-                s.repeat,
+                s.runs,
                 bytes(s.weight_bytes),
                 bytes(s.live_bytes),
                 tflop

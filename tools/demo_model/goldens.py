@@ -1,6 +1,6 @@
 """Golden files of this implementation: the official files' names, tensors and headers, with another seed and other shapes.
 
-    python goldens.py --official ../../tests/golden --out goldens --seed 1
+    python goldens.py --official ../../tests/data/golden --out goldens --seed 1
 
 The runtime's golden tests read the folder that STEP1X_GOLDEN names.
 """

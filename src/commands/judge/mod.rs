@@ -6,7 +6,7 @@ mod rule;
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
@@ -14,10 +14,37 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use self::rule::Measures;
-use crate::cli::{self, JudgeArgs};
 use crate::error::usage;
 use crate::image::{self, Format, Output, Rgb};
-use crate::pipeline::{Engine, Model, Progress, edit_picture};
+use crate::pipeline::{EditParameters, Engine, Model, Place, PlaceChoice, Progress};
+
+/// A folder of cases to edit and judge.
+#[derive(Clone, Debug)]
+pub struct JudgeJob {
+    /// The model's folder or transformer file; none: the demo model.
+    pub model: Option<PathBuf>,
+    /// Folder of the cases.
+    pub cases: PathBuf,
+    /// New or empty folder for the edited pictures; none: they are not kept.
+    pub output: Option<PathBuf>,
+    /// Most cases, from the first on; none: all.
+    pub limit: Option<usize>,
+    /// Every case's edit but for its instruction. Without a size level a picture keeps its own area.
+    pub edit: EditParameters,
+    /// Where to run.
+    pub place: PlaceChoice,
+    /// Report as one JSON object, with every case's measures.
+    pub json: bool,
+}
+
+impl JudgeJob {
+    /// The edit of a case whose picture has this width and height.
+    fn edit(&self, instruction: &str, (width, height): (usize, usize)) -> EditParameters {
+        let own = ((width * height) as f64).sqrt().round() as usize;
+        let size_level = Some(self.edit.size_level.unwrap_or(own));
+        EditParameters { prompt: instruction.to_string(), size_level, ..self.edit.clone() }
+    }
+}
 
 /// An edit with a known result.
 #[derive(Clone, Debug, Deserialize)]
@@ -40,29 +67,25 @@ struct Judged {
 ///
 /// # Errors
 /// A [`crate::error::UsageError`]: cases that cannot be read, or an output folder that is not empty; or whatever stops an edit.
-pub fn run(args: &JudgeArgs, progress: &mut dyn Progress, bar: &ProgressBar) -> Result<String> {
-    args.place.check()?;
-    let mut cases = read_cases(&args.cases).map_err(usage)?;
-    cases.truncate(args.limit.unwrap_or(usize::MAX));
+pub fn run(job: &JudgeJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Result<String> {
+    let mut cases = read_cases(&job.cases).map_err(usage)?;
+    cases.truncate(job.limit.unwrap_or(usize::MAX));
     // All are read before the first is edited: a fault shows at once.
-    let pictures: Vec<_> = cases.iter().map(|case| pictures(&args.cases, case).map_err(usage)).collect::<Result<_>>()?;
-    if let Some(folder) = &args.output {
+    let pictures: Vec<_> = cases.iter().map(|case| pictures(&job.cases, case).map_err(usage)).collect::<Result<_>>()?;
+    if let Some(folder) = &job.output {
         check_new_or_empty(folder).map_err(usage)?;
     }
-    let setup = cli::setup();
-    let (engine, precision) = Engine::choose(args.place.device, args.place.precision(), &setup)?;
-    let model = Model::open_or_demo(args.model.as_deref(), progress)?;
-    if let Some(folder) = &args.output {
+    let place = Place::open(&job.place)?;
+    let mut engine = Engine::open(Model::open_or_demo(job.model.as_deref(), progress)?, place)?;
+    if let Some(folder) = &job.output {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
     bar.set_length(cases.len() as u64);
     let mut judged = Vec::new();
     for (case, (source, target)) in cases.into_iter().zip(pictures) {
-        let edit = args.edit(&case.instruction, (source.width, source.height));
-        let place = (&engine, precision, args.place.memory.max_vram);
-        let edited =
-            edit_picture(&edit, &source, &model, place, &setup, progress).with_context(|| format!("case {}", case.id))?;
-        if let Some(folder) = &args.output {
+        let edit = job.edit(&case.instruction, (source.width, source.height));
+        let edited = engine.edit(&edit, Some(&source), progress).with_context(|| format!("case {}", case.id))?.at(&source);
+        if let Some(folder) = &job.output {
             let output = Output::reserve(&folder.join(format!("{}.png", case.id)), false)?;
             output.commit(&image::encode(&edited, Format::Png, &json!({"prompt": case.instruction}).to_string())?)?;
         }
@@ -70,8 +93,9 @@ pub fn run(args: &JudgeArgs, progress: &mut dyn Progress, bar: &ProgressBar) -> 
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let title = format!("{}, {precision}, {} steps, guidance {}", engine.name(), args.steps, args.cfg_scale);
-    Ok(if args.json { format!("{}\n", report(&title, &judged)) } else { table(&title, &judged) })
+    let place = &engine.place;
+    let title = format!("{}, {}, {} steps, guidance {}", place.name(), place.precision, job.edit.steps, job.edit.cfg_scale);
+    Ok(if job.json { format!("{}\n", report(&title, &judged)) } else { table(&title, &judged) })
 }
 
 /// Nothing that is there may be mistaken for a result.

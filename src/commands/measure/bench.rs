@@ -2,172 +2,246 @@
 //! weights are on the device.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
-use super::gpu;
 use super::meter::Meter;
-use super::sample::Sample;
-use crate::cli::{self, BenchArgs};
-use crate::cuda::{Ceilings, Device, Setup};
-use crate::exec::{Cuda, Executor};
-use crate::pipeline::{Engine, Model, Program, Progress, run_stages};
+use super::{cuda, gpu, sample};
+use crate::cuda::{Ceilings, Device};
+use crate::exec::Executor;
+use crate::graph::BodyId;
+use crate::pipeline::{Edited, Engine, Material, Model, Place, PlaceChoice, Progress, Purpose};
+use crate::plan::Itinerary;
+
+/// Edits to time.
+#[derive(Clone, Debug)]
+pub struct BenchJob {
+    /// The model's folder or transformer file.
+    pub model: PathBuf,
+    /// Working widths and heights.
+    pub sizes: Vec<(usize, usize)>,
+    /// What to do.
+    pub prompt: String,
+    /// Denoising steps of the edit.
+    pub steps: usize,
+    /// Timed runs of each stage.
+    pub runs: usize,
+    /// The GPU.
+    pub place: PlaceChoice,
+    /// Report as one JSON object a size.
+    pub json: bool,
+}
 
 /// Times an edit at each size and hands a report of each to `print`.
 ///
 /// # Errors
 /// No device, or whatever stops an edit.
-pub fn run(args: &BenchArgs, progress: &mut dyn Progress, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
-    let setup = cli::setup();
-    let (engine, device, precision) = gpu("bench times", args.device, &setup)?;
-    let opening = Instant::now();
-    let model = Model::open(&args.model)?;
-    let open = opening.elapsed().as_secs_f64();
-    for &size in &args.size {
-        let edit = Sample::new(&model, &engine, precision, size, &args.prompt, args.steps as usize, args.memory.max_vram)?;
-        let bench = Bench { args, setup: &setup, engine: &engine, device: &device, edit };
-        let mut report = bench.edits(progress)?;
-        report["seconds"]["open"] = json!(open);
-        report["stages"] = json!(bench.stages()?);
-        report["copy_gb_per_s"] = json!(Ceilings::new(&device, &setup)?.copy_gb_per_s()?);
-        print(&if args.json { format!("{report}\n") } else { text(&report)? })?;
+pub fn run(job: &BenchJob, progress: &mut dyn Progress, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+    let (place, device) = gpu("bench", &job.place)?;
+    for &size in &job.sizes {
+        let report = Bench { job, place: &place, device: &device, size }.report(progress)?;
+        print(&if job.json { format!("{}\n", json!(report)) } else { report.to_string() })?;
     }
     Ok(())
 }
 
+/// Seconds by stage, and of the whole as "edit".
+type Seconds = BTreeMap<&'static str, f64>;
+
 struct Bench<'a> {
-    args: &'a BenchArgs,
-    setup: &'a Setup,
-    engine: &'a Engine,
+    job: &'a BenchJob,
+    place: &'a Place,
     device: &'a Arc<Device>,
-    edit: Sample<'a>,
+    size: (usize, usize),
 }
 
 impl Bench<'_> {
-    /// Two whole edits: the first makes its executor and all weights come from the model's files; the second finds the
-    /// executor, its captured step, and the weights that no later stage displaced.
-    fn edits(&self, progress: &mut dyn Progress) -> Result<Value> {
-        let before = self.engine.device_bytes_in_use();
+    /// Two whole edits on one engine: for the first, everything is made and all weights come from the model's files; the
+    /// second finds the program, its captured step, and the weights that no later stage displaced. Then each stage by itself.
+    fn report(&self, progress: &mut dyn Progress) -> Result<Report> {
+        let opening = Instant::now();
+        let model = Model::open(&self.job.model)?;
+        let open = opening.elapsed().as_secs_f64();
+        let edit = sample(&model, self.size, &self.job.prompt, self.job.steps)?;
+        let before = self.place.device_bytes_in_use();
+        let mut engine = Engine::open(model, self.place.clone())?;
         let meter = Meter::new(self.device);
-        let mut seconds = BTreeMap::new();
-        let planning = Instant::now();
-        let program = self.edit.program()?;
-        let (exec, prepared) = meter.watch(|| self.engine.executor(&program.plan, self.edit.model, self.setup));
-        let mut exec = exec?;
-        seconds.insert("prepare", planning.elapsed().as_secs_f64());
-        let (cold, first) = meter.watch(|| self.edit(&mut *exec, &program, seconds, progress));
+        let (cold, first) = meter.watch(|| engine.make(&edit, progress));
         let cold = cold?;
-        let (warm, second) = meter.watch(|| self.edit(&mut *exec, &program, BTreeMap::new(), progress));
-        let peak = [&prepared, &first, &second].map(|taken| taken.peak_bytes).into_iter().max();
-        let cold_joules = prepared.joules.zip(first.joules).map(|(prepare, edit)| prepare + edit);
-        Ok(json!({
-            "device": self.engine.name(), "size": self.edit.size(), "steps": self.args.steps,
-            "rows": program.spec.step_rows().total(),
-            "seconds": {"cold": cold, "warm": warm?},
-            "joules": {"cold": cold_joules, "warm": second.joules},
-            "device_bytes": {"planned": program.plan.peak_bytes(), "before": before, "peak": peak},
-        }))
+        let (warm, second) = meter.watch(|| engine.make(&edit, progress));
+        let warm = warm?;
+        let rows = edit.spec().step_rows().total();
+        let stages = self.stages(&mut engine, &edit)?;
+        drop(engine); // the ceilings need its memory
+        Ok(Report {
+            device: self.place.name(),
+            size: [self.size.0, self.size.1],
+            steps: self.job.steps,
+            rows,
+            seconds: EditSeconds { open, cold: seconds(&cold), warm: seconds(&warm) },
+            joules: Joules { cold: first.joules, warm: second.joules },
+            device_bytes: DeviceBytes {
+                planned: cold.plan.peak_bytes(),
+                before,
+                peak: [first.peak_bytes, second.peak_bytes].into_iter().max(),
+            },
+            stages,
+            copy_gb_per_s: Ceilings::new(self.device, &self.job.place.setup)?.copy_gb_per_s()?,
+        })
     }
 
-    /// Runs an edit; gives its seconds by stage beside those it is given, and as "edit" their sum.
-    fn edit(
-        &self,
-        exec: &mut dyn Executor,
-        program: &Program,
-        mut seconds: BTreeMap<&'static str, f64>,
-        progress: &mut dyn Progress,
-    ) -> Result<BTreeMap<&'static str, f64>> {
-        let earlier: f64 = seconds.values().sum();
-        let running = Instant::now();
-        self.edit.write_inputs(exec, program)?;
-        run_stages(exec, program, progress, &mut seconds, &[])?;
-        seconds.insert("edit", earlier + running.elapsed().as_secs_f64());
-        Ok(seconds)
-    }
-
-    /// Milliseconds of each stage, run again and again while its weights are on the device.
-    fn stages(&self) -> Result<BTreeMap<&'static str, Value>> {
-        let program = self.edit.repeatable()?;
-        let mut exec = Cuda::new(&program.plan, self.edit.model.folder.clone(), self.device, self.setup)?;
-        self.edit.write_inputs(&mut exec, &program)?;
-        let names: Vec<&str> = program.plan.graph.stages.iter().map(|s| s.name).collect();
-        exec.begin(&names)?;
+    /// Each stage, run again and again while its weights are on the device.
+    fn stages(&self, engine: &mut Engine, edit: &Material) -> Result<BTreeMap<&'static str, StageTimes>> {
+        let (program, exec) = cuda(engine.ready(edit, Purpose::Measure)?)?;
+        let bodies = &program.plan.graph.bodies;
+        exec.begin(&Itinerary::of_all(&program.plan.graph))?;
         let mut stages = BTreeMap::new();
-        for name in names {
+        for body in (0..bodies.len()).map(BodyId) {
             // The step's counter stays within its schedule.
-            let most = if name == "step" { (self.args.steps as usize).saturating_sub(2).max(1) } else { usize::MAX };
-            let mut times = exec.time_runs(name, (self.args.runs as usize).min(most))?;
-            times.sort_by(f32::total_cmp);
-            let (first, last) = (times[0], times[times.len() - 1]);
-            stages
-                .insert(name, json!({"runs": times.len(), "min_ms": first, "median_ms": times[times.len() / 2], "max_ms": last}));
+            let is_step = body == program.tensors.bodies.step;
+            let most = if is_step { self.job.steps.saturating_sub(2).max(1) } else { usize::MAX };
+            stages.insert(bodies[body.0].name, StageTimes::of(exec.time_runs(body, self.job.runs.min(most))?));
         }
         Ok(stages)
     }
 }
 
-fn text(report: &Value) -> Result<String> {
-    let number = |v: &Value| v.as_f64().unwrap_or(0.0);
-    let mut text = format!(
-        "{} {}x{}, {} steps, {} rows a step\n",
-        report["device"].as_str().unwrap_or_default(),
-        report["size"][0],
-        report["size"][1],
-        report["steps"],
-        report["rows"]
-    );
-    let gb = |key: &str| number(&report["device_bytes"][key]) / 1e9;
-    writeln!(
-        text,
-        "device memory: {:.2} GB planned, peak {:.2} GB in use, {:.2} GB before",
-        gb("planned"),
-        gb("peak"),
-        gb("before")
-    )?;
-    let energy = &report["joules"];
-    match (energy["cold"].as_f64(), energy["warm"].as_f64()) {
-        (Some(cold), Some(warm)) => writeln!(text, "energy of an edit: {cold:.0} J cold, {warm:.0} J warm")?,
-        _ => writeln!(text, "energy of an edit: not known, NVML (libnvidia-ml.so.1) has no meter of this device")?,
+fn seconds(edited: &Edited) -> Seconds {
+    let took = &edited.seconds;
+    let whole = [("edit", took.total()), ("prepare", took.plan + took.prepare), ("until_step", took.until_step)];
+    took.stages.iter().copied().chain(whole).collect()
+}
+
+/// What was measured at one size. It prints as a table and serializes as one JSON object.
+#[derive(Serialize)]
+struct Report {
+    device: String,
+    /// Width and height.
+    size: [usize; 2],
+    steps: usize,
+    /// Rows of the transformer in a step.
+    rows: usize,
+    seconds: EditSeconds,
+    joules: Joules,
+    device_bytes: DeviceBytes,
+    stages: BTreeMap<&'static str, StageTimes>,
+    /// Read and written.
+    copy_gb_per_s: f64,
+}
+
+#[derive(Serialize)]
+struct EditSeconds {
+    /// The model's files, opened and checked.
+    open: f64,
+    cold: Seconds,
+    warm: Seconds,
+}
+
+/// Energy of an edit; none without a meter.
+#[derive(Serialize)]
+struct Joules {
+    cold: Option<f64>,
+    warm: Option<f64>,
+}
+
+/// Of the device's memory; what is in use is in use by everyone.
+#[derive(Serialize)]
+struct DeviceBytes {
+    planned: usize,
+    before: Option<usize>,
+    peak: Option<usize>,
+}
+
+/// Runs of a stage.
+#[derive(Serialize)]
+struct StageTimes {
+    runs: usize,
+    min_ms: f64,
+    median_ms: f64,
+    max_ms: f64,
+}
+
+impl StageTimes {
+    fn of(mut times: Vec<f32>) -> StageTimes {
+        times.sort_by(f32::total_cmp);
+        let [min_ms, median_ms, max_ms] = [0, times.len() / 2, times.len() - 1].map(|at| f64::from(times[at]));
+        StageTimes { runs: times.len(), min_ms, median_ms, max_ms }
     }
-    writeln!(text, "copy bandwidth, read and written: {:.0} GB/s", number(&report["copy_gb_per_s"]))?;
-    writeln!(text, "model's files opened and checked: {:.3} s", number(&report["seconds"]["open"]))?;
-    writeln!(text, "{:<14}{:>10}{:>10}{:>14}{:>10}{:>10}", "stage", "cold s", "warm s", "median ms", "min", "max")?;
-    let seconds = &report["seconds"];
-    for (name, cold) in seconds["cold"].as_object().into_iter().flatten() {
-        let warm = seconds["warm"][name].as_f64().map_or_else(|| "-".to_string(), |warm| format!("{warm:.3}"));
-        write!(text, "{name:<14}{:>10.3}{warm:>10}", number(cold))?;
-        if let Some(stage) = report["stages"].get(name) {
-            let [median, min, max] = ["median_ms", "min_ms", "max_ms"].map(|key| number(&stage[key]));
-            write!(text, "{median:>14.2}{min:>10.2}{max:>10.2}")?;
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let ([width, height], bytes) = (self.size, &self.device_bytes);
+        let gb = |bytes: usize| bytes as f64 / 1e9;
+        let (planned, peak, before) = (gb(bytes.planned), gb(bytes.peak.unwrap_or(0)), gb(bytes.before.unwrap_or(0)));
+        writeln!(f, "{} {width}x{height}, {} steps, {} rows a step", self.device, self.steps, self.rows)?;
+        writeln!(f, "device memory: {planned:.2} GB planned, peak {peak:.2} GB in use, {before:.2} GB before")?;
+        match (self.joules.cold, self.joules.warm) {
+            (Some(cold), Some(warm)) => writeln!(f, "energy of an edit: {cold:.0} J cold, {warm:.0} J warm")?,
+            _ => writeln!(f, "energy of an edit: not known, NVML (libnvidia-ml.so.1) has no meter of this device")?,
         }
-        writeln!(text)?;
+        writeln!(f, "copy bandwidth, read and written: {:.0} GB/s", self.copy_gb_per_s)?;
+        writeln!(f, "model's files opened and checked: {:.3} s", self.seconds.open)?;
+        writeln!(f, "{:<14}{:>10}{:>10}{:>14}{:>10}{:>10}", "stage", "cold s", "warm s", "median ms", "min", "max")?;
+        for (name, cold) in &self.seconds.cold {
+            let warm = self.seconds.warm.get(name).map_or_else(|| "-".to_string(), |warm| format!("{warm:.3}"));
+            write!(f, "{name:<14}{cold:>10.3}{warm:>10}")?;
+            if let Some(StageTimes { min_ms, median_ms, max_ms, .. }) = self.stages.get(name) {
+                write!(f, "{median_ms:>14.2}{min_ms:>10.2}{max_ms:>10.2}")?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
     }
-    Ok(text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn report(cold: Option<f64>, warm: Option<f64>) -> Report {
+        Report {
+            device: "cuda:0 Made-up".into(),
+            size: [64, 48],
+            steps: 4,
+            rows: 12,
+            seconds: EditSeconds {
+                open: 0.5,
+                cold: BTreeMap::from([("edit", 5.0), ("prepare", 1.0), ("step", 4.0)]),
+                warm: BTreeMap::from([("edit", 3.5), ("step", 3.25)]),
+            },
+            joules: Joules { cold, warm },
+            device_bytes: DeviceBytes { planned: 27_000_000_000, before: Some(500_000_000), peak: Some(27_500_000_000) },
+            stages: BTreeMap::from([("step", StageTimes::of(vec![641.0, 650.0, 630.0]))]),
+            copy_gb_per_s: 3000.0,
+        }
+    }
+
     #[test]
     fn the_table_has_both_edits_and_says_what_is_not_known() {
-        let mut report = json!({
-            "device": "cuda:0 Made-up", "size": [64, 48], "steps": 4, "rows": 12, "copy_gb_per_s": 3000.0,
-            "seconds": {"open": 0.5, "cold": {"edit": 5.0, "prepare": 1.0, "step": 4.0}, "warm": {"edit": 3.5, "step": 3.25}},
-            "joules": {"cold": null, "warm": null},
-            "device_bytes": {"planned": 27_000_000_000_u64, "before": 500_000_000, "peak": 27_500_000_000_u64},
-            "stages": {"step": {"runs": 10, "min_ms": 630.0, "median_ms": 641.0, "max_ms": 650.0}},
-        });
-        let table = text(&report).unwrap();
+        let table = report(None, None).to_string();
         let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
         assert!(lines.contains(&vec!["step", "4.000", "3.250", "641.00", "630.00", "650.00"]), "{table}");
         assert!(lines.contains(&vec!["prepare", "1.000", "-"]), "{table}");
         assert!(table.contains("peak 27.50 GB") && table.contains("energy of an edit: not known"), "{table}");
-        report["joules"] = json!({"cold": 9000.4, "warm": 8000.6});
-        assert!(text(&report).unwrap().contains("9000 J cold, 8001 J warm"));
+        assert!(report(Some(9000.4), Some(8000.6)).to_string().contains("9000 J cold, 8001 J warm"));
+    }
+
+    #[test]
+    fn the_object_has_the_same_numbers() {
+        let expected = json!({
+            "device": "cuda:0 Made-up", "size": [64, 48], "steps": 4, "rows": 12, "copy_gb_per_s": 3000.0,
+            "seconds": {"open": 0.5, "cold": {"edit": 5.0, "prepare": 1.0, "step": 4.0}, "warm": {"edit": 3.5, "step": 3.25}},
+            "joules": {"cold": null, "warm": null},
+            "device_bytes": {"planned": 27_000_000_000_u64, "before": 500_000_000, "peak": 27_500_000_000_u64},
+            "stages": {"step": {"runs": 3, "min_ms": 630.0, "median_ms": 641.0, "max_ms": 650.0}},
+        });
+        assert_eq!(json!(report(None, None)), expected);
     }
 }

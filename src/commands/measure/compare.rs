@@ -1,38 +1,53 @@
 //! The `compare` command: an edit on the device, node by node against the reference.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail};
 
-use super::sample::Sample;
-use super::{check_stages, gpu};
-use crate::cli::{self, CompareArgs};
-use crate::exec::{self, Cuda, Executor};
-use crate::pipeline::Model;
+use super::{check_stages, cuda, gpu, sample};
+use crate::exec::{self, Executor, unwatched};
+use crate::graph::BodyId;
+use crate::pipeline::{Engine, Model, PlaceChoice, Purpose};
+
+/// An edit whose nodes to compare.
+#[derive(Clone, Debug)]
+pub struct CompareJob {
+    /// The model's folder or transformer file.
+    pub model: PathBuf,
+    /// Working width and height.
+    pub size: (usize, usize),
+    /// What to do.
+    pub prompt: String,
+    /// Stages to compare; empty: all.
+    pub stages: Vec<String>,
+    /// Go on after a node that differs.
+    pub go_on: bool,
+    /// The GPU.
+    pub place: PlaceChoice,
+}
 
 /// Compares an edit's stages node by node and prints, for each, the farthest output of every kernel.
 ///
 /// # Errors
 /// No device, nodes that differ, or whatever stops an edit.
-pub fn run(args: &CompareArgs, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
-    let setup = cli::setup();
-    let (engine, device, precision) = gpu("compare needs", args.device, &setup)?;
-    let model = Model::open(&args.model)?;
-    let edit = Sample::new(&model, &engine, precision, args.size, &args.prompt, 3, args.memory.max_vram)?;
-    let program = edit.program()?;
-    let names: Vec<&str> = program.plan.graph.stages.iter().map(|s| s.name).collect();
-    check_stages(&args.stage, &names)?;
-    let mut exec = Cuda::new(&program.plan, model.folder.clone(), &device, &setup)?;
-    edit.write_inputs(&mut exec, &program)?;
-    exec.begin(&names)?;
+pub fn run(job: &CompareJob, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+    let (place, _) = gpu("compare", &job.place)?;
+    let mut engine = Engine::open(Model::open(&job.model)?, place)?;
+    let edit = sample(&engine.model, job.size, &job.prompt, 3)?;
+    let (program, exec) = cuda(engine.ready(&edit, Purpose::Edit)?)?;
+    let graph = &program.plan.graph;
+    check_stages(&job.stages, graph)?;
+    exec.begin(&program.plan.itinerary)?;
     let mut differing = Vec::new();
-    for name in names {
-        if !(args.stage.is_empty() || args.stage.iter().any(|stage| stage == name)) {
-            exec.run(name, &mut |_| Ok(()))?;
+    for (body, name) in graph.bodies.iter().enumerate().map(|(n, body)| (BodyId(n), body.name)) {
+        if !(job.stages.is_empty() || job.stages.iter().any(|stage| stage == name)) {
+            exec.run(body, &mut unwatched)?;
             continue;
         }
-        let report = exec::compare(&mut exec, name, args.go_on)?;
+        let report = exec::compare(exec, body, job.go_on)?;
         print(&format!("{name}\n{report}"))?;
         differing.extend(report.differing);
-        if !(args.go_on || differing.is_empty()) {
+        if !(job.go_on || differing.is_empty()) {
             break;
         }
     }

@@ -6,35 +6,58 @@ mod meter;
 mod profile;
 mod report;
 mod roofline;
-mod sample;
 mod trace;
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-pub use bench::run as bench;
-pub use compare::run as compare;
-pub use profile::run as profile;
+pub use bench::{BenchJob, run as bench};
+pub use compare::{CompareJob, run as compare};
+pub use profile::{ProfileJob, run as profile};
 
-use crate::cuda::{Device, Setup};
+use crate::cuda::Device;
 use crate::error::usage;
-use crate::pipeline::{DeviceChoice, Engine};
+use crate::exec::Cuda;
+use crate::graph::Graph;
+use crate::image::Rgb;
+use crate::pipeline::{EditParameters, Loaded, Material, Model, Place, PlaceChoice, Program, Silent};
 use crate::plan::Precision;
 
-/// The GPU that was asked for; `who` says in a refusal what needs it.
-fn gpu(who: &str, choice: DeviceChoice, setup: &Setup) -> Result<(Engine, Arc<Device>, Precision)> {
-    let (engine, precision) = Engine::choose(choice, Some(Precision::Bf16), setup)?;
-    match &engine {
-        Engine::Cuda(device) => Ok((engine.clone(), device.clone(), precision)),
-        Engine::Cpu(_) => Err(usage(anyhow::anyhow!("{who} a GPU: say --device cuda"))),
+/// The GPU that was asked for; `who` needs it.
+fn gpu(who: &str, choice: &PlaceChoice) -> Result<(Place, Arc<Device>)> {
+    let place = Place::open(&PlaceChoice { precision: Some(Precision::Bf16), ..choice.clone() })?;
+    match place.device().cloned() {
+        Some(device) => Ok((place, device)),
+        None => Err(usage(anyhow::anyhow!("{who} needs a GPU; name one with --device cuda"))),
     }
 }
 
 /// Refuses stages that there are not.
-fn check_stages(wanted: &[String], names: &[&str]) -> Result<()> {
+fn check_stages(wanted: &[String], graph: &Graph) -> Result<()> {
+    let names: Vec<&str> = graph.bodies.iter().map(|body| body.name).collect();
     match wanted.iter().find(|stage| !names.contains(&stage.as_str())) {
         Some(unknown) => Err(usage(anyhow::anyhow!("--stage {unknown}: the stages are {}", names.join(", ")))),
         None => Ok(()),
     }
+}
+
+/// The edit that is measured: a made-up picture of this working size, a real prompt, the defaults of `edit`.
+///
+/// # Errors
+/// A usage error for sides or a prompt that do not fit.
+fn sample(model: &Model, (width, height): (usize, usize), prompt: &str, steps: usize) -> Result<Material> {
+    let fits = |side: usize| side.is_multiple_of(16) && (16..=4096).contains(&side);
+    if !(fits(width) && fits(height)) {
+        return Err(usage(anyhow::anyhow!("--size {width}x{height}: sides are multiples of 16 up to 4096")));
+    }
+    let picture = Rgb { width, height, data: (0..width * height * 3).map(|i| (i / 3 * 7 + i / width) as u8).collect() };
+    let edit = EditParameters { steps, ..EditParameters::new(prompt) };
+    Material::of_working_size(&edit, model, picture, &mut Silent)
+}
+
+/// The CUDA executor of a program that a GPU's engine has loaded.
+fn cuda(loaded: &mut Loaded) -> Result<(&Program, &mut Cuda)> {
+    let Loaded { program, exec, .. } = loaded;
+    Ok((program, exec.as_cuda().context("the program was loaded onto the CPU")?))
 }

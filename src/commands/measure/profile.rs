@@ -1,23 +1,47 @@
 //! The `profile` command: every node of an edit's stages against what the device could do.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Result;
 
 use super::report::{Profile, Stage};
 use super::roofline::{Rates, Timed};
-use super::sample::Sample;
 use super::trace::trace;
-use super::{check_stages, gpu};
-use crate::cli::{self, ProfileArgs};
+use super::{check_stages, cuda, gpu, sample};
 use crate::cuda::{Ceilings, Device, Setup};
 use crate::error::usage;
 use crate::exec::{Cuda, Executor};
+use crate::graph::BodyId;
 use crate::image::Output;
 use crate::ops::Values;
-use crate::pipeline::{Model, Program, Progress};
+use crate::pipeline::{Engine, Loaded, Model, PlaceChoice, Program, Progress, Purpose};
+use crate::plan::Itinerary;
 use crate::tensor::DType;
+
+/// An edit to profile.
+#[derive(Clone, Debug)]
+pub struct ProfileJob {
+    /// The model's folder or transformer file.
+    pub model: PathBuf,
+    /// Working width and height.
+    pub size: (usize, usize),
+    /// What to do.
+    pub prompt: String,
+    /// Stages to profile.
+    pub stages: Vec<String>,
+    /// Denoising steps of the edit.
+    pub steps: usize,
+    /// Where a trace goes; none: no trace.
+    pub trace: Option<PathBuf>,
+    /// Replace a trace that is there.
+    pub force: bool,
+    /// The GPU.
+    pub place: PlaceChoice,
+    /// Report as one JSON object instead of tables.
+    pub json: bool,
+}
 
 /// Times that each node and the uncaptured stage are run; medians count.
 const PASSES: usize = 3;
@@ -28,75 +52,64 @@ const REPLAYS: usize = 10;
 ///
 /// # Errors
 /// No device, an output that cannot be written, or whatever stops an edit.
-pub fn run(args: &ProfileArgs, progress: &mut dyn Progress, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
-    let output = args.trace.as_deref().map(|path| Output::reserve(path, args.force)).transpose().map_err(usage)?;
-    let setup = cli::setup();
-    let (engine, device, precision) = gpu("profile needs", args.device, &setup)?;
-    let model = Model::open(&args.model)?;
-    let edit = Sample::new(&model, &engine, precision, args.size, &args.prompt, args.steps as usize, None)?;
-    let program = edit.repeatable()?;
+pub fn run(job: &ProfileJob, progress: &mut dyn Progress, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+    let output = job.trace.as_deref().map(|path| Output::reserve(path, job.force)).transpose().map_err(usage)?;
+    let (place, device) = gpu("profile", &job.place)?;
+    let mut engine = Engine::open(Model::open(&job.model)?, place)?;
+    let edit = sample(&engine.model, job.size, &job.prompt, job.steps)?;
+    let loaded = engine.ready(&edit, Purpose::Measure)?;
+    let rows = loaded.program.spec.step_rows().total();
+    let stages = time_stages(job, loaded, progress)?;
+    let name = engine.place.name();
+    drop(engine); // the ceilings need its memory
     // The device is still at work's temperature and clocks when its ceilings are measured.
-    let stages = time_stages(args, &edit, &program, &device, &setup, progress)?;
-    let rates = measure_rates(&stages, &device, &setup)?;
-    let profile = Profile { device: engine.name(), size: edit.size(), rows: program.spec.step_rows().total(), rates, stages };
+    let rates = measure_rates(&stages, &device, &job.place.setup)?;
+    let profile = Profile { device: name, size: [job.size.0, job.size.1], rows, rates, stages };
     if let Some(output) = output {
         output.commit(trace(&profile).to_string().as_bytes())?;
     }
-    print(&if args.json { format!("{}\n", profile.json()) } else { profile.text() })
+    print(&if job.json { format!("{}\n", profile.json()) } else { profile.text() })
 }
 
-fn time_stages(
-    args: &ProfileArgs,
-    edit: &Sample,
-    program: &Program,
-    device: &Arc<Device>,
-    setup: &Setup,
-    progress: &mut dyn Progress,
-) -> Result<Vec<Stage>> {
-    let mut names: Vec<&'static str> = program.plan.graph.stages.iter().map(|s| s.name).collect();
-    check_stages(&args.stage, &names)?;
-    let wanted = |name: &str| args.stage.iter().any(|stage| stage == name);
-    while names.last().is_some_and(|name| !wanted(name)) {
-        names.pop();
+fn time_stages(job: &ProfileJob, loaded: &mut Loaded, progress: &mut dyn Progress) -> Result<Vec<Stage>> {
+    let (program, exec) = cuda(loaded)?;
+    let graph = &program.plan.graph;
+    check_stages(&job.stages, graph)?;
+    let wanted = |body: &BodyId| job.stages.iter().any(|stage| stage == graph.bodies[body.0].name);
+    let mut bodies: Vec<BodyId> = (0..graph.bodies.len()).map(BodyId).collect();
+    while bodies.last().is_some_and(|body| !wanted(body)) {
+        bodies.pop();
     }
-    let mut exec = Cuda::new(&program.plan, edit.model.folder.clone(), device, setup)?;
-    edit.write_inputs(&mut exec, program)?;
-    exec.begin(&names)?;
+    exec.begin(&Itinerary::once(bodies.iter().copied()))?;
     let mut stages = Vec::new();
-    for name in names {
-        exec.run(name, &mut |_| progress.node())?; // also loads what libraries load late
-        if wanted(name) {
-            stages.push(time_stage(&mut exec, program, name, args.steps as usize, progress)?);
+    for body in bodies {
+        exec.run(body, &mut |_, _| progress.node())?; // also loads what libraries load late
+        if wanted(&body) {
+            stages.push(time_stage(exec, program, body, job.steps, progress)?);
         }
     }
     Ok(stages)
 }
 
-fn time_stage(
-    exec: &mut Cuda,
-    program: &Program,
-    name: &'static str,
-    steps: usize,
-    progress: &mut dyn Progress,
-) -> Result<Stage> {
+fn time_stage(exec: &mut Cuda, program: &Program, body: BodyId, steps: usize, progress: &mut dyn Progress) -> Result<Stage> {
     // The step's counter stays within its schedule.
     let rewind = |exec: &mut Cuda| exec.write(program.tensors.denoised.counter, Values::I32(&[0]));
     let (mut passes, mut whole) = (Vec::new(), Vec::new());
     for _ in 0..PASSES {
         progress.node()?;
         rewind(exec)?;
-        passes.push(exec.time_nodes(name)?);
+        passes.push(exec.time_nodes(body)?);
         rewind(exec)?;
-        whole.push(exec.time_uncaptured(name)?);
+        whole.push(exec.time_uncaptured(body)?);
     }
     rewind(exec)?;
-    let replays = if name == "step" { REPLAYS.min(steps.saturating_sub(2).max(1)) } else { REPLAYS };
-    let captured = exec.time_runs(name, replays)?;
+    let replays = if body == program.tensors.bodies.step { REPLAYS.min(steps.saturating_sub(2).max(1)) } else { REPLAYS };
+    let captured = exec.time_runs(body, replays)?;
     let nodes = passes[0].len();
     let times: Vec<f64> = (0..nodes).map(|node| median(passes.iter().map(|pass| pass[node]).collect())).collect();
     Ok(Stage {
-        name,
-        nodes: Timed::of_stage(&program.plan, name, &times),
+        name: program.plan.graph.bodies[body.0].name,
+        nodes: Timed::of_body(&program.plan, body, &times),
         uncaptured_ms: median(whole),
         captured_ms: median(captured),
     })

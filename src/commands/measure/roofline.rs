@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::graph::BodyId;
 use crate::ops::Cost;
 use crate::plan::Plan;
 use crate::tensor::DType;
@@ -38,9 +39,9 @@ pub(super) struct Timed {
 }
 
 impl Timed {
-    /// A stage's nodes with the milliseconds of each.
-    pub(super) fn of_stage(plan: &Plan, stage: &str, times: &[f64]) -> Vec<Timed> {
-        let nodes = plan.graph.stage_named(stage).map_or(0..0, |s| s.nodes.clone());
+    /// A body's nodes with the milliseconds of each.
+    pub(super) fn of_body(plan: &Plan, body: BodyId, times: &[f64]) -> Vec<Timed> {
+        let nodes = plan.graph.nodes_of(body);
         let timed = |(at, &ms): (usize, &f64)| {
             let node = &plan.graph.nodes[at];
             let (inputs, outputs) = plan.graph.specs(node);

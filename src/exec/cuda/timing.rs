@@ -1,68 +1,76 @@
-//! A stage's milliseconds on the device: replayed, node by node, and with nothing between its nodes.
+//! A body's milliseconds on the device: replayed, node by node, and with nothing between its nodes.
 //!
-//! What is timed node by node follows an untimed run of the stage, which keeps the device busy while the host enqueues it:
+//! What is timed node by node follows an untimed run of the body, which keeps the device busy while the host enqueues it:
 //! small nodes take less time than their launches.
 
 use anyhow::Result;
 
 use super::Cuda;
 use crate::cuda::Event;
-use crate::exec::Executor;
+use crate::exec::{Executor, unwatched};
+use crate::graph::BodyId;
 
-impl Cuda<'_> {
-    /// Runs a stage twice to warm up, then replays it `runs` times, and gives each run's milliseconds.
+impl Cuda {
+    /// Runs a body twice to warm up, then replays it `runs` times, and gives each run's milliseconds.
     ///
     /// # Errors
     /// As for [`Executor::run`].
-    pub fn time_runs(&mut self, stage: &str, runs: usize) -> Result<Vec<f32>> {
-        let number = self.enter(stage)?;
-        self.run_nodes(number, &mut |_| Ok(()))?;
-        self.replay(number)?;
-        let mut marks = vec![Event::new(&self.device, true)?];
-        marks[0].record(&self.stream)?;
+    pub fn time_runs(&mut self, body: BodyId, runs: usize) -> Result<Vec<f32>> {
+        self.enter(body)?;
+        self.run_nodes(body, &mut unwatched)?;
+        self.replay(body)?;
+        let mut marks = vec![self.mark()?];
         for _ in 0..runs {
-            self.replay(number)?;
-            let mark = Event::new(&self.device, true)?;
-            mark.record(&self.stream)?;
+            self.replay(body)?;
+            let mark = self.mark()?;
             marks.push(mark);
         }
         self.finish()?;
         between(&marks)
     }
 
-    /// Runs a stage twice, the second time node by node with an event between each two, and gives each node's milliseconds. Each
+    /// Runs a body twice, the second time node by node with an event between each two, and gives each node's milliseconds. Each
     /// is a range of NVTX.
     ///
     /// # Errors
     /// As for [`Executor::run`].
-    pub fn time_nodes(&mut self, stage: &str) -> Result<Vec<f32>> {
-        let nodes = self.plan.graph.stages[self.enter(stage)?].nodes.clone();
+    pub fn time_nodes(&mut self, body: BodyId) -> Result<Vec<f32>> {
+        self.enter(body)?;
+        let (plan, gpu) = (self.shared_plan(), self.gpu.clone());
+        let nodes = plan.graph.nodes_of(body);
         nodes.clone().try_for_each(|at| self.run_node(at))?;
-        let marks: Vec<Event> = (0..=nodes.len()).map(|_| Event::new(&self.device, true)).collect::<Result<_>>()?;
-        marks[0].record(&self.stream)?;
-        let _stage = self.nvtx.range(stage);
+        let marks: Vec<Event> = (0..=nodes.len()).map(|_| Event::new(&gpu.device, true)).collect::<Result<_>>()?;
+        marks[0].record(&gpu.stream)?;
+        let _body = gpu.nvtx.range(plan.graph.bodies[body.0].name);
         for (at, mark) in nodes.zip(&marks[1..]) {
-            let _node = self.nvtx.range(&self.plan.graph.nodes[at].name);
+            let _node = gpu.nvtx.range(&plan.graph.nodes[at].name);
             self.enqueue(at)?;
-            mark.record(&self.stream)?;
+            mark.record(&gpu.stream)?;
         }
         self.finish()?;
         between(&marks)
     }
 
-    /// Runs a stage twice, the second time with an event before and after all of it, and gives that run's milliseconds.
+    /// Runs a body twice, the second time with an event before and after all of it, and gives that run's milliseconds.
     ///
     /// # Errors
     /// As for [`Executor::run`].
-    pub fn time_uncaptured(&mut self, stage: &str) -> Result<f32> {
-        let mut nodes = self.plan.graph.stages[self.enter(stage)?].nodes.clone();
+    pub fn time_uncaptured(&mut self, body: BodyId) -> Result<f32> {
+        self.enter(body)?;
+        let mut nodes = self.plan.graph.nodes_of(body);
         nodes.clone().try_for_each(|at| self.run_node(at))?;
-        let marks = [Event::new(&self.device, true)?, Event::new(&self.device, true)?];
-        marks[0].record(&self.stream)?;
+        let start = self.mark()?;
         nodes.try_for_each(|at| self.enqueue(at))?;
-        marks[1].record(&self.stream)?;
+        let end = self.mark()?;
         self.finish()?;
-        marks[1].milliseconds_since(&marks[0])
+        end.milliseconds_since(&start)
+    }
+
+    /// A timed event, recorded.
+    fn mark(&self) -> Result<Event> {
+        let mark = Event::new(&self.gpu.device, true)?;
+        mark.record(&self.gpu.stream)?;
+        Ok(mark)
     }
 }
 

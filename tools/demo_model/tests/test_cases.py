@@ -17,7 +17,7 @@ from render import Renderer
 from scenes import KINDS, LETTERS, RADII, SHAPES, Background, Object, Scene, random_edit
 from words import FRAMES, LANGUAGES, TEMPLATES, instruction
 
-GOLDEN = Path(os.environ.get("STEP1X_GOLDEN", Path(__file__).resolve().parents[3] / "tests" / "golden"))
+GOLDEN = Path(os.environ.get("STEP1X_GOLDEN", Path(__file__).resolve().parents[3] / "tests" / "data" / "golden"))
 
 
 @pytest.fixture(scope="module")

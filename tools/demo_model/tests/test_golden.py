@@ -1,4 +1,4 @@
-"""The networks against outputs of the official code: the files of tests/golden, or of the folder STEP1X_GOLDEN."""
+"""The networks against outputs of the official code: the files of tests/data/golden, or of the folder STEP1X_GOLDEN."""
 import json
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from goldens import dit_of, load, vae_of
 from qwen import Qwen
 from vae import SCALE, SHIFT
 
-GOLDEN = Path(os.environ.get("STEP1X_GOLDEN", Path(__file__).resolve().parents[3] / "tests" / "golden"))
+GOLDEN = Path(os.environ.get("STEP1X_GOLDEN", Path(__file__).resolve().parents[3] / "tests" / "data" / "golden"))
 BOUND, VAE_BOUND = 5e-5, 2e-4  # float32 in another summation order
 
 

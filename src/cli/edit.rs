@@ -1,0 +1,189 @@
+//! Flags of `edit`, and of the savings it shares with `inspect`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::PlaceArgs;
+use super::values::{self, FilterArg, PosteriorArg};
+use crate::error::usage;
+use crate::model::edit::Savings;
+use crate::pipeline::{EditJob, EditParameters, Rng};
+use crate::sampling::random_seed;
+
+/// Flags that turn an exact saving off.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct SavingsArgs {
+    /// Compute every padding row of a prompt instead of one that counts for all
+    #[arg(long, help_heading = "Exact savings", hide_short_help = true)]
+    no_collapse_padding: bool,
+    /// Compute the whole last block instead of the rows that are read
+    #[arg(long, help_heading = "Exact savings", hide_short_help = true)]
+    no_trim_last_block: bool,
+    /// Run template and picture through the text model once for each prompt instead of once
+    #[arg(long, help_heading = "Exact savings", hide_short_help = true)]
+    no_share_prefix: bool,
+    /// Compute connector and modulations in every step instead of once
+    #[arg(long, help_heading = "Exact savings", hide_short_help = true)]
+    no_condition_once: bool,
+}
+
+impl From<SavingsArgs> for Savings {
+    fn from(args: SavingsArgs) -> Savings {
+        Savings {
+            collapse_padding: !args.no_collapse_padding,
+            trim_last_block: !args.no_trim_last_block,
+            share_prefix: !args.no_share_prefix,
+            condition_once: !args.no_condition_once,
+        }
+    }
+}
+
+/// Flags of `edit`.
+#[derive(Debug, Args)]
+pub struct EditArgs {
+    /// What to change, in English or Chinese
+    ///
+    /// What to change, in English or Chinese; -p=TEXT takes one that begins with a dash
+    #[arg(short, long, value_name = "TEXT", help_heading = "Prompt")]
+    prompt: String,
+    /// What to lead the result away from
+    #[arg(short, long, value_name = "TEXT", default_value = "", help_heading = "Prompt", hide_short_help = true)]
+    negative_prompt: String,
+    /// Picture to edit; without it a picture is made from the prompt alone
+    ///
+    /// Picture to edit: JPEG, PNG, WebP, BMP, GIF or TIFF; without it a picture is made from the prompt alone (v1.1)
+    #[arg(short, long, value_name = "FILE", help_heading = "Picture")]
+    image: Option<PathBuf>,
+    /// Side of the square whose area the picture is brought to [default: the model's, mostly 512]
+    ///
+    /// Side of the square whose area the picture is brought to [default: the model's, 512 unless its step1x.json says otherwise]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(64..=4096), value_name = "PIXELS", help_heading = "Picture")]
+    size_level: Option<u32>,
+    /// Width without -i, a multiple of 16 [default: 1024]
+    #[arg(long, conflicts_with = "image", value_name = "PIXELS", help_heading = "Picture", hide_short_help = true)]
+    width: Option<usize>,
+    /// Height without -i, a multiple of 16 [default: 1024]
+    #[arg(long, conflicts_with = "image", value_name = "PIXELS", help_heading = "Picture", hide_short_help = true)]
+    height: Option<usize>,
+    /// How to bring the picture to the working size; the first official code: bicubic
+    #[arg(long, value_enum, default_value = "lanczos", help_heading = "Picture", hide_short_help = true)]
+    resize_filter: FilterArg,
+    /// Leave the result at the working size
+    #[arg(long, help_heading = "Picture", hide_short_help = true)]
+    keep_working_size: bool,
+    /// Denoising steps
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Sampling")]
+    steps: u32,
+    /// Guidance scale: how far the result is led away from the negative prompt
+    #[arg(
+        long,
+        alias = "cfg-guidance",
+        default_value_t = 6.0,
+        allow_negative_numbers = true,
+        help_heading = "Sampling",
+        hide_short_help = true
+    )]
+    cfg_scale: f32,
+    /// Times above this use the norm-limited guidance rule; 1.0: never (the first official code)
+    #[arg(
+        long,
+        default_value_t = 0.93,
+        value_name = "T",
+        allow_negative_numbers = true,
+        help_heading = "Sampling",
+        hide_short_help = true
+    )]
+    guidance_limit: f64,
+    /// Seed of the noise; a negative one picks a random seed and prints it
+    #[arg(short, long, default_value_t = 42, allow_negative_numbers = true, help_heading = "Sampling")]
+    seed: i64,
+    /// Generator of the noise as PyTorch has it: cpu, cuda (an H100's grid), or cuda:THREADS for another grid
+    #[arg(long, default_value = "cuda", value_parser = values::rng, help_heading = "Sampling", hide_short_help = true)]
+    rng: Rng,
+    /// Latent of the input picture: the posterior's mean, or a sample by the seed
+    #[arg(long, value_enum, default_value = "mean", help_heading = "Sampling", hide_short_help = true)]
+    posterior: PosteriorArg,
+    /// Model folder, or a transformer file in it [default: the demo model]
+    ///
+    /// Model folder (official layout, or its place in a hub's cache), or a transformer file in it [default: the built-in demo model]
+    #[arg(short, long, alias = "model-path", value_name = "PATH", help_heading = "Device")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    /// Where to run.
+    pub place: PlaceArgs,
+    /// File to write; .png, .jpg or .webp says the format
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    output: PathBuf,
+    /// Replace the output if it exists
+    #[arg(short, long, help_heading = "Output", hide_short_help = true)]
+    force: bool,
+    /// Print one JSON object with parameters, sizes, seconds and peak bytes
+    #[arg(long, help_heading = "Output", hide_short_help = true)]
+    pub json: bool,
+    /// Show no progress
+    #[arg(short, long, help_heading = "Output", hide_short_help = true)]
+    pub quiet: bool,
+    #[command(flatten)]
+    savings: SavingsArgs,
+}
+
+impl EditArgs {
+    /// The validated job.
+    ///
+    /// # Errors
+    /// A usage error that names flag, value and range.
+    pub fn job(&self) -> Result<EditJob> {
+        let usage_unless = |ok: bool, text: String| if ok { Ok(()) } else { Err(usage(anyhow::anyhow!(text))) };
+        usage_unless(
+            self.model.is_some() || self.image.is_some(),
+            "the built-in demo model only edits; give a picture with -i, or another model with -m".into(),
+        )?;
+        let edit = self.parameters()?;
+        for (flag, side) in [("--width", edit.size.0), ("--height", edit.size.1)] {
+            usage_unless(
+                (16..=4096).contains(&side) && side % 16 == 0,
+                format!("{flag} is {side}; give a multiple of 16 from 16 to 4096"),
+            )?;
+        }
+        Ok(EditJob {
+            started: Instant::now(),
+            model: self.model.clone(),
+            image: self.image.clone(),
+            edit,
+            output: self.output.clone(),
+            force: self.force,
+            keep_working_size: self.keep_working_size,
+            place: self.place.choice()?,
+        })
+    }
+
+    fn parameters(&self) -> Result<EditParameters> {
+        for (flag, value) in [("--cfg-scale", self.cfg_scale as f64), ("--guidance-limit", self.guidance_limit)] {
+            if !value.is_finite() {
+                return Err(usage(anyhow::anyhow!("{flag} is {value}; give a finite number")));
+            }
+        }
+        Ok(EditParameters {
+            prompt: self.prompt.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            steps: self.steps as usize,
+            cfg_scale: self.cfg_scale,
+            guidance_limit: self.guidance_limit,
+            seed: u64::try_from(self.seed).unwrap_or_else(|_| random_seed()),
+            size_level: self.size_level.map(|side| side as usize),
+            size: (self.width.unwrap_or(1024), self.height.unwrap_or(1024)),
+            filter: self.resize_filter.into(),
+            rng: self.rng,
+            sample_posterior: self.posterior == PosteriorArg::Sample,
+            savings: self.savings.into(),
+        })
+    }
+
+    /// Whether the seed was left to chance and should be shown.
+    pub fn random_seed(&self) -> bool {
+        self.seed < 0
+    }
+}

@@ -1,0 +1,81 @@
+//! What `--help` says beside the flags: commands in groups, examples, exit codes.
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use super::{Cli, normalise};
+
+pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 the picture could not be read, made or written, 2 usage, 3 model files, \
+                                     4 no device or not enough memory, 130 interrupted.";
+
+pub(super) const DOCTORS_CODES: &str = "Exit codes: 0 edits can run on the GPU; otherwise 16 plus 1 without a driver or a device with \
+                                        kernels, 2 without NVRTC, 4 without cuBLASLt.";
+
+pub(super) const EXAMPLES: &str = "Examples:
+  step1x-edit edit -i examples/shapes.png -p \"make the circle blue\" -o edited.png
+  step1x-edit edit -m MODEL_FOLDER -i photo.jpg -p \"turn day into night\" -o night.png";
+
+/// What people come for, and the commands that do it.
+const GROUPS: [(&str, &[&str]); 5] = [
+    ("Use", &["edit", "demo"]),
+    ("Look", &["inspect", "doctor"]),
+    ("Measure", &["bench", "profile"]),
+    ("Check", &["verify", "compare", "judge"]),
+    ("Make", &["synth"]),
+];
+
+/// The arguments as flags. Prints help or a usage error and ends the process where they ask or call for it.
+pub fn parse(args: impl Iterator<Item = OsString>) -> Cli {
+    let matches = command().get_matches_from(normalise(args));
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// The command line with its commands in groups: clap knows one heading for all.
+fn command() -> clap::Command {
+    let command = Cli::command();
+    let mut groups = String::new();
+    for (group, names) in GROUPS {
+        groups += &format!("{group}:\n");
+        for name in names {
+            let about = command.find_subcommand(name).and_then(clap::Command::get_about);
+            groups += &format!("  {name:<9}{}\n", about.map(ToString::to_string).unwrap_or_default());
+        }
+        groups += "\n";
+    }
+    command.help_template(format!(
+        "{{about}}\n\n{{usage-heading}} {{usage}}\n\n{groups}Options:\n{{options}}\n\n\
+         \"step1x-edit COMMAND -h\" lists the flags that matter, \"step1x-edit COMMAND --help\" all.{{after-help}}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_is_in_one_group() {
+        let mut grouped: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| *names).copied().collect();
+        let commands = Cli::command();
+        let mut known: Vec<&str> = commands.get_subcommands().map(clap::Command::get_name).collect();
+        (grouped.sort_unstable(), known.sort_unstable());
+        assert_eq!(grouped, known);
+        let help = command().render_help().to_string();
+        assert!(known.iter().all(|name| help.contains(&format!("\n  {name:<9}"))), "{help}");
+    }
+
+    #[test]
+    fn the_short_help_of_edit_is_a_screen_and_the_long_one_whole() {
+        let mut commands = command();
+        let edit = commands.find_subcommand_mut("edit").unwrap();
+        // Of both counts, one is --help's own.
+        let (short, long) = (edit.render_help().to_string(), edit.render_long_help().to_string());
+        let flags = |help: &str| help.lines().filter(|line| line.trim_start().starts_with('-')).count();
+        let all = edit.get_arguments().filter(|argument| argument.get_long().is_some()).count();
+        assert_eq!((flags(&short), flags(&long)), (8 + 1, all), "{short}");
+        assert!(short.lines().count() <= 36, "{short}");
+        for heading in ["Prompt:", "Picture:", "Sampling:", "Device:", "Output:", "Exact savings:", "Examples:"] {
+            assert!(long.contains(heading), "no {heading} in {long}");
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Flags of the commands that look and make: `inspect`, `doctor` and `synth`.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, anyhow};
+use clap::Args;
+
+use super::edit::SavingsArgs;
+use super::place::MemoryArgs;
+use super::setup;
+use super::values::{self, PrecisionArg, PresetArg, VersionArg};
+use crate::commands::doctor::DoctorJob;
+use crate::commands::inspect::{InspectJob, Networks, PlanJob};
+use crate::commands::synth::SynthJob;
+use crate::error::usage;
+use crate::plan::Precision;
+
+/// Flags of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Model folder
+    #[arg(short, long, alias = "model-path", value_name = "PATH", conflicts_with = "preset")]
+    model: Option<PathBuf>,
+    /// Networks without weights
+    #[arg(long, value_enum)]
+    preset: Option<PresetArg>,
+    /// Version of the preset
+    #[arg(long, value_enum, default_value = "v1.1")]
+    version: VersionArg,
+    /// Size of the picture to plan for
+    #[arg(long, default_value = "1024x1024", value_parser = values::size, value_name = "WxH")]
+    size: (usize, usize),
+    /// Side of the square whose area that picture is brought to
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(64..=4096), value_name = "PIXELS")]
+    size_level: u32,
+    /// Denoising steps
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    steps: u32,
+    /// Prompt to plan for
+    #[arg(short, long, value_name = "TEXT", default_value = "Change the sofa to vintage leather.")]
+    prompt: String,
+    /// Element type of activations: bf16 plans for a GPU, f32 for the CPU
+    #[arg(long, value_enum, default_value = "bf16")]
+    precision: PrecisionArg,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+    /// Print the recorded graph, equal blocks once
+    #[arg(long)]
+    graph: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    memory: MemoryArgs,
+    #[command(flatten)]
+    savings: SavingsArgs,
+}
+
+impl InspectArgs {
+    /// The validated job.
+    ///
+    /// # Errors
+    /// A usage error: neither model nor preset, or a limit of a GPU's memory for the CPU.
+    pub fn job(&self) -> Result<InspectJob> {
+        let networks = match (&self.model, self.preset) {
+            (Some(path), _) => Networks::Folder(path.clone()),
+            (None, Some(preset)) => Networks::Preset(preset.into(), self.version.into()),
+            (None, None) => return Err(usage(anyhow!("inspect needs a model; give --model or --preset"))),
+        };
+        let precision: Precision = self.precision.into();
+        if self.memory.max_vram.is_some() && precision == Precision::F32 {
+            return Err(usage(anyhow!("--max-vram limits a GPU's memory, and --precision f32 plans for the CPU; leave one out")));
+        }
+        let plan = PlanJob {
+            prompt: self.prompt.clone(),
+            size: self.size,
+            size_level: self.size_level as usize,
+            steps: self.steps as usize,
+            precision,
+            savings: self.savings.into(),
+        };
+        let (tensors, graph, json) = (self.tensors, self.graph, self.json);
+        Ok(InspectJob { networks, plan, max_vram: self.memory.max_vram, tensors, graph, json })
+    }
+}
+
+/// Flags of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl DoctorArgs {
+    /// The job, with what the environment says.
+    pub fn job(&self) -> DoctorJob {
+        DoctorJob { setup: setup(), json: self.json }
+    }
+}
+
+/// Flags of `synth`.
+#[derive(Debug, Args)]
+pub struct SynthArgs {
+    /// Size of the networks
+    #[arg(long, value_enum)]
+    preset: PresetArg,
+    /// Version of the transformer
+    #[arg(long, value_enum, default_value = "v1.1")]
+    version: VersionArg,
+    /// Seed of the weights
+    #[arg(short, long, default_value_t = 0)]
+    seed: u64,
+    /// Folder to write; must be new or empty
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+impl SynthArgs {
+    /// The job.
+    pub fn job(&self) -> SynthJob {
+        let (preset, version) = (self.preset.into(), self.version.into());
+        SynthJob { output: self.output.clone(), preset, version, seed: self.seed }
+    }
+}

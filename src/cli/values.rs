@@ -1,0 +1,163 @@
+//! Values of flags, from text.
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+
+use crate::image::Filter;
+use crate::model::{Preset, Version};
+use crate::ops::H100_GRID_THREADS;
+use crate::pipeline::{DeviceChoice, Rng};
+use crate::plan::Precision;
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum PrecisionArg {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum FilterArg {
+    Lanczos,
+    Bicubic,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum PosteriorArg {
+    Mean,
+    Sample,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum PresetArg {
+    /// The released size: 42 GB.
+    Full,
+    /// The same parts with few, narrow layers: 51 MB.
+    Tiny,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum VersionArg {
+    #[value(name = "v1.0", alias = "1.0")]
+    V1_0,
+    #[value(name = "v1.1", alias = "1.1")]
+    V1_1,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Precision {
+        match precision {
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+impl From<FilterArg> for Filter {
+    fn from(filter: FilterArg) -> Filter {
+        match filter {
+            FilterArg::Lanczos => Filter::Lanczos,
+            FilterArg::Bicubic => Filter::Bicubic,
+        }
+    }
+}
+
+impl From<PresetArg> for Preset {
+    fn from(preset: PresetArg) -> Preset {
+        match preset {
+            PresetArg::Full => Preset::Full,
+            PresetArg::Tiny => Preset::Tiny,
+        }
+    }
+}
+
+impl From<VersionArg> for Version {
+    fn from(version: VersionArg) -> Version {
+        match version {
+            VersionArg::V1_0 => Version::V1_0,
+            VersionArg::V1_1 => Version::V1_1,
+        }
+    }
+}
+
+pub(super) fn device(text: &str) -> Result<DeviceChoice> {
+    let choice = match text.split_once(':').map_or((text, None), |(kind, n)| (kind, Some(n))) {
+        ("auto", None) => Some(DeviceChoice::Auto),
+        ("cpu", None) => Some(DeviceChoice::Cpu),
+        ("cuda", None) => Some(DeviceChoice::Cuda(0)),
+        ("cuda", Some(n)) => n.parse::<u16>().ok().map(|n| DeviceChoice::Cuda(n.into())),
+        _ => None,
+    };
+    choice.context("devices are auto, cpu and cuda[:N]")
+}
+
+pub(super) fn rng(text: &str) -> Result<Rng> {
+    let threads = match text.split_once(':') {
+        None if text == "cpu" => return Ok(Rng::Cpu),
+        None if text == "cuda" => return Ok(Rng::Cuda { grid_threads: H100_GRID_THREADS }),
+        Some(("cuda", threads)) => threads.parse::<usize>().ok(),
+        _ => bail!("generators are cpu, cuda and cuda:THREADS"),
+    };
+    match threads.filter(|&n| n >= 256 && n % 256 == 0) {
+        Some(grid_threads) => Ok(Rng::Cuda { grid_threads }),
+        None => bail!("THREADS of cuda:THREADS is a multiple of 256, the threads of a block"),
+    }
+}
+
+/// Width and height.
+pub(super) fn size(text: &str) -> Result<(usize, usize)> {
+    let sides = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+    let (w, h) = sides.context("a size is written WIDTHxHEIGHT")?;
+    ensure!((1..=65536).contains(&w) && (1..=65536).contains(&h), "sides are 1 to 65536 pixels");
+    Ok((w, h))
+}
+
+pub(super) fn count(text: &str) -> Result<usize> {
+    text.parse().ok().filter(|&number: &usize| number > 0).context("a number from 1 on")
+}
+
+pub(super) fn finite(text: &str) -> Result<f64> {
+    text.parse().ok().filter(|number: &f64| number.is_finite()).context("a finite number")
+}
+
+/// Units and their bytes; GB is a thousand million.
+const UNITS: [(&str, f64); 7] = [
+    ("b", 1.0),
+    ("kb", 1e3),
+    ("mb", 1e6),
+    ("gb", 1e9),
+    ("kib", (1u64 << 10) as f64),
+    ("mib", (1u64 << 20) as f64),
+    ("gib", (1u64 << 30) as f64),
+];
+
+pub(super) fn bytes(text: &str) -> Result<usize> {
+    let (number, unit) = text.split_at(text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len()));
+    let unit = if unit.is_empty() { "b".into() } else { unit.trim_start().to_ascii_lowercase() };
+    let bytes = UNITS.iter().find(|(name, _)| *name == unit).and_then(|(_, size)| Some(number.parse::<f64>().ok()? * size));
+    let bytes = bytes.context("memory is written 22GB, 20.5GB, 20GiB or 22000000000")?;
+    ensure!((1.0..1e15).contains(&bytes), "memory is 1 byte to 1000 TB");
+    Ok(bytes as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_written_as_people_do() {
+        for (text, expected) in [
+            ("22GB", 22_000_000_000),
+            ("20.5gb", 20_500_000_000),
+            ("20GiB", 20 << 30),
+            ("0.5 MiB", 1 << 19),
+            ("22000000000", 22_000_000_000),
+            ("7B", 7),
+            ("3kb", 3000),
+        ] {
+            assert_eq!(bytes(text).unwrap(), expected, "{text}");
+        }
+        for text in ["", "GB", "22G", "22TB", "-1GB", "1e9", "0", "0.1B", "1.2.3GB", "nan", "inf", "99999999GB", "22 GB s"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What of a GPU outlives a program: compiled modules, cuBLASLt with its choices, page-locked buffers, one stream, and the
+//! weights with the region that they lie in. Programs are loaded onto it ([`super::Cuda::load`]) and run one at a time.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
+
+use super::fetch::Feed;
+use crate::cuda::{Compiler, Cubin, Device, Gemms, Memory, Module, Nvtx, Setup, Staging, Stream};
+use crate::plan::{Itinerary, Plan};
+use crate::weights::{WeightKey, WeightSource};
+
+/// A GPU with what programs share.
+pub struct Gpu {
+    setup: Setup,
+    modules: Mutex<HashMap<String, Arc<Module>>>,
+    gemms: Mutex<Gemms>,
+    weights: Mutex<DeviceWeights>,
+    staging: Arc<Staging>,
+    made: Mutex<Made>,
+    pub(super) source: Arc<dyn WeightSource + Send + Sync>,
+    pub(super) nvtx: Nvtx,
+    pub(super) stream: Stream,
+    /// The device itself.
+    pub device: Arc<Device>,
+}
+
+/// What has been made so far; what a program finds there already is not made again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Made {
+    /// Modules compiled or read from the cache, and loaded.
+    pub modules: usize,
+    /// Launches made ready.
+    pub launches: usize,
+    /// Bodies captured.
+    pub captures: usize,
+    /// Bytes of weights sent.
+    pub uploaded_bytes: u64,
+}
+
+/// The weights' region and which of them are whole in it.
+#[derive(Default)]
+struct DeviceWeights {
+    region: Option<Arc<Memory>>,
+    /// Where in the region each begins.
+    there: HashMap<WeightKey, usize>,
+    /// The upload that feeds the latest run.
+    feed: Option<Feed>,
+}
+
+impl Gpu {
+    /// Opens cuBLASLt on a device; nothing is taken yet.
+    ///
+    /// # Errors
+    /// A [`crate::error::ResourceError`]: a library that is not found or does not start.
+    pub fn open(
+        device: &Arc<Device>,
+        setup: &Setup,
+        source: Arc<dyn WeightSource + Send + Sync>,
+    ) -> Result<Arc<Gpu>> {
+        device.make_current()?;
+        Ok(Arc::new(Gpu {
+            setup: setup.clone(),
+            modules: Mutex::default(),
+            gemms: Mutex::new(Gemms::new(device, setup)?),
+            weights: Mutex::default(),
+            made: Mutex::default(),
+            staging: Staging::new(device),
+            source,
+            nvtx: Nvtx::attach(setup.profiler.as_deref()),
+            stream: Stream::new(device)?,
+            device: device.clone(),
+        }))
+    }
+
+    /// What has been made so far.
+    pub fn made(&self) -> Made {
+        *self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn count(&self, more: impl FnOnce(&mut Made)) {
+        more(&mut self.made.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    pub(super) fn gemms(&self) -> MutexGuard<'_, Gemms> {
+        self.gemms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn weights(&self) -> MutexGuard<'_, DeviceWeights> {
+        self.weights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The module of each node's kernel; none for products. What no earlier program needed is compiled, side by side.
+    pub(super) fn modules(&self, plan: &Plan) -> Result<Vec<Option<Arc<Module>>>> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let compiled = plan.kernels.iter().filter_map(|k| Some((k.to_string(), k.compiled()?)));
+        let missing: BTreeMap<String, _> = compiled.filter(|(name, _)| !modules.contains_key(name)).collect();
+        if !missing.is_empty() {
+            let compiler = Compiler::new(self.device.capability, &self.setup)?;
+            let cubins: Vec<(String, Cubin)> = missing
+                .into_par_iter()
+                .map(|(name, (source, defines))| Ok((name, compiler.compile(source, defines)?)))
+                .collect::<Result<_>>()?;
+            for (name, cubin) in cubins {
+                modules.insert(name, Module::load(&self.device, &cubin.image)?);
+                self.count(|made| made.modules += 1);
+            }
+        }
+        Ok(plan.kernels.iter().map(|k| modules.get(&k.to_string()).cloned()).collect())
+    }
+
+    /// The weights' region, of at least so many bytes. A larger one than there is takes its place: what lay there is gone,
+    /// and programs that were loaded before no longer run.
+    pub(super) fn region(&self, bytes: usize) -> Result<Arc<Memory>> {
+        let mut weights = self.weights();
+        match &weights.region {
+            Some(region) if region.bytes >= bytes => Ok(region.clone()),
+            _ => {
+                *weights = DeviceWeights::default(); // before another is taken
+                let region = Arc::new(Memory::new(&self.device, bytes)?);
+                Ok(weights.region.insert(region).clone())
+            }
+        }
+    }
+
+    /// Bytes of the weights' region.
+    pub fn region_bytes(&self) -> usize {
+        self.weights().region.as_ref().map_or(0, |region| region.bytes)
+    }
+
+    /// Gives up the weights' region with what lies in it. Programs that were loaded before no longer run.
+    pub fn forget_weights(&self) {
+        *self.weights() = DeviceWeights::default();
+    }
+
+    /// Starts to bring what a run lacks. `keys`: which weight each storage of the plan is.
+    pub(super) fn feed(
+        &self,
+        plan: &Arc<Plan>,
+        region: &Arc<Memory>,
+        keys: &[Option<WeightKey>],
+        itinerary: &Itinerary,
+    ) -> Result<()> {
+        let mut weights = self.weights();
+        let current = weights.region.as_ref().is_some_and(|current| Arc::ptr_eq(current, region));
+        ensure!(current, "the weights of this program have been given up; load it again");
+        weights.settle();
+        // What stays in place is there for this program too.
+        let offset = |i: usize| plan.weights.offsets[i];
+        let there = |(i, key): (usize, &Option<WeightKey>)| {
+            key.as_ref().is_some_and(|key| weights.there.get(key).copied() == offset(i))
+        };
+        let mut resident: Vec<bool> = keys.iter().enumerate().map(there).collect();
+        weights.there.clear(); // until the upload has ended well
+        let mut feed = Feed::start(plan, keys, &itinerary.visits(), &mut resident, &self.staging, region.address, &self.source)?;
+        self.count(|made| made.uploaded_bytes += feed.bytes);
+        let left = keys.iter().enumerate().filter(|(i, _)| resident[*i]);
+        feed.leaves = left.filter_map(|(i, key)| Some((key.clone()?, offset(i)?))).collect();
+        weights.feed = Some(feed);
+        Ok(())
+    }
+
+    /// Lets the upload that feeds a plan's run do something.
+    pub(super) fn with_feed<T>(&self, plan: &Arc<Plan>, work: impl FnOnce(&mut Feed) -> Result<T>) -> Result<T> {
+        let mut weights = self.weights();
+        match &mut weights.feed {
+            Some(feed) if feed.is_of(plan) => work(feed),
+            _ => anyhow::bail!("no itinerary was announced"),
+        }
+    }
+
+    /// Ends the upload that feeds a plan's run, if there is one.
+    pub(super) fn stop_feed(&self, plan: &Arc<Plan>) {
+        let mut weights = self.weights();
+        if weights.feed.as_ref().is_some_and(|feed| feed.is_of(plan)) {
+            weights.settle();
+        }
+    }
+}
+
+impl DeviceWeights {
+    /// Ends the upload. Weights count as there if all of it was waited for; of one that was cut off nobody knows.
+    fn settle(&mut self) {
+        if let Some(feed) = self.feed.take()
+            && feed.is_complete()
+        {
+            self.there = feed.leaves.iter().cloned().collect();
+        }
+    }
+}

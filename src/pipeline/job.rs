@@ -1,0 +1,91 @@
+//! What is asked of the model: one edit's parameters, and one edit from files to file.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::PlaceChoice;
+use crate::image::Filter;
+use crate::model::edit::Savings;
+use crate::ops::H100_GRID_THREADS;
+
+/// Which generator draws the starting noise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rng {
+    /// As `torch.randn` on a CUDA device whose largest grid has so many threads.
+    Cuda {
+        /// Threads of the grid.
+        grid_threads: usize,
+    },
+    /// As `torch.randn` on the CPU.
+    Cpu,
+}
+
+/// What is asked of the model beside a picture.
+#[derive(Clone, Debug)]
+pub struct EditParameters {
+    /// What to do.
+    pub prompt: String,
+    /// What guidance leads away from.
+    pub negative_prompt: String,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Guidance scale; 1: no guidance, at half the cost.
+    pub cfg_scale: f32,
+    /// Times above it use the norm-limited rule.
+    pub guidance_limit: f64,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// Side of the square whose area the working size has, in pixels; none: the model's.
+    pub size_level: Option<usize>,
+    /// Width and height of text-to-image.
+    pub size: (usize, usize),
+    /// Filter that brings the picture to the working size.
+    pub filter: Filter,
+    /// Generator of the noise.
+    pub rng: Rng,
+    /// Sample the reference's posterior instead of taking its mean.
+    pub sample_posterior: bool,
+    /// Savings in use.
+    pub savings: Savings,
+}
+
+impl EditParameters {
+    /// An edit of a picture as `edit` makes it when nothing but the prompt is given.
+    pub fn new(prompt: &str) -> EditParameters {
+        EditParameters {
+            prompt: prompt.to_string(),
+            negative_prompt: String::new(),
+            steps: 28,
+            cfg_scale: 6.0,
+            guidance_limit: 0.93,
+            seed: 42,
+            size_level: None,
+            size: (1024, 1024),
+            filter: Filter::Lanczos,
+            rng: Rng::Cuda { grid_threads: H100_GRID_THREADS },
+            sample_posterior: false,
+            savings: Savings::ALL,
+        }
+    }
+}
+
+/// One edit from files to file, every choice made.
+#[derive(Clone, Debug)]
+pub struct EditJob {
+    /// When the command line had been read; the report counts from here.
+    pub started: Instant,
+    /// The model's folder or transformer file; none: the demo model.
+    pub model: Option<PathBuf>,
+    /// The picture to edit; none: text-to-image.
+    pub image: Option<PathBuf>,
+    /// What to make of it.
+    pub edit: EditParameters,
+    /// Where the result goes; the extension says the format.
+    pub output: PathBuf,
+    /// Replace a file that is there.
+    pub force: bool,
+    /// Leave the result at the working size.
+    pub keep_working_size: bool,
+    /// Where to run.
+    pub place: PlaceChoice,
+}

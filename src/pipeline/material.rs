@@ -1,0 +1,122 @@
+//! An edit's picture and prompts as the model takes them.
+
+use anyhow::{Context, Result};
+
+use super::program::{EditInputs, HostInputs, Program, Request};
+use super::{EditParameters, Model, Progress, Rng};
+use crate::error::usage;
+use crate::exec::Executor;
+use crate::image::{self, Rgb};
+use crate::model::Version;
+use crate::model::edit::{EditSpec, NoiseSource};
+use crate::prompt::{self, Patches, PromptTokens};
+
+/// An edit's picture and prompts as the model takes them, and the shape of the program that they need.
+pub struct Material {
+    /// Working width and height.
+    pub size: (usize, usize),
+    /// The picture at that size; none in text-to-image.
+    working: Option<Rgb>,
+    /// The picture as the encoder sees it.
+    patches: Patches,
+    inputs: EditInputs,
+    seed: u64,
+    guidance_limit: f64,
+}
+
+impl Material {
+    /// Brings picture and prompts into the model's form.
+    ///
+    /// # Errors
+    /// A picture or a prompt that the model cannot take.
+    pub fn new(edit: &EditParameters, model: &Model, original: Option<&Rgb>, progress: &mut dyn Progress) -> Result<Material> {
+        match original {
+            Some(picture) => {
+                let size_level = edit.size_level.unwrap_or(model.size_level);
+                let size = image::working_size(picture.width, picture.height, size_level)?;
+                let working = image::resize(picture, size.0, size.1, edit.filter);
+                let of = || format!("a {}x{} picture cannot be edited at size level {size_level}", picture.width, picture.height);
+                let patches = prompt::patches(&working, &model.settings).with_context(of)?;
+                Material::of(edit, model, size, Some(working), patches, progress)
+            }
+            None => {
+                if model.config.version == Version::V1_0 {
+                    progress.notice("v1.0 was trained to edit pictures only; use v1.1 to make one from text");
+                }
+                // Text-to-image shows the encoder a black square.
+                let black = Rgb { width: 1024, height: 1024, data: vec![0; 3 << 20] };
+                let patches = prompt::patches(&black, &model.settings)?;
+                Material::of(edit, model, edit.size, None, patches, progress)
+            }
+        }
+    }
+
+    /// A picture that has its working size already.
+    ///
+    /// # Errors
+    /// A usage error for a size or a prompt that the model cannot take.
+    pub fn of_working_size(edit: &EditParameters, model: &Model, working: Rgb, progress: &mut dyn Progress) -> Result<Material> {
+        let patches = prompt::patches(&working, &model.settings).map_err(usage)?;
+        Material::of(edit, model, (working.width, working.height), Some(working), patches, progress)
+    }
+
+    fn of(
+        edit: &EditParameters,
+        model: &Model,
+        size: (usize, usize),
+        working: Option<Rgb>,
+        patches: Patches,
+        progress: &mut dyn Progress,
+    ) -> Result<Material> {
+        let tokens = tokenize(model, edit, patches.image_tokens(), progress)?;
+        let request = Request {
+            size,
+            reference: working.is_some(),
+            grid: patches.grid,
+            tokens: &tokens,
+            steps: edit.steps,
+            cfg_scale: edit.cfg_scale,
+            noise: match edit.rng {
+                Rng::Cuda { grid_threads } => NoiseSource::Philox { seed: edit.seed, grid_threads },
+                Rng::Cpu => NoiseSource::Host,
+            },
+            sample_posterior: edit.sample_posterior,
+            savings: edit.savings,
+        };
+        let inputs = EditInputs::new(&model.config, &model.settings, &request)?;
+        Ok(Material { size, working, patches, inputs, seed: edit.seed, guidance_limit: edit.guidance_limit })
+    }
+
+    /// The shape of the program that makes the edit.
+    pub fn spec(&self) -> &EditSpec {
+        &self.inputs.spec
+    }
+
+    /// Gives a program every input.
+    ///
+    /// # Errors
+    /// What the executor reports.
+    pub fn write_inputs(&self, model: &Model, program: &Program, exec: &mut dyn Executor) -> Result<()> {
+        let (working, patches) = (self.working.as_ref(), &self.patches);
+        let host = HostInputs { working, patches, seed: self.seed, guidance_limit: self.guidance_limit };
+        let values = self.inputs.values(&program.tensors, &model.config, &host);
+        values.into_iter().try_for_each(|(id, values)| exec.write(id, values.values()))
+    }
+}
+
+/// Ids of prompt and negative prompt; a tail that does not fit is reported.
+fn tokenize(model: &Model, edit: &EditParameters, image_tokens: usize, progress: &mut dyn Progress) -> Result<Vec<PromptTokens>> {
+    let mut both = Vec::new();
+    for (name, text) in [("prompt", &edit.prompt), ("negative prompt", &edit.negative_prompt)] {
+        let tokens = model.tokenizer.encode_prompt(text, image_tokens).map_err(usage)?;
+        let lost = tokens.lost(&model.settings);
+        if lost > 0 {
+            let most = model.settings.max_text;
+            progress.notice(&format!(
+                "the {name} is too long: its last {lost} tokens are cut, since the model reads {most} with the picture's"
+            ));
+        }
+        both.push(tokens);
+    }
+    Ok(both)
+}

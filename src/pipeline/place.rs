@@ -1,0 +1,121 @@
+//! Where edits run: a GPU or the CPU, in which precision, and how much memory they may take.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use crate::cuda::{self, Device, Setup};
+use crate::error::{ResourceError, usage};
+use crate::ops::Arch;
+use crate::plan::{Precision, Target};
+
+/// Ten times the least compute capability that has kernels.
+pub const LEAST_CAPABILITY: u32 = 80;
+
+/// Which device the caller wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first CUDA device, or the CPU where there is none.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device.
+    Cuda(usize),
+}
+
+/// What the caller says of the place.
+#[derive(Clone, Debug, Default)]
+pub struct PlaceChoice {
+    /// Which device.
+    pub device: DeviceChoice,
+    /// Element type of activations; none: bf16 on a GPU, f32 on the CPU.
+    pub precision: Option<Precision>,
+    /// Most bytes of the GPU's memory to take; none: what is free.
+    pub max_vram: Option<usize>,
+    /// Where the GPU's libraries and the cache lie.
+    pub setup: Setup,
+}
+
+/// Where edits run, opened and found usable.
+#[derive(Clone, Debug)]
+pub struct Place {
+    device: Option<Arc<Device>>,
+    why_cpu: Option<String>,
+    /// Element type of activations.
+    pub precision: Precision,
+    /// Most bytes of the GPU's memory to take; none: what is free.
+    pub max_vram: Option<usize>,
+    /// Where the GPU's libraries and the cache lie.
+    pub setup: Setup,
+}
+
+impl Place {
+    /// Settles where to run.
+    ///
+    /// # Errors
+    /// A [`ResourceError`] if the device asked for cannot be used, a usage error for f32 on a GPU.
+    pub fn open(choice: &PlaceChoice) -> Result<Place> {
+        let PlaceChoice { precision, max_vram, setup, .. } = choice.clone();
+        let on_cpu = |why_cpu: Option<String>| {
+            Ok(Place { device: None, why_cpu, precision: precision.unwrap_or(Precision::F32), max_vram, setup: setup.clone() })
+        };
+        let on_gpu = |device| {
+            Ok(Place { device: Some(device), why_cpu: None, precision: Precision::Bf16, max_vram, setup: setup.clone() })
+        };
+        match (choice.device, precision) {
+            (DeviceChoice::Cpu, _) => on_cpu(None),
+            (DeviceChoice::Auto, Some(Precision::F32)) => on_cpu(Some("only the CPU runs --precision f32".into())),
+            (DeviceChoice::Cuda(_), Some(Precision::F32)) => {
+                Err(usage(anyhow::anyhow!("only the CPU runs --precision f32; use --device cpu, or --precision bf16")))
+            }
+            (DeviceChoice::Auto, _) => match usable(0, &setup) {
+                Ok(device) => on_gpu(device),
+                Err(e) => on_cpu(Some(format!("{e:#}"))),
+            },
+            (DeviceChoice::Cuda(ordinal), _) => on_gpu(usable(ordinal, &setup)?),
+        }
+    }
+
+    /// The GPU, if it is one.
+    pub fn device(&self) -> Option<&Arc<Device>> {
+        self.device.as_ref()
+    }
+
+    /// Why it is the CPU, if nobody asked for that.
+    pub fn why_cpu(&self) -> Option<&str> {
+        self.why_cpu.as_deref()
+    }
+
+    /// As people call it.
+    pub fn name(&self) -> String {
+        self.device.as_ref().map_or("cpu".into(), |device| format!("cuda:{} {}", device.ordinal, device.name))
+    }
+
+    /// What the planner plans for.
+    pub fn target(&self) -> Target {
+        self.device.as_ref().map_or(Target::Cpu, |device| Target::Cuda(Arch(device.capability)))
+    }
+
+    /// Bytes of the GPU's memory in use, by everyone; none on the CPU.
+    pub fn device_bytes_in_use(&self) -> Option<usize> {
+        self.device.as_ref()?.memory().ok().map(|(free, total)| total - free)
+    }
+}
+
+/// A device with kernels, and the libraries that they need.
+fn usable(ordinal: usize, setup: &Setup) -> Result<Arc<Device>> {
+    let device = Device::open(ordinal)?;
+    if device.capability < LEAST_CAPABILITY {
+        let text = format!(
+            "{} has compute capability {}.{}; the kernels need 8.0, the first with bf16; use --device cpu",
+            device.name,
+            device.capability / 10,
+            device.capability % 10
+        );
+        return Err(ResourceError(text).into());
+    }
+    cuda::load_nvrtc(&setup.libraries)?;
+    cuda::load_cublaslt(&setup.libraries)?;
+    Ok(device)
+}

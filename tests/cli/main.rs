@@ -1,0 +1,17 @@
+//! The binary, end to end: what it writes, how it refuses, and that a refusal leaves nothing behind.
+//!
+//! All tests share one tiny synthetic model, which the binary's own `synth` makes; `support.rs` says how.
+
+mod demo;
+mod doctor;
+mod edit;
+mod flags;
+mod inspect;
+mod interrupt;
+mod judge;
+mod layouts;
+mod models;
+mod output;
+mod pictures;
+mod support;
+mod synth;

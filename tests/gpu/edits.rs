@@ -1,0 +1,177 @@
+//! Whole edits of the tiny preset: against the CPU, against themselves, node by node.
+
+use std::sync::Arc;
+
+use step1x_edit::exec::{Cuda, Executor, Reference, compare};
+use step1x_edit::graph::BodyId;
+use step1x_edit::model::Version;
+use step1x_edit::model::edit::Savings;
+use step1x_edit::ops::HostValues;
+use step1x_edit::plan::{Itinerary, Plan, Policy, Precision, Target};
+
+use crate::common::relative_l2;
+use crate::support::{Gpu, TinyEdit, gpu};
+
+/// Largest distance of the device's bf16 to float32, in distances of the CPU's bf16. Both round at the same places, so
+/// their errors are draws of one size, over a few thousand values; the farthest measured is 1.09.
+const FARTHER: f64 = 1.2;
+
+/// Versions and savings, of which every saving and none.
+fn edits(gpu: &Gpu) -> Vec<(String, TinyEdit)> {
+    let of = |(version, savings, name): (Version, Savings, &str)| {
+        (format!("{version}, {name}"), TinyEdit::new(gpu.target(), version, savings))
+    };
+    [
+        (Version::V1_1, Savings::ALL, "all savings"),
+        (Version::V1_1, Savings::NONE, "no savings"),
+        (Version::V1_0, Savings::ALL, "all savings"),
+    ]
+    .map(of)
+    .into()
+}
+
+#[test]
+fn every_stage_is_as_near_to_float32_as_the_cpu_in_bf16() {
+    let Some(gpu) = gpu() else { return };
+    let mut far = Vec::new();
+    for (version, savings, what) in [
+        (Version::V1_1, Savings::ALL, "v1.1"),
+        (Version::V1_1, Savings::NONE, "v1.1 without savings"),
+        (Version::V1_0, Savings::ALL, "v1.0"),
+    ] {
+        let edit = TinyEdit::new(gpu.target(), version, savings);
+        let float32 = TinyEdit::planned(Precision::F32, Target::Cpu, version, savings);
+        let weights = Arc::new(edit.weights());
+        let ours = edit.run(&mut gpu.executor(edit.plan(), weights.clone())).unwrap_or_else(|e| panic!("{what}: {e:#}"));
+        let cpu = edit.run(&mut Reference::new(edit.plan().clone(), weights.clone()).unwrap()).unwrap();
+        let truth = float32.run(&mut Reference::new(float32.plan().clone(), weights).unwrap()).unwrap();
+        for (((name, ours), (_, cpu)), (_, truth)) in ours.iter().zip(&cpu).zip(&truth) {
+            let (ours, cpu) = (distance(ours, truth), distance(cpu, truth));
+            println!("{what}: {name}: {ours:.2e}, CPU {cpu:.2e}");
+            // A comparison that is never true of NaN.
+            let near = ours <= FARTHER * cpu;
+            far.extend((!near).then(|| format!("{what}: {name} is {ours:.2e} away, the CPU's bf16 {cpu:.2e}")));
+        }
+    }
+    assert!(far.is_empty(), "{}", far.join("\n"));
+}
+
+fn distance(a: &HostValues, b: &HostValues) -> f64 {
+    let widened = |pixels: &[u8]| pixels.iter().map(|&p| f32::from(p)).collect::<Vec<f32>>();
+    match (a, b) {
+        (HostValues::F32(a), HostValues::F32(b)) => relative_l2(a, b),
+        (HostValues::U8(a), HostValues::U8(b)) => relative_l2(&widened(a), &widened(b)),
+        (a, b) => f64::from(u8::from(a != b)),
+    }
+}
+
+#[test]
+fn captured_uncaptured_and_repeated_runs_give_the_same_bytes() {
+    let Some(gpu) = gpu() else { return };
+    for (what, edit) in edits(&gpu) {
+        let weights = Arc::new(edit.weights());
+        let mut captured = gpu.executor(edit.plan(), weights.clone());
+        let first = edit.run(&mut captured).unwrap();
+        let latents = |(name, values): &(String, HostValues)| match values {
+            HostValues::F32(v) => assert!(v.iter().all(|v| v.is_finite()), "{what}: {name}"),
+            _ => assert!(!name.contains("fault") || *values == HostValues::I32(vec![0]), "{what}: {name} is {values:?}"),
+        };
+        first.iter().for_each(latents);
+        let same = |how: &str, again: Vec<(String, HostValues)>| {
+            for ((name, a), (_, b)) in first.iter().zip(&again) {
+                assert!(a == b, "{what}: {name} is another in a run {how}");
+            }
+        };
+        same("of the same executor", edit.run(&mut captured).unwrap());
+        drop(captured);
+        same("of a new executor", edit.run(&mut gpu.executor(edit.plan(), weights.clone())).unwrap());
+        same("without capture", edit.run(&mut gpu.executor(edit.plan(), weights).without_capture()).unwrap());
+    }
+}
+
+#[test]
+fn every_residency_gives_the_same_bytes() {
+    let Some(gpu) = gpu() else { return };
+    for (what, edit) in edits(&gpu) {
+        let weights = Arc::new(edit.weights());
+        let mut first = None;
+        for policy in Policy::ALL {
+            let plan = Arc::new(Plan::clone(edit.plan()).with(policy));
+            let mut exec = gpu.executor(&plan, weights.clone());
+            // In the second run some weights are there already.
+            for run in 0..2 {
+                let results = edit.run(&mut exec).unwrap_or_else(|e| panic!("{what}, {policy}: {e:#}"));
+                let first = first.get_or_insert_with(|| results.clone());
+                for ((name, a), (_, b)) in first.iter().zip(&results) {
+                    assert!(a == b, "{what}: {name} is another when {policy}, run {run}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_node_is_near_the_reference_on_its_own_operands() {
+    let Some(gpu) = gpu() else { return };
+    let mut faults = Vec::new();
+    for (what, edit) in edits(&gpu) {
+        let mut exec = gpu.executor(edit.plan(), Arc::new(edit.weights()));
+        edit.write_inputs(&mut exec).unwrap();
+        exec.begin(&edit.plan().itinerary).unwrap();
+        for body in (0..edit.plan().graph.bodies.len()).map(BodyId) {
+            let stage = edit.plan().graph.bodies[body.0].name;
+            for _ in 0..edit.plan().itinerary.runs_of(body).min(2) {
+                let report = compare(&mut exec, body, true).unwrap_or_else(|e| panic!("{what}: {stage}: {e:#}"));
+                println!("{what}: {stage}\n{report}");
+                faults.extend(report.differing.iter().map(|text| format!("{what}: {stage}: {text}")));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// What outlives a program: a second one on the same GPU finds modules and weights, and both can take turns.
+#[test]
+fn programs_on_one_gpu_share_weights_and_give_the_same_bytes() {
+    let Some(gpu) = gpu() else { return };
+    let edit = TinyEdit::new(gpu.target(), Version::V1_1, Savings::ALL);
+    let weights = Arc::new(edit.weights());
+    let alone = edit.run(&mut gpu.executor(edit.plan(), weights.clone())).unwrap();
+    for policy in Policy::ALL {
+        let shared = gpu.open(weights.clone());
+        let plan = || Arc::new(Plan::clone(edit.plan()).with(policy));
+        let [mut one, mut other] = [plan(), plan()].map(|plan| Cuda::load(&shared, plan).unwrap());
+        for turn in 0..2 {
+            for (name, exec) in [("one", &mut one), ("other", &mut other)] {
+                let before = shared.made().uploaded_bytes;
+                assert!(edit.run(exec).unwrap() == alone, "{policy}: turn {turn} of {name}");
+                let uploaded = shared.made().uploaded_bytes - before;
+                let first = turn == 0 && name == "one";
+                assert!(first || !policy.keeps_all() || uploaded == 0, "{policy}: {uploaded} bytes came again");
+                assert!(!first || uploaded >= plan().weight_bytes() as u64, "{policy}: {uploaded} bytes came");
+            }
+        }
+    }
+}
+
+/// Runs of any parts: a weight that had to make way comes again.
+#[test]
+fn a_weight_comes_as_often_as_it_is_needed() {
+    let Some(gpu) = gpu() else { return };
+    let edit = TinyEdit::new(gpu.target(), Version::V1_1, Savings::ALL);
+    let b = edit.program.tensors.bodies;
+    let weights = Arc::new(edit.weights());
+    let mut expected = None;
+    for policy in Policy::ALL {
+        // Planned so that each body keeps what it starts from.
+        let program = Plan::clone(edit.plan());
+        let plan = Plan::new(program.graph, program.itinerary.repeatable(), program.precision, program.target).unwrap();
+        let mut exec = gpu.executor(&Arc::new(plan.with(policy)), weights.clone());
+        let forth_and_back = Itinerary::once([b.text, b.vision, b.text, b.vision]);
+        let journey = Itinerary::once(b.vae_encode).then_once([b.vision]);
+        let journey = Itinerary([journey.0, forth_and_back.0].concat()).then_once([b.text]);
+        let results = edit.run_legs(&mut exec, &journey).unwrap_or_else(|e| panic!("{policy}: {e:#}"));
+        assert!(results[2].1 == results[4].1 && results[4].1 == results[6].1, "{policy}: the embedding is another");
+        assert!(*expected.get_or_insert_with(|| results.clone()) == results, "{policy}");
+    }
+}

@@ -1,0 +1,12 @@
+//! On a device: every op against the reference, whole edits against the CPU, captured against uncaptured, faults.
+//!
+//! Without a device each test says that it is skipped. Tests of a device run one at a time.
+
+#[path = "../common/mod.rs"]
+#[allow(dead_code)]
+mod common;
+mod edits;
+mod faults;
+mod instruments;
+mod ops;
+mod support;

@@ -1,0 +1,171 @@
+//! A device to test on, and the tiny edit that tests run.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use step1x_edit::cli;
+use step1x_edit::commands::synth::PresetModel;
+use step1x_edit::cuda::{Device, Setup};
+use step1x_edit::error::ResourceError;
+use step1x_edit::exec::{self, Cuda, Executor, unwatched};
+use step1x_edit::image::Rgb;
+use step1x_edit::model::Preset;
+use step1x_edit::model::Version;
+use step1x_edit::model::edit::{NoiseSource, Savings};
+use step1x_edit::ops::{Arch, H100_GRID_THREADS, HostValues};
+use step1x_edit::pipeline::{EditInputs, HostInputs, Program, Request};
+use step1x_edit::plan::{Itinerary, Plan, Precision, Target};
+use step1x_edit::prompt::{self, Patches};
+use step1x_edit::weights::WeightSource;
+
+use crate::common::SyntheticWeights;
+
+/// A device, held by one test at a time, and its libraries.
+pub struct Gpu {
+    parts: Parts,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// A device and its libraries; another thread may use it while the test holds the [`Gpu`].
+#[derive(Clone)]
+pub struct Parts {
+    pub device: Arc<Device>,
+    pub setup: Setup,
+}
+
+impl std::ops::Deref for Gpu {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.parts
+    }
+}
+
+/// The first device; none, with a line that says so, where there is none.
+pub fn gpu() -> Option<Gpu> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    match Device::open(0) {
+        Ok(device) => Some(Gpu { parts: Parts { device, setup: cli::setup() }, _alone: alone }),
+        Err(error) => {
+            assert!(error.downcast_ref::<ResourceError>().is_some(), "{error:#}");
+            let test = std::thread::current().name().unwrap_or_default().to_string();
+            // Past the harness, which hides what a passing test prints.
+            std::io::stderr().write_all(format!("SKIPPED {test}: {error:#}\n").as_bytes()).unwrap();
+            None
+        }
+    }
+}
+
+impl Gpu {
+    pub fn parts(&self) -> Parts {
+        self.parts.clone()
+    }
+}
+
+impl Parts {
+    pub fn target(&self) -> Target {
+        Target::Cuda(Arch(self.device.capability))
+    }
+
+    /// The device with these weights, for programs to be loaded onto.
+    pub fn open(&self, weights: Arc<dyn WeightSource + Send + Sync>) -> Arc<exec::Gpu> {
+        exec::Gpu::open(&self.device, &self.setup, weights).unwrap_or_else(|e| panic!("{e:#}"))
+    }
+
+    /// A plan on a device of its own.
+    pub fn executor(&self, plan: &Arc<Plan>, weights: Arc<dyn WeightSource + Send + Sync>) -> Cuda {
+        Cuda::load(&self.open(weights), plan.clone()).unwrap_or_else(|e| panic!("{e:#}"))
+    }
+}
+
+pub const STEPS: usize = 4;
+const SIZE: (usize, usize) = (80, 48);
+const SEED: u64 = 11;
+
+/// An edit of the tiny preset.
+pub struct TinyEdit {
+    pub model: PresetModel,
+    pub program: Program,
+    inputs: EditInputs,
+    picture: Rgb,
+    patches: Patches,
+}
+
+impl TinyEdit {
+    /// In bf16, for a device.
+    pub fn new(target: Target, version: Version, savings: Savings) -> TinyEdit {
+        TinyEdit::planned(Precision::Bf16, target, version, savings)
+    }
+
+    pub fn planned(precision: Precision, target: Target, version: Version, savings: Savings) -> TinyEdit {
+        let model = PresetModel::new(Preset::Tiny, version).unwrap();
+        let data = (0..SIZE.0 * SIZE.1 * 3).map(|i| (i * i / 7 + i / 3) as u8).collect();
+        let picture = Rgb { width: SIZE.0, height: SIZE.1, data };
+        let patches = prompt::patches(&picture, &model.settings).unwrap();
+        // A lone `!` is hidden from all others.
+        let tokens = ["Make it snow!", "blurry"].map(|p| model.tokenizer.encode_prompt(p, patches.image_tokens()).unwrap());
+        let request = Request {
+            size: SIZE,
+            reference: true,
+            grid: patches.grid,
+            tokens: &tokens,
+            steps: STEPS,
+            cfg_scale: 6.0,
+            noise: NoiseSource::Philox { seed: SEED, grid_threads: H100_GRID_THREADS },
+            sample_posterior: false,
+            savings,
+        };
+        let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap_or_else(|e| panic!("{e:#}"));
+        let program = Program::new(&model.config, &inputs.spec, precision, target).unwrap_or_else(|e| panic!("{e:#}"));
+        assert_eq!(program.plan.overlaps(), []);
+        TinyEdit { model, program, inputs, picture, patches }
+    }
+
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.program.plan
+    }
+
+    pub fn weights(&self) -> SyntheticWeights {
+        SyntheticWeights::new(&self.plan().graph, 0)
+    }
+
+    pub fn write_inputs(&self, exec: &mut dyn Executor) -> anyhow::Result<()> {
+        let host = HostInputs { working: Some(&self.picture), patches: &self.patches, seed: SEED, guidance_limit: 0.93 };
+        let values = self.inputs.values(&self.program.tensors, &self.model.config, &host);
+        values.iter().try_for_each(|(id, values)| exec.write(*id, values.values()))
+    }
+
+    /// Runs it; gives what each stage, and each step, leaves.
+    pub fn run(&self, exec: &mut dyn Executor) -> anyhow::Result<Vec<(String, HostValues)>> {
+        self.run_legs(exec, &self.plan().itinerary)
+    }
+
+    /// Runs a part of it.
+    pub fn run_legs(&self, exec: &mut dyn Executor, itinerary: &Itinerary) -> anyhow::Result<Vec<(String, HostValues)>> {
+        let t = &self.program.tensors;
+        self.write_inputs(exec)?;
+        exec.begin(itinerary)?;
+        let mut results = Vec::new();
+        for (turn, body) in itinerary.visits().into_iter().enumerate() {
+            exec.run(body, &mut unwatched)?;
+            let left = match body {
+                _ if Some(body) == t.bodies.vae_encode => vec![("reference latent", t.reference_latent.expect("a reference"))],
+                _ if body == t.bodies.vision => vec![("picture tokens", t.vision.merged)],
+                _ if body == t.bodies.text => vec![("embedding", t.embedding)],
+                _ if body == t.bodies.conditioning => vec![("noise", t.denoised.latents)],
+                _ if body == t.bodies.step => vec![
+                    ("velocity", t.denoised.velocity),
+                    ("latents", t.denoised.latents),
+                    ("counter", t.denoised.counter),
+                    ("fault", t.denoised.fault),
+                ],
+                _ => vec![("pixels", t.pixels), ("pixel faults", t.pixel_faults)],
+            };
+            for (name, id) in left {
+                results.push((format!("{name} {turn}"), exec.read(id)?));
+            }
+        }
+        Ok(results)
+    }
+}
