@@ -13,7 +13,7 @@ use crate::model::edit::{NoiseSource, Savings};
 use crate::model::{Config, Preset, Version};
 use crate::ops::{Arch, H100_GRID_THREADS};
 use crate::pipeline::{EditInputs, Model, Program, Request};
-use crate::plan::{Budget, Plan, Policy, Precision, BodyMemory, Target, format_bytes};
+use crate::plan::{BodyMemory, Budget, Plan, Policy, Precision, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
 use crate::tensor::{Component, DType, Shape, Spec};
 

@@ -55,11 +55,7 @@ impl Gpu {
     ///
     /// # Errors
     /// A [`crate::error::ResourceError`]: a library that is not found or does not start.
-    pub fn open(
-        device: &Arc<Device>,
-        setup: &Setup,
-        source: Arc<dyn WeightSource + Send + Sync>,
-    ) -> Result<Arc<Gpu>> {
+    pub fn open(device: &Arc<Device>, setup: &Setup, source: Arc<dyn WeightSource + Send + Sync>) -> Result<Arc<Gpu>> {
         device.make_current()?;
         Ok(Arc::new(Gpu {
             setup: setup.clone(),
@@ -149,9 +145,8 @@ impl Gpu {
         weights.settle();
         // What stays in place is there for this program too.
         let offset = |i: usize| plan.weights.offsets[i];
-        let there = |(i, key): (usize, &Option<WeightKey>)| {
-            key.as_ref().is_some_and(|key| weights.there.get(key).copied() == offset(i))
-        };
+        let there =
+            |(i, key): (usize, &Option<WeightKey>)| key.as_ref().is_some_and(|key| weights.there.get(key).copied() == offset(i));
         let mut resident: Vec<bool> = keys.iter().enumerate().map(there).collect();
         weights.there.clear(); // until the upload has ended well
         let mut feed = Feed::start(plan, keys, &itinerary.visits(), &mut resident, &self.staging, region.address, &self.source)?;

@@ -143,12 +143,10 @@ pub fn record(config: &Config, spec: &EditSpec) -> (Graph, EditTensors) {
     let g = &mut graph;
     let (h, w) = spec.latent;
     let rgb = spec.reference.then(|| g.input("rgb", U8, [8 * h, 8 * w, 3]));
-    let encoded =
-        rgb.map(|rgb| g.body("vae_encode", |g| g.with_weights(Component::Vae, |g| encode(g, config, spec, rgb))));
+    let encoded = rgb.map(|rgb| g.body("vae_encode", |g| g.with_weights(Component::Vae, |g| encode(g, config, spec, rgb))));
     let (vae_encode, reference) = encoded.unzip();
-    let (vision_body, vision) = g.body("vision", |g| {
-        g.with_weights(Component::Qwen, |g| vision::record(g, &config.vision, spec.patches, &spec.windows))
-    });
+    let (vision_body, vision) =
+        g.body("vision", |g| g.with_weights(Component::Qwen, |g| vision::record(g, &config.vision, spec.patches, &spec.windows)));
     let (text_body, (text, embedding_rows, embedding)) = g.body("text", |g| {
         let text = g.with_weights(Component::Qwen, |g| text::record(g, &config.text, &spec.text, vision.merged));
         let rows = g.input("embedding_rows", I32, [spec.prompt.total()]);

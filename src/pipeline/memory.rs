@@ -19,7 +19,8 @@ pub(super) fn check(plan: &Plan, kept: Vec<usize>) -> Result<usize> {
     let available = available as usize + held;
     if available < plan.arena_bytes {
         let (needed, available) = (format_bytes(plan.arena_bytes), format_bytes(available));
-        let text = format!("the edit needs {needed} of memory for activations, {available} are available; use a smaller --size-level");
+        let text =
+            format!("the edit needs {needed} of memory for activations, {available} are available; use a smaller --size-level");
         return Err(ResourceError(text).into());
     }
     let mut gone = 0;

@@ -26,12 +26,7 @@ pub type Ended<'e> = dyn FnMut(BodyId, &dyn Executor) -> Result<()> + 'e;
 ///
 /// # Errors
 /// What `progress` or `ended` return, values that are not finite, or what the executor reports.
-pub fn run_program(
-    exec: &mut dyn Executor,
-    program: &Program,
-    progress: &mut dyn Progress,
-    ended: &mut Ended,
-) -> Result<Ran> {
+pub fn run_program(exec: &mut dyn Executor, program: &Program, progress: &mut dyn Progress, ended: &mut Ended) -> Result<Ran> {
     let (t, plan, begun) = (&program.tensors, &program.plan, Instant::now());
     let (mut seconds, mut until_step) = (Vec::new(), 0.0);
     exec.begin(&plan.itinerary)?;

@@ -72,7 +72,11 @@ impl Leg {
     fn check(&self, graph: &Graph) -> Result<()> {
         let numbers: Vec<usize> = self.bodies.iter().map(|body| body.0).collect();
         ensure!(!numbers.is_empty(), "a leg of the itinerary has no body");
-        ensure!(numbers.iter().all(|&n| n < graph.bodies.len()), "the itinerary names body {numbers:?} of {}", graph.bodies.len());
+        ensure!(
+            numbers.iter().all(|&n| n < graph.bodies.len()),
+            "the itinerary names body {numbers:?} of {}",
+            graph.bodies.len()
+        );
         ensure!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "bodies {numbers:?} of a leg are not recorded in a row");
         if let Turns::Mask(letters) = &self.turns {
             let most = letters.iter().max().map_or(0, |&letter| letter as usize);
@@ -155,7 +159,6 @@ impl Itinerary {
     pub fn named<'a>(&'a self, graph: &'a Graph) -> impl fmt::Display + 'a {
         Named { itinerary: self, graph }
     }
-
 }
 
 struct Named<'a> {

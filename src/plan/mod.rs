@@ -18,7 +18,7 @@ use crate::ops::{Arch, Kernel, View};
 
 pub use itinerary::{Itinerary, Leg, Turns};
 pub use lifetime::{ALIGNMENT, Lifetime, assign, lifetimes};
-pub use memory::{Budget, CONTEXT_BYTES, KERNEL_BYTES, BodyMemory};
+pub use memory::{BodyMemory, Budget, CONTEXT_BYTES, KERNEL_BYTES};
 pub use precision::Precision;
 pub use print::bytes as format_bytes;
 pub use residency::{Arrival, Policy, Residency, Segment};
@@ -101,7 +101,19 @@ impl Plan {
         let body = |(n, body)| body_plan(&graph, body, itinerary.runs_of(BodyId(n)), &lifetimes);
         let bodies = graph.bodies.iter().enumerate().map(body).collect();
         let weights = Residency::new(&graph, Policy::RESIDENT);
-        Ok(Plan { graph, itinerary, target, precision, offsets, lifetimes, arena_bytes, scratch_offset, weights, bodies, kernels })
+        Ok(Plan {
+            graph,
+            itinerary,
+            target,
+            precision,
+            offsets,
+            lifetimes,
+            arena_bytes,
+            scratch_offset,
+            weights,
+            bodies,
+            kernels,
+        })
     }
 
     /// Bytes of all weights, each counted once.

@@ -133,9 +133,8 @@ impl Residency {
         }
 
         // Places: as storages in the arena, with segments for time.
-        let held = |(&(first, last), &size): (&(usize, usize), &usize)| {
-            Some((size, policy.held(&(first..=last), segments.len())))
-        };
+        let held =
+            |(&(first, last), &size): (&(usize, usize), &usize)| Some((size, policy.held(&(first..=last), segments.len())));
         let (starts, bytes) = assign(&blocks.iter().map(held).collect::<Vec<_>>());
         let starts: BTreeMap<_, _> = blocks.keys().zip(starts).collect();
         let place = |within: Option<((usize, usize), usize)>| {

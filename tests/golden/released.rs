@@ -113,7 +113,8 @@ fn a_gpu_takes_every_node_of_an_edit() {
         for savings in [Savings::ALL, Savings::NONE] {
             let graph = edit_graph(&config, latent, savings);
             let itinerary = Itinerary::of_all(&graph);
-            let plan = Plan::new(graph, itinerary, Precision::Bf16, Target::Cuda(Arch(90))).unwrap_or_else(|error| panic!("{error}"));
+            let plan =
+                Plan::new(graph, itinerary, Precision::Bf16, Target::Cuda(Arch(90))).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(plan.kernels.len(), plan.graph.nodes.len());
             assert_eq!(plan.overlaps(), []);
             let (nodes, arena, all) = (plan.graph.nodes.len(), plan.arena_bytes >> 20, savings == Savings::ALL);

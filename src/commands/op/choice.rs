@@ -56,7 +56,7 @@ fn numbered(name: Option<&str>) -> Result<Vec<Numbered>> {
 fn picked(all: Vec<Numbered>, job: &OpJob) -> Result<Vec<Numbered>> {
     let Some(wanted) = &job.case else { return Ok(all) };
     let count = all.len();
-    let fits = |n: &Numbered| match wanted.parse() {
+    let fits = |n: &Numbered| match wanted.parse::<usize>() {
         Ok(number) => n.number == number,
         Err(_) => n.text().contains(wanted.as_str()),
     };

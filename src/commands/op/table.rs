@@ -88,7 +88,8 @@ mod tests {
     #[test]
     fn a_line_has_errors_times_and_rates() {
         let text = table().text();
-        let line = "   1   1.3e-6   5.2e-6     3000.00    4000.00      0.0     500     50.0%  bf16[4, 4] -> bf16[4, 4]: add VECTOR=8";
+        let line =
+            "   1   1.3e-6   5.2e-6     3000.00    4000.00      0.0     500     50.0%  bf16[4, 4] -> bf16[4, 4]: add VECTOR=8";
         assert!(text.contains(line) && text.starts_with("add on cuda:0 Made-up\n"), "{text}");
         assert!(text.contains("   2      NaN   5.2e-6!"), "{text}");
         assert_eq!(table().measured.far(), 1);

@@ -18,7 +18,7 @@ use super::{Executor, Watch};
 use crate::cuda::{Captured, Device, Event, Function, Gemms, KernelLaunch, Launch, Memory, Module, Product, Stream};
 use crate::error::ResourceError;
 use crate::graph::{BodyId, Kind, Node, StorageId, TensorId};
-use crate::ops::{Arg, Args, HostValues, View, Values};
+use crate::ops::{Arg, Args, HostValues, Values, View};
 use crate::plan::{ALIGNMENT, Itinerary, KERNEL_BYTES, Plan, Target, format_bytes};
 use crate::weights::WeightKey;
 
@@ -64,7 +64,8 @@ impl Cuda {
         let (region, arena) = (gpu.region(plan.weights.bytes)?, Memory::new(device, plan.arena_bytes)?);
         arena.fill(0xff, &gpu.stream)?; // all bits set is a NaN in every float type
         let (tables, places) = tables(&plan, device)?;
-        let launches = |(at, node): (usize, &Node)| launches(&plan, node, at, &arena, &region, tables.address + places[at] as u64);
+        let launches =
+            |(at, node): (usize, &Node)| launches(&plan, node, at, &arena, &region, tables.address + places[at] as u64);
         let launches: Vec<Vec<Launch>> = plan.graph.nodes.iter().enumerate().map(launches).collect();
         let (mut work, mut gemms) = (Vec::new(), gpu.gemms());
         for (at, launches) in launches.into_iter().enumerate() {
