@@ -140,8 +140,8 @@ mod tests {
         ] {
             assert!(edit(flags).is_err(), "{flags:?}");
         }
-        assert_eq!(edit(&["--max_vram=20.5GB"]).unwrap().max_vram, Some(20_500_000_000));
-        assert_eq!(edit(&["--device", "cuda:1"]).unwrap().device, DeviceChoice::Cuda(1));
+        assert_eq!(edit(&["--max_vram=20.5GB"]).unwrap().place.max_vram, Some(20_500_000_000));
+        assert_eq!(edit(&["--device", "cuda:1"]).unwrap().place.device, DeviceChoice::Cuda(1));
     }
 
     #[test]

@@ -33,7 +33,7 @@ const LAYERS: [(&str, &[&str]); 18] = [
             "weights",
         ],
     ),
-    ("cli", &["commands", "cuda", "error", "image", "model", "ops", "pipeline", "plan", "sampling"]),
+    ("cli", &["commands", "cuda", "error", "image", "model", "ops", "pipeline", "plan", "sampling", "tensor"]),
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
