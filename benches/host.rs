@@ -12,7 +12,7 @@ use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
 use step1x_edit::ops::{Arch, H100_GRID_THREADS};
-use step1x_edit::pipeline::{Program, Request};
+use step1x_edit::pipeline::{EditInputs, Program, Request};
 use step1x_edit::plan::{Precision, Target};
 use step1x_edit::prompt::fit;
 use step1x_edit::tensor::Component;
@@ -37,12 +37,14 @@ fn plan(c: &mut Criterion) {
         grid,
         tokens: &tokens,
         steps: 28,
-        cfg_scale: 6.0,
-        noise: NoiseSource::Philox { seed: 42, grid_threads: H100_GRID_THREADS },
+        noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
         sample_posterior: false,
         savings: Savings::ALL,
     };
-    let plan = || Program::new(&model.config, &model.settings, &request, Precision::Bf16, Target::Cuda(Arch(90)));
+    let plan = || {
+        let inputs = EditInputs::new(&model.config, &model.settings, &request)?;
+        Program::new(&model.config, inputs.spec, Precision::Bf16, Target::Cuda(Arch(90)))
+    };
     c.bench_function("record and plan 1024x1024", |b| b.iter(|| plan().expect("a program")));
 }
 

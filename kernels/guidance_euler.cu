@@ -1,7 +1,7 @@
-// x += Δt·v with v by guidance from the velocities c and u; then the counter is raised and a fault noted.
+// x += Δt·v with v by guidance from the velocities c and u, or c alone; then the counter is raised and a fault noted.
 //
-//   velocity [2n, C] (branch c, then u), x [n, C] f32, schedule [K, 2] f32 (Δt, and whether the norm rule holds),
-//   counter [1], fault [1] i32; new x, counter and fault may be the old ones
+//   velocity [2n, C] (branch c, then u) or [n, C] (c), x [n, C] f32, schedule [K, 3] f32 (Δt, whether the norm rule holds,
+//   guidance scale), counter [1], fault [1] i32; new x, counter and fault may be the old ones
 //
 // guidance_euler: a warp a token. Every block leaves in `broken` whether any of its values is not finite.
 // guidance_euler_advance: one block, after all others have read the counter. Both are bound by their launch.
@@ -29,7 +29,7 @@ struct Params {
   u32 x_stride;
   u32 new_x_stride;
   u32 schedule_stride;
-  float scale;
+  u32 branches;  // 1 or 2
 };
 static_assert(sizeof(Params) == 96, "as in src/ops/guidance_euler.rs");
 
@@ -41,12 +41,13 @@ extern "C" __global__ void __launch_bounds__(kThreads) guidance_euler(const __gr
   const u32 token = blockIdx.x * kWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
   const float* const schedule = p.schedule + (size_t)*p.counter * p.schedule_stride;
   const float dt = schedule[0];
-  const bool limited = schedule[1] != 0.0f;
+  const bool limited = schedule[1] != 0.0f, guided = p.branches == 2;
+  const float scale = schedule[2];
 
   bool finite = true;
   if (token < p.tokens) {
     const V* const c = p.velocity + (size_t)token * p.velocity_stride;
-    const V* const u = p.velocity + ((size_t)p.tokens + token) * p.velocity_stride;
+    const V* const u = guided ? c + (size_t)p.tokens * p.velocity_stride : c;
     float base[kItems], difference[kItems], squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kItems; i++) {
@@ -58,9 +59,9 @@ extern "C" __global__ void __launch_bounds__(kThreads) guidance_euler(const __gr
     const float limit = norm > 1.0f ? powf(norm, 0.4f) : 1.0f;
 #pragma unroll
     for (int i = 0; i < kItems; i++) {
-      const float pull = round_to<V>(multiply(p.scale, difference[i]));
-      const float move = limited ? multiply(dt, add(base[i], pull / limit))
-                                 : round_to<V>(multiply(dt, round_to<V>(add(base[i], pull))));
+      const float pull = round_to<V>(multiply(scale, difference[i]));
+      const float velocity = guided ? round_to<V>(add(base[i], pull)) : base[i];
+      const float move = guided && limited ? multiply(dt, add(base[i], pull / limit)) : round_to<V>(multiply(dt, velocity));
       const float x = add(p.x[(size_t)token * p.x_stride + lane + 32 * i], move);
       finite = finite && isfinite(x);
       p.new_x[(size_t)token * p.new_x_stride + lane + 32 * i] = x;

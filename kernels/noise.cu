@@ -1,4 +1,5 @@
-// y = normals as torch.randn draws them on a CUDA device, rounded to bf16: y [n, 64] f32, packed latents.
+// y = normals as torch.randn draws them on a CUDA device, rounded to bf16: seed [2] (low, high), y [n, 64] f32, packed
+// latents.
 //
 // Philox4x32-10 with the seed as key; of [16, H, W] in flat order element e is normal number e / P of thread e % P, four
 // normals a draw, sine first. A thread makes one value: bound by integer arithmetic, a few microseconds.
@@ -7,7 +8,7 @@
 
 struct Params {
   float* y;
-  u64 seed;
+  const u32* seed;
   u64 offset;   // of the generator, in draws
   u32 values;   // 16·H·W
   u32 threads;  // P
@@ -44,7 +45,7 @@ extern "C" __global__ void noise(const __grid_constant__ Params p) {
   const u32 element = drawn_at(at, p.height, p.width), thread = element % p.threads, count = element / p.threads;
   const u64 draw = p.offset + count / 4;
   u32 words[4] = {(u32)draw, (u32)(draw >> 32), thread, 0};
-  philox(words, (u32)p.seed, (u32)(p.seed >> 32));
+  philox(words, p.seed[0], p.seed[1]);
 
   // Box-Muller with the very instructions of the official draw: fused multiply-adds, the accurate logarithm, the fast
   // sine and cosine.

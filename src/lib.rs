@@ -9,7 +9,7 @@
 //! - [`error`]: faults with an exit code of their own; depends on nothing.
 //! - [`inputs`]: tokens and patches to the program's spec and input values; pure.
 //! - [`exec`]: walks a plan; decides nothing.
-//! - [`weights`]: mapped checkpoints; any bytes give an error, never a panic.
+//! - [`weights`]: checkpoints, and how each weight comes to be from them; any bytes give an error, never a panic.
 //! - [`prompt`], [`image`], [`sampling`]: the host's arithmetic, to the bit as the official code has it.
 //! - [`model`]: records the networks; knows nothing of devices, plans or execution.
 //! - [`plan`]: a pure function from graph to decisions; every check happens here, before memory is touched.

@@ -29,12 +29,12 @@ fn main() -> ExitCode {
 
 /// Runs a command and gives its exit code.
 fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
-    let unseen = &mut Display::new(true, stop);
+    let silent = &mut Display::new(true, stop);
     match command {
         Command::Edit(args) => edit(args, stop)?,
         Command::Demo(args) => {
             use_threads(args.place.threads)?;
-            let done = demo::run(&args.job()?, unseen, &case_bar(args.quiet))?;
+            let done = demo::run(&args.job()?, silent, &case_bar(args.quiet))?;
             if !args.quiet {
                 say(&done);
             }
@@ -45,18 +45,18 @@ fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
             print(&text)?;
             return Ok(code);
         }
-        Command::Bench(args) => measure::bench(&args.job()?, unseen, &mut print)?,
-        Command::Profile(args) => measure::profile(&args.job(), unseen, &mut print)?,
+        Command::Bench(args) => measure::bench(&args.job()?, silent, &mut print)?,
+        Command::Profile(args) => measure::profile(&args.job(), silent, &mut print)?,
         Command::Op(args) => op::run(&args.job(), &mut print)?,
         Command::Verify(args) => {
-            let (text, held) = verify::run(&args.job()?, unseen)?;
+            let (text, held) = verify::run(&args.job()?, silent)?;
             print(&text)?;
             held?;
         }
         Command::Compare(args) => measure::compare(&args.job()?, &mut print)?,
         Command::Judge(args) => {
             use_threads(args.place.threads)?;
-            print(&judge::run(&args.job()?, unseen, &case_bar(args.quiet))?)?
+            print(&judge::run(&args.job()?, silent, &case_bar(args.quiet))?)?
         }
         Command::Synth(args) => synth::run(&args.job(), stop, &byte_bar(args.quiet))?,
     }
@@ -97,7 +97,8 @@ fn edit(args: &EditArgs, stop: &AtomicBool) -> Result<()> {
     progress.finish();
     let report = result?;
     if args.json {
-        print(&format!("{report}\n")).with_context(|| format!("{} is made, but not its JSON", job.output.display()))?;
+        print(&format!("{report}\n"))
+            .with_context(|| format!("{} is written, but its JSON cannot be printed", job.output.display()))?;
     } else if !args.quiet {
         say(&format!("wrote {}", job.output.display()));
     }
@@ -107,7 +108,10 @@ fn edit(args: &EditArgs, stop: &AtomicBool) -> Result<()> {
 /// Bounds the CPU threads, if a number is given.
 fn use_threads(threads: Option<u32>) -> Result<()> {
     let Some(threads) = threads else { return Ok(()) };
-    rayon::ThreadPoolBuilder::new().num_threads(threads as usize).build_global().context("cannot start threads")
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads as usize)
+        .build_global()
+        .with_context(|| format!("cannot start {threads} CPU threads; give fewer with --threads"))
 }
 
 /// Prints a result. A reader that has gone away, such as `head`, has had what it wanted.

@@ -51,7 +51,7 @@ impl<'a> Display<'a> {
     fn end_stage(&mut self) {
         if let (Some((name, since)), Look::Lines) = (self.stage.take(), &self.look) {
             let (stage, all) = (since.elapsed().as_secs_f64(), self.start.elapsed().as_secs_f64());
-            say(&format!("{name:>14} {stage:8.2} s   {all:8.2} s in all"));
+            say(&format!("{name:>14} {stage:8.2} s   {all:8.2} s in total"));
         }
     }
 }

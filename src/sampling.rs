@@ -28,14 +28,14 @@ pub fn schedule(steps: usize, tokens: usize) -> Vec<f32> {
     (0..count).map(|i| 1.0 / (shift + (1.0 / linear(i) - 1.0)) * shift).collect()
 }
 
-/// Each step's Δt, and 1 where guidance is limited by its norm (time above `guidance_limit`), else 0: [steps, 2].
+/// Each step's Δt, 1 where guidance is limited by its norm (time above `guidance_limit`), else 0, and `scale`: [steps, 3].
 ///
 /// Times become Python floats in the official code, so they are subtracted and compared in f64; the product with the
 /// velocity takes Δt in f32.
-pub fn step_table(times: &[f32], guidance_limit: f64) -> Vec<f32> {
+pub fn step_table(times: &[f32], guidance_limit: f64, scale: f32) -> Vec<f32> {
     let row = |pair: &[f32]| {
         let (t, next) = (pair[0] as f64, pair[1] as f64);
-        [(next - t) as f32, if t > guidance_limit { 1.0 } else { 0.0 }]
+        [(next - t) as f32, if t > guidance_limit { 1.0 } else { 0.0 }, scale]
     };
     times.windows(2).flat_map(row).collect()
 }
@@ -221,16 +221,17 @@ mod tests {
     }
 
     #[test]
-    fn step_table_holds_differences_and_the_rule() {
+    fn step_table_holds_differences_the_rule_and_the_scale() {
         // 0.93 in f32 lies above 0.93 in f64, so it counts as above the limit.
         let times = [1.0, 0.93, 0.929, 0.25, 0.0];
-        let rule = |limit| step_table(&times, limit).chunks(2).map(|row| row[1]).collect::<Vec<_>>();
+        let rule = |limit| step_table(&times, limit, 6.0).chunks(3).map(|row| row[1]).collect::<Vec<_>>();
         assert_eq!(rule(0.93), [1.0, 1.0, 0.0, 0.0]);
         assert_eq!(rule(0.93f32 as f64), [1.0, 0.0, 0.0, 0.0]);
         assert_eq!(rule(1.0), [0.0; 4]);
-        let table = step_table(&times, 0.93);
-        assert_eq!(table.len(), 8);
-        assert_eq!((table[0], table[6]), ((0.93f32 as f64 - 1.0) as f32, -0.25));
+        let table = step_table(&times, 0.93, 6.0);
+        assert_eq!(table.len(), 12);
+        assert_eq!((table[0], table[9]), ((0.93f32 as f64 - 1.0) as f32, -0.25));
+        assert!(table.iter().skip(2).step_by(3).all(|scale| *scale == 6.0));
     }
 
     #[test]

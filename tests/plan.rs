@@ -7,13 +7,14 @@ use proptest::prelude::*;
 use step1x_edit::commands::inspect::{PlanJob, plan_edit};
 use step1x_edit::commands::synth::PresetModel;
 use step1x_edit::error::ResourceError;
-use step1x_edit::graph::{Kind, StorageId, TensorId};
+use step1x_edit::graph::{BodyId, Graph, Kind, StorageId, TensorId};
 use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
-use step1x_edit::ops::Arch;
-use step1x_edit::pipeline::{Program, Request};
-use step1x_edit::plan::{ALIGNMENT, Arrival, Budget, Plan, Policy, Precision, Residency, Target};
+use step1x_edit::ops::{Add, Arch};
+use step1x_edit::pipeline::{EditInputs, Program, Request};
+use step1x_edit::plan::{ALIGNMENT, Arrival, Budget, Itinerary, Leg, Plan, Policy, Precision, Residency, Target, Turns};
+use step1x_edit::tensor::DType;
 
 const PROMPT: &str = "Replace 'TRAIN' with 'PLANE'";
 
@@ -58,26 +59,26 @@ fn snapshots() {
 fn stages_share_one_arena() {
     let plan = planned(Preset::Full, (1024, 1024), 1024, Precision::Bf16).plan;
     let (largest, sum) =
-        (plan.stages.iter().map(|s| s.live_bytes).max().unwrap(), plan.stages.iter().map(|s| s.live_bytes).sum::<usize>());
+        (plan.bodies.iter().map(|s| s.live_bytes).max().unwrap(), plan.bodies.iter().map(|s| s.live_bytes).sum::<usize>());
     // The arena is that of the most demanding moment, but for what first-fit leaves unused.
     assert!(plan.arena_bytes >= largest && (plan.arena_bytes as f64) < 1.02 * largest as f64 && plan.arena_bytes < sum);
 }
 
-/// Weights have places of their own as long as a policy says: with `Overlapped` one is on its way while the stage before
-/// its first reader runs, with `Phased` not before that stage has ended, with `Resident` all stay.
+/// Weights have places of their own as long as a policy says: with `OVERLAPPED` one is on its way while the stage before
+/// its first reader runs, with `PHASED` not before that stage has ended, with `RESIDENT` all stay.
 #[test]
 fn weights_that_are_there_together_share_no_bytes() {
     for (preset, size) in [(Preset::Tiny, 256), (Preset::Full, 1024)] {
         let plan = planned(preset, (size, size), size, Precision::Bf16).plan;
-        let (stages, last) = (&plan.stages, plan.stages.len() - 1);
+        let (stages, last) = (&plan.bodies, plan.bodies.len() - 1);
         let pairs = stages.windows(2).map(|pair| pair[0].weight_bytes + pair[1].weight_bytes);
         let expected = [plan.weight_bytes(), pairs.max().unwrap(), stages.iter().map(|s| s.weight_bytes).max().unwrap()];
         for (policy, expected) in Policy::ALL.into_iter().zip(expected) {
             let residency = Residency::new(&plan.graph, policy);
-            let held = |readers: RangeInclusive<usize>| match policy {
-                Policy::Resident => 0..=last,
-                Policy::Overlapped => readers.start().saturating_sub(1)..=*readers.end(),
-                Policy::Phased => readers,
+            let held = |readers: RangeInclusive<usize>| match policy.ahead {
+                usize::MAX => 0..=last,
+                1 => readers.start().saturating_sub(1)..=*readers.end(),
+                _ => readers,
             };
             let weights = (0..plan.graph.storages.len()).filter_map(|i| {
                 Some((
@@ -105,46 +106,48 @@ fn weights_that_are_there_together_share_no_bytes() {
 /// The budgets of the README, and what is refused below them.
 #[test]
 fn the_fastest_residency_that_fits_is_taken() {
-    let [mut small, mut large] = [512, 1024].map(|size| planned(Preset::Full, (size, size), size, Precision::Bf16).plan);
+    let [small, large] = [512, 1024].map(|size| planned(Preset::Full, (size, size), size, Precision::Bf16).plan);
+    let fit = |plan: &Plan, budget| plan.clone().fit(budget, Policy::RESIDENT);
     for (size, budget, policy) in [
-        (1024, 45_000_000_000, Policy::Resident),
-        (1024, 40_000_000_000, Policy::Overlapped),
-        (1024, 22_000_000_000, Policy::Phased),
-        (512, 21_000_000_000, Policy::Phased),
+        (1024, 45_000_000_000, Policy::RESIDENT),
+        (1024, 40_000_000_000, Policy::OVERLAPPED),
+        (1024, 22_000_000_000, Policy::PHASED),
+        (512, 21_000_000_000, Policy::PHASED),
     ] {
-        let plan = if size == 512 { &mut small } else { &mut large };
-        plan.fit(Budget::Allowed(budget)).unwrap();
+        let plan = fit(if size == 512 { &small } else { &large }, Budget::Allowed(budget)).unwrap();
         assert!(plan.weights.policy == policy && plan.peak_bytes() <= budget, "{budget}: {}", plan.weights.policy);
     }
     let peaks = large.peaks();
-    assert!(peaks.is_sorted_by(|a, b| a.0 < b.0 && a.1 > b.1), "{peaks:?}");
+    assert!(peaks.is_sorted_by(|a, b| a.0 > b.0 && a.1 > b.1), "{peaks:?}");
     for (policy, peak) in peaks {
-        large.fit(Budget::Free(peak)).unwrap();
-        assert_eq!((large.weights.policy, large.peak_bytes()), (policy, peak));
+        let fitting = fit(&large, Budget::Free(peak)).unwrap();
+        assert_eq!((fitting.weights.policy, fitting.peak_bytes()), (policy, peak));
     }
-    let refused = |plan: &mut Plan, budget| plan.fit(budget).unwrap_err().downcast::<ResourceError>().unwrap().0;
-    let text = refused(&mut large, Budget::Free(peaks[2].1 - 1));
+    let slower = Plan::clone(&large).fit(Budget::Free(usize::MAX), Policy::OVERLAPPED).unwrap();
+    assert_eq!(slower.weights.policy, Policy::OVERLAPPED, "none faster than was asked");
+    let refused = |plan: &Plan, budget| fit(plan, budget).unwrap_err().downcast::<ResourceError>().unwrap().0;
+    let text = refused(&large, Budget::Free(peaks[2].1 - 1));
     assert!(text.contains("at least 20.00 GB") && text.contains("are free") && text.contains("smaller --size-level"), "{text}");
-    let text = refused(&mut small, Budget::Allowed(17_000_000_000));
+    let text = refused(&small, Budget::Allowed(17_000_000_000));
     assert!(text.contains("--max-vram allows 17.00 GB") && text.contains("all need 17.82 GB"), "{text}");
 }
 
 /// What the chart shows of a policy: the weights of each stage in place, those that come early, those that leave.
 #[test]
 fn the_memory_over_the_stages_is_that_of_the_policy() {
-    let mut plan = planned(Preset::Full, (1024, 1024), 1024, Precision::Bf16).plan;
-    let own: Vec<usize> = plan.stages.iter().map(|s| s.weight_bytes).collect();
+    let plan = planned(Preset::Full, (1024, 1024), 1024, Precision::Bf16).plan;
+    let own: Vec<usize> = plan.bodies.iter().map(|s| s.weight_bytes).collect();
     let (all, last) = (plan.weight_bytes(), own.len() - 1);
     let resident = plan.memory();
     assert_eq!((resident[0].arriving, resident[last].resident), (all - own[0], all));
     assert!(resident.iter().all(|m| m.resident + m.arriving == all && m.leaving == 0), "{resident:?}");
-    for policy in [Policy::Overlapped, Policy::Phased] {
-        plan.weights = Residency::new(&plan.graph, policy);
+    for policy in [Policy::OVERLAPPED, Policy::PHASED] {
+        let plan = Plan::clone(&plan).with(policy);
         let memory = plan.memory();
         assert!(memory.iter().zip(&own).all(|(m, &own)| m.resident == own && m.leaving == own), "{policy}: {memory:?}");
         assert!(memory.iter().all(|m| m.resident + m.arriving <= plan.weights.bytes), "{policy}: {memory:?}");
         let come = memory.iter().zip(&own[1..]).all(|(m, &next)| m.arriving >= next);
-        assert_eq!(come, policy == Policy::Overlapped, "{memory:?}");
+        assert_eq!(come, policy == Policy::OVERLAPPED, "{memory:?}");
     }
 }
 
@@ -164,7 +167,7 @@ fn every_stage_finds_its_weights(plan: &Plan, policy: Policy, runs: &[Vec<usize>
             for arrival in arrivals.iter().filter(|arrival| arrival.gate == at) {
                 owner[blocks(arrival.storage)].fill(arrival.storage.0);
             }
-            let inputs = graph.nodes[graph.stages[stage].nodes.clone()].iter().flat_map(|node| &node.inputs);
+            let inputs = graph.nodes[residency.segments[stage].nodes.clone()].iter().flat_map(|node| &node.inputs);
             for storage in inputs.map(|&id| graph.tensor(id).storage).filter(|s| residency.offsets[s.0].is_some()) {
                 let name = &graph.storages[storage.0].name;
                 assert!(owner[blocks(storage)].iter().all(|&o| o == storage.0), "{policy}, {stages:?}: {name} at {at}");
@@ -176,27 +179,24 @@ fn every_stage_finds_its_weights(plan: &Plan, policy: Policy, runs: &[Vec<usize>
     }
 }
 
-/// A whole edit waits for as little as its policy promises, and a second one of `Resident` fetches nothing.
+/// A whole edit waits for as little as its policy promises, and a second one of `RESIDENT` fetches nothing.
 #[test]
 fn gates_are_no_later_than_the_policy_says() {
     let plan = planned(Preset::Tiny, (256, 256), 256, Precision::Bf16).plan;
-    let all: Vec<usize> = (0..plan.stages.len()).collect();
+    let all: Vec<usize> = (0..plan.bodies.len()).collect();
     for policy in Policy::ALL {
         let residency = Residency::new(&plan.graph, policy);
         let mut resident = vec![false; plan.graph.storages.len()];
         let arrivals = residency.arrivals(&plan.graph, &all, &mut resident);
         assert_eq!(arrivals.len(), plan.graph.weights().count());
-        for Arrival { storage, gate } in arrivals {
+        for Arrival { storage, visit, gate } in arrivals {
+            assert!(gate <= visit, "{policy}: {} comes too late", plan.graph.storages[storage.0].name);
             let first = *residency.readers[storage.0].as_ref().unwrap().start();
-            let latest = match policy {
-                Policy::Resident => 0,
-                Policy::Overlapped => first.saturating_sub(1),
-                Policy::Phased => first,
-            };
+            let latest = if policy.keeps_all() { 0 } else { first.saturating_sub(policy.ahead) };
             assert!(gate <= latest, "{policy}: {} waits for {gate} stages", plan.graph.storages[storage.0].name);
         }
         let again = residency.arrivals(&plan.graph, &all, &mut resident).len();
-        assert_eq!(again == 0, policy == Policy::Resident, "{policy}: {again} come again");
+        assert_eq!(again == 0, policy == Policy::RESIDENT, "{policy}: {again} come again");
     }
 }
 
@@ -215,14 +215,15 @@ fn every_read_finds_what_was_written(plan: &Plan) {
         }
     }
     let in_arena = |id: &TensorId| Some(graph.tensor(*id).storage.0).filter(|&s| plan.offsets[s].is_some());
-    for stage in &graph.stages {
-        for run in 0..stage.repeat.min(3) {
-            for node in &graph.nodes[stage.nodes.clone()] {
+    for leg in &plan.itinerary.0 {
+        let most = 3 * leg.bodies.len();
+        for (turn, body) in leg.visits().into_iter().take(most.max(12)).enumerate() {
+            for node in &graph.nodes[graph.nodes_of(body)] {
                 for storage in node.inputs.iter().filter_map(in_arena) {
                     let name = &graph.storages[storage].name;
                     assert!(
                         owner[blocks(storage)].iter().all(|&o| o == storage),
-                        "run {run}: {} reads {name}, which is gone",
+                        "turn {turn}: {} reads {name}, which is gone",
                         node.name
                     );
                 }
@@ -233,6 +234,25 @@ fn every_read_finds_what_was_written(plan: &Plan) {
     for (i, storage) in graph.storages.iter().enumerate().filter(|(_, s)| s.kind == Kind::Output) {
         assert!(owner[blocks(i)].iter().all(|&o| o == i), "the output {} is gone at the end", storage.name);
     }
+}
+
+/// Four bodies of pointwise nodes: each reads two tensors that were written before it; a body that nobody gave a node has one.
+fn random_graph(nodes: &[(usize, prop::sample::Index, prop::sample::Index)]) -> (Graph, Vec<BodyId>) {
+    let mut g = Graph::new();
+    let mut made = vec![g.input("x", DType::F32, [3, 64])];
+    let bodies = (0..4).map(|body| {
+        let (id, ()) = g.body(["first", "step", "cached", "last"][body], |g| {
+            let own: Vec<_> = nodes.iter().filter(|(of, ..)| *of == body).collect();
+            for (_, a, b) in if own.is_empty() { vec![&nodes[0]] } else { own } {
+                let operands = [*a.get(&made), *b.get(&made)];
+                made.push(g.op(&format!("node {}", made.len()), Add, &operands));
+            }
+        });
+        id
+    });
+    let bodies = bodies.collect();
+    g.output(*made.last().unwrap());
+    (g, bodies)
 }
 
 proptest! {
@@ -255,13 +275,13 @@ proptest! {
             grid: (2 * gh, 2 * gw),
             tokens: &[encode(&"red! ".repeat(words)), encode("")],
             steps: 1 + words % 4,
-            cfg_scale: 6.0,
-            noise: if host { NoiseSource::Host } else { NoiseSource::Philox { seed: 1, grid_threads: 256 } },
+            noise: if host { NoiseSource::Host } else { NoiseSource::Philox { grid_threads: 256 } },
             sample_posterior: sample,
             savings: Savings { collapse_padding, trim_last_block, share_prefix, condition_once },
         };
         for (precision, target) in [(Precision::F32, Target::Cpu), (Precision::Bf16, Target::Cuda(Arch(80)))] {
-            let program = Program::new(&model.config, &model.settings, &request, precision, target).unwrap();
+            let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap();
+            let program = Program::new(&model.config, inputs.spec, precision, target).unwrap();
             prop_assert_eq!(program.plan.overlaps(), []);
             every_read_finds_what_was_written(&program.plan);
             let peaks = program.plan.peaks();
@@ -269,10 +289,24 @@ proptest! {
         }
     }
 
-    /// Any runs of any stages, one after another on one executor.
+    /// Bodies of one leg in any order, which hand each other what they made: random graphs, random masks.
+    #[test]
+    fn a_leg_of_several_bodies_loses_nothing(
+        nodes in prop::collection::vec((0usize..4, any::<prop::sample::Index>(), any::<prop::sample::Index>()), 8..40),
+        letters in prop::collection::vec(0u8..2, 0..12),
+    ) {
+        let (graph, bodies) = random_graph(&nodes);
+        let middle = Leg { bodies: bodies[1..3].to_vec(), turns: Turns::Mask([vec![0, 1], letters].concat()) };
+        let itinerary = Itinerary([Itinerary::once([bodies[0]]).0, vec![middle], Itinerary::once([bodies[3]]).0].concat());
+        let plan = Plan::new(graph, itinerary, Precision::F32, Target::Cpu).unwrap();
+        prop_assert_eq!(plan.overlaps(), []);
+        every_read_finds_what_was_written(&plan);
+    }
+
+    /// Any runs of any stages, with returns, one after another on one executor.
     #[test]
     fn no_stage_loses_a_weight(
-        runs in prop::collection::vec(prop::sample::subsequence((0..6).collect::<Vec<usize>>(), 1..=6).prop_shuffle(), 1..5),
+        runs in prop::collection::vec(prop::collection::vec(0usize..6, 1..12), 1..5),
         condition_once in any::<bool>(),
     ) {
         let model = PresetModel::new(Preset::Tiny, Version::V1_1).unwrap();
@@ -293,14 +327,18 @@ fn a_refusal_names_nodes_and_reasons() {
         grid: (4, 4),
         tokens: &tokens,
         steps: 1,
-        cfg_scale: 6.0,
         noise: NoiseSource::Host,
         sample_posterior: false,
         savings: Savings::ALL,
     };
-    let refused = Program::new(&model.config, &model.settings, &request, Precision::Bf16, Target::Cuda(Arch(75)));
+    let spec = EditInputs::new(&model.config, &model.settings, &request).unwrap().spec;
+    let refused = Program::new(&model.config, spec.clone(), Precision::Bf16, Target::Cuda(Arch(75)));
     let text = format!("{:#}", refused.err().unwrap());
-    assert!(text.contains("encoder.conv_in (conv2d): sm_75 is below sm_80") && text.contains("no sm_75 kernel takes"), "{text}");
-    let refused = Program::new(&model.config, &model.settings, &request, Precision::F32, Target::Cuda(Arch(90)));
+    assert!(
+        text.contains("encoder.conv_in (conv2d): the GPU is sm_75; the kernel needs sm_80")
+            && text.contains("no sm_75 kernel takes"),
+        "{text}"
+    );
+    let refused = Program::new(&model.config, spec, Precision::F32, Target::Cuda(Arch(90)));
     assert!(format!("{:#}", refused.err().unwrap()).contains("f32 runs on the CPU"));
 }

@@ -23,8 +23,8 @@ pub struct DemoArgs {
     /// Show no progress
     #[arg(short, long)]
     pub quiet: bool,
-    #[command(flatten)]
     /// Where to run.
+    #[command(flatten)]
     pub place: PlaceArgs,
 }
 

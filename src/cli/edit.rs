@@ -44,9 +44,14 @@ impl From<SavingsArgs> for Savings {
 /// Flags of `edit`.
 #[derive(Debug, Args)]
 pub struct EditArgs {
+    /// Model folder, or a transformer file in it [default: the demo model]
+    ///
+    /// The folder has the official layout, or is the model's place in a hub's cache. The demo model is built in.
+    #[arg(short, long, alias = "model-path", value_name = "PATH")]
+    model: Option<PathBuf>,
     /// What to change, in English or Chinese
     ///
-    /// What to change, in English or Chinese; -p=TEXT takes one that begins with a dash
+    /// One that begins with a dash is given as -p=TEXT.
     #[arg(short, long, value_name = "TEXT", help_heading = "Prompt")]
     prompt: String,
     /// What to lead the result away from
@@ -54,12 +59,12 @@ pub struct EditArgs {
     negative_prompt: String,
     /// Picture to edit; without it a picture is made from the prompt alone
     ///
-    /// Picture to edit: JPEG, PNG, WebP, BMP, GIF or TIFF; without it a picture is made from the prompt alone (v1.1)
+    /// JPEG, PNG, WebP, BMP, GIF and TIFF can be read. v1.1 can make a picture from a prompt alone, v1.0 was not trained to.
     #[arg(short, long, value_name = "FILE", help_heading = "Picture")]
     image: Option<PathBuf>,
-    /// Side of the square whose area the picture is brought to [default: the model's, mostly 512]
+    /// Side of the square whose area the picture is given [default: the model's]
     ///
-    /// Side of the square whose area the picture is brought to [default: the model's, 512 unless its step1x.json says otherwise]
+    /// The model's is 512 unless its step1x.json says otherwise.
     #[arg(long, value_parser = clap::value_parser!(u32).range(64..=4096), value_name = "PIXELS", help_heading = "Picture")]
     size_level: Option<u32>,
     /// Width without -i, a multiple of 16 [default: 1024]
@@ -97,7 +102,9 @@ pub struct EditArgs {
         hide_short_help = true
     )]
     guidance_limit: f64,
-    /// Seed of the noise; a negative one picks a random seed and prints it
+    /// Seed of the noise; a negative one is random
+    ///
+    /// A random seed is printed.
     #[arg(short, long, default_value_t = 42, allow_negative_numbers = true, help_heading = "Sampling")]
     seed: i64,
     /// Generator of the noise as PyTorch has it: cpu, cuda (an H100's grid), or cuda:THREADS for another grid
@@ -106,13 +113,8 @@ pub struct EditArgs {
     /// Latent of the input picture: the posterior's mean, or a sample by the seed
     #[arg(long, value_enum, default_value = "mean", help_heading = "Sampling", hide_short_help = true)]
     posterior: PosteriorArg,
-    /// Model folder, or a transformer file in it [default: the demo model]
-    ///
-    /// Model folder (official layout, or its place in a hub's cache), or a transformer file in it [default: the built-in demo model]
-    #[arg(short, long, alias = "model-path", value_name = "PATH", help_heading = "Device")]
-    model: Option<PathBuf>,
-    #[command(flatten)]
     /// Where to run.
+    #[command(flatten)]
     pub place: PlaceArgs,
     /// File to write; .png, .jpg or .webp says the format
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
@@ -139,13 +141,13 @@ impl EditArgs {
         let usage_unless = |ok: bool, text: String| if ok { Ok(()) } else { Err(usage(anyhow::anyhow!(text))) };
         usage_unless(
             self.model.is_some() || self.image.is_some(),
-            "the built-in demo model only edits; give a picture with -i, or another model with -m".into(),
+            "the built-in demo model only edits pictures; give one with -i, or another model with -m".into(),
         )?;
         let edit = self.parameters()?;
         for (flag, side) in [("--width", edit.size.0), ("--height", edit.size.1)] {
             usage_unless(
                 (16..=4096).contains(&side) && side % 16 == 0,
-                format!("{flag} is {side}; give a multiple of 16 from 16 to 4096"),
+                format!("{flag} {side} is out of range; give a multiple of 16 from 16 to 4096"),
             )?;
         }
         Ok(EditJob {
@@ -163,7 +165,7 @@ impl EditArgs {
     fn parameters(&self) -> Result<EditParameters> {
         for (flag, value) in [("--cfg-scale", self.cfg_scale as f64), ("--guidance-limit", self.guidance_limit)] {
             if !value.is_finite() {
-                return Err(usage(anyhow::anyhow!("{flag} is {value}; give a finite number")));
+                return Err(usage(anyhow::anyhow!("{flag} {value} is not finite; give a number")));
             }
         }
         Ok(EditParameters {

@@ -67,6 +67,7 @@ mod tests {
         assert_eq!(grouped, known);
         let help = command().render_help().to_string();
         assert!(known.iter().all(|name| help.contains(&format!("\n  {name:<9}"))), "{help}");
+        assert!(help.lines().filter(|line| line.starts_with("  ")).all(|line| line.len() <= 100), "{help}");
     }
 
     #[test]

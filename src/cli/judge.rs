@@ -45,8 +45,8 @@ pub struct JudgeArgs {
     /// Show no progress
     #[arg(short, long)]
     pub quiet: bool,
-    #[command(flatten)]
     /// Where to run.
+    #[command(flatten)]
     pub place: PlaceArgs,
 }
 

@@ -42,25 +42,25 @@ pub enum Command {
     Edit(Box<EditArgs>),
     /// Make the gallery of the built-in demo model: pictures, instructions, results
     Demo(DemoArgs),
-    /// Show a model's files, tensors and parameters, and the plan of an edit; also without weights (--preset)
+    /// Show a model's files, tensors and parameters, and the plan of an edit
     Inspect(InspectArgs),
     /// Look for driver, devices and libraries; say what is missing and how to get it
     #[command(after_help = help::DOCTORS_CODES)]
     Doctor(DoctorArgs),
-    /// Time a whole edit on a GPU, cold and warm, and each of its stages; measure memory and energy
+    /// Time a whole edit on a GPU, cold and warm, and each stage; measure memory and energy
     Bench(BenchArgs),
-    /// Time every node of an edit's stages on a GPU, and compare it with what the device could do
+    /// Time every node of an edit's stages on a GPU, beside what the GPU could do at best
     Profile(ProfileArgs),
-    /// Check one op's kernels against the CPU and time them, warm and from a cold cache, at its cases or at any shape
+    /// Check one op's kernels against the CPU and time them, at its cases or at any shape
     #[command(after_help = help::OP_EXAMPLES)]
     Op(OpArgs),
-    /// Check a model against the official code: run an edit it recorded and measure how far each result is off
+    /// Check model and program against the official code: repeat an edit that it recorded
     Verify(VerifyArgs),
-    /// Check a GPU against the CPU: run an edit's stages on both, node by node, and name the first that differs
+    /// Check a GPU against the CPU: run an edit on both and name the first node that differs
     Compare(CompareArgs),
     /// Check edits against known results: edit a folder of cases and count the right ones
     Judge(Box<JudgeArgs>),
-    /// Write a model folder of synthetic weights in the official layout, for tests and measurements
+    /// Write a model folder of synthetic weights in the official layout
     Synth(SynthArgs),
 }
 

@@ -38,7 +38,7 @@ impl PlaceArgs {
 pub struct MemoryArgs {
     /// Most GPU memory to take, such as 22GB or 20GiB [default: what is free]
     ///
-    /// Most GPU memory to take, the driver's share included: 22GB, 20.5GB, 20GiB or 22000000000 [default: what is free]
+    /// The driver's share counts too. A number without a unit is bytes.
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = values::bytes, help_heading = "Device")]
     pub(super) max_vram: Option<usize>,
 }

@@ -87,7 +87,7 @@ pub(super) fn device(text: &str) -> Result<DeviceChoice> {
         ("cuda", Some(n)) => n.parse::<u16>().ok().map(|n| DeviceChoice::Cuda(n.into())),
         _ => None,
     };
-    choice.context("devices are auto, cpu and cuda[:N]")
+    choice.context("give auto, cpu, cuda or cuda:N")
 }
 
 pub(super) fn rng(text: &str) -> Result<Rng> {
@@ -95,28 +95,28 @@ pub(super) fn rng(text: &str) -> Result<Rng> {
         None if text == "cpu" => return Ok(Rng::Cpu),
         None if text == "cuda" => return Ok(Rng::Cuda { grid_threads: H100_GRID_THREADS }),
         Some(("cuda", threads)) => threads.parse::<usize>().ok(),
-        _ => bail!("generators are cpu, cuda and cuda:THREADS"),
+        _ => bail!("give cpu, cuda or cuda:THREADS"),
     };
     match threads.filter(|&n| n >= 256 && n % 256 == 0) {
         Some(grid_threads) => Ok(Rng::Cuda { grid_threads }),
-        None => bail!("THREADS of cuda:THREADS is a multiple of 256, the threads of a block"),
+        None => bail!("give THREADS of cuda:THREADS as a multiple of 256, the threads of a block"),
     }
 }
 
 /// Width and height.
 pub(super) fn size(text: &str) -> Result<(usize, usize)> {
     let sides = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
-    let (w, h) = sides.context("a size is written WIDTHxHEIGHT")?;
-    ensure!((1..=65536).contains(&w) && (1..=65536).contains(&h), "sides are 1 to 65536 pixels");
+    let (w, h) = sides.context("give WIDTHxHEIGHT, such as 1024x768")?;
+    ensure!((1..=65536).contains(&w) && (1..=65536).contains(&h), "give sides of 1 to 65536 pixels");
     Ok((w, h))
 }
 
 pub(super) fn count(text: &str) -> Result<usize> {
-    text.parse().ok().filter(|&number: &usize| number > 0).context("a number from 1 on")
+    text.parse().ok().filter(|&number: &usize| number > 0).context("give a whole number of 1 or more")
 }
 
 pub(super) fn finite(text: &str) -> Result<f64> {
-    text.parse().ok().filter(|number: &f64| number.is_finite()).context("a finite number")
+    text.parse().ok().filter(|number: &f64| number.is_finite()).context("give a finite number")
 }
 
 /// Units and their bytes; GB is a thousand million.
@@ -134,8 +134,8 @@ pub(super) fn bytes(text: &str) -> Result<usize> {
     let (number, unit) = text.split_at(text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len()));
     let unit = if unit.is_empty() { "b".into() } else { unit.trim_start().to_ascii_lowercase() };
     let bytes = UNITS.iter().find(|(name, _)| *name == unit).and_then(|(_, size)| Some(number.parse::<f64>().ok()? * size));
-    let bytes = bytes.context("memory is written 22GB, 20.5GB, 20GiB or 22000000000")?;
-    ensure!((1.0..1e15).contains(&bytes), "memory is 1 byte to 1000 TB");
+    let bytes = bytes.context("give bytes, such as 22GB, 20.5GB, 20GiB or 22000000000")?;
+    ensure!((1.0..1e15).contains(&bytes), "give 1 byte to 1000 TB");
     Ok(bytes as usize)
 }
 

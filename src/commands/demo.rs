@@ -48,13 +48,14 @@ struct Cell {
 pub fn run(job: &DemoJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Result<String> {
     let output = Output::reserve(&job.output, job.force).map_err(usage)?;
     let format = Format::of(&job.output).map_err(usage)?;
-    let (gallery, mut page) = template().context("the built-in gallery; the build is damaged")?;
+    let (gallery, mut page) = template().context("the built-in gallery is damaged; build the program again")?;
     let mut engine = Engine::open(Model::demo()?, Place::open(&job.place)?)?;
     bar.set_length(gallery.cells.len() as u64);
     for cell in &gallery.cells {
         let source = cut(&page, cell.source, gallery.side);
         let edit = EditParameters { steps: job.steps, ..EditParameters::new(&cell.instruction) };
-        let edited = engine.edit(&edit, Some(&source), progress).with_context(|| cell.instruction.clone())?;
+        let edited = engine.edit(&edit, Some(&source), progress);
+        let edited = edited.with_context(|| format!("cannot make the edit {:?}", cell.instruction))?;
         paste(&mut page, &edited.at(&source), cell.result);
         bar.inc(1);
     }
@@ -76,7 +77,7 @@ fn template() -> Result<(Gallery, Rgb)> {
     let gallery: Gallery = serde_json::from_slice(include_bytes!("../../assets/gallery/cases.json"))?;
     let page = image::decode_bytes(include_bytes!("../../assets/gallery/template.png"))?;
     let inside = |(x, y): (usize, usize)| x + gallery.side <= page.width && y + gallery.side <= page.height;
-    ensure!(gallery.cells.iter().all(|cell| inside(cell.source) && inside(cell.result)), "a picture lies outside the page");
+    ensure!(gallery.cells.iter().all(|cell| inside(cell.source) && inside(cell.result)), "a cell lies outside the page");
     Ok((gallery, page))
 }
 

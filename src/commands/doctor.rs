@@ -64,17 +64,17 @@ impl Findings {
     fn look(setup: &Setup) -> Findings {
         let words = |e: anyhow::Error| format!("{e:#}");
         let driver = Found::driver().map_err(words);
-        let devices = if driver.is_ok() { devices().map_err(words) } else { Err("no driver to show any".into()) };
+        let devices = if driver.is_ok() { devices().map_err(words) } else { Err("not known without a driver".into()) };
         let first = devices.iter().flatten().find(|device| device.capability >= LEAST_CAPABILITY);
         Findings {
             release: Nvml::open().and_then(|nvml| nvml.driver_version()),
             driver,
             nvrtc: compiler(setup, first).map_err(words),
             cublaslt: products(setup, first).map_err(words),
-            cache: setup
-                .cache
-                .as_deref()
-                .map_or_else(|| Err(words(anyhow::anyhow!("no folder is named"))), |folder| cache(folder).map_err(words)),
+            cache: setup.cache.as_deref().map_or_else(
+                || Err(words(anyhow::anyhow!("STEP1X_CACHE, XDG_CACHE_HOME and HOME are not set; set one of them"))),
+                |folder| cache(folder).map_err(words),
+            ),
             searched: setup.libraries.clone(),
             cards: devices.and_then(|devices| devices.iter().map(|device| card(device).map_err(words)).collect()),
         }
@@ -104,14 +104,17 @@ impl Findings {
         if missing & DRIVER != 0 {
             lines.push(match (&self.driver, &self.cards) {
                 (Err(_), _) => {
-                    "driver: install NVIDIA's, of the series 575 (CUDA 12.9) or newer; in a container, let it see the \
-                                host's (--gpus all)"
+                    "driver: install an NVIDIA driver of series 575 (CUDA 12.9) or newer; start a container with --gpus all"
                         .into()
                 }
                 (Ok(_), Ok(cards)) if !cards.is_empty() => {
-                    format!("device: kernels need compute capability {}.{} or more", LEAST_CAPABILITY / 10, LEAST_CAPABILITY % 10)
+                    format!(
+                        "device: the kernels need compute capability {}.{} or higher; use a newer GPU",
+                        LEAST_CAPABILITY / 10,
+                        LEAST_CAPABILITY % 10
+                    )
                 }
-                _ => "device: the driver shows none; is CUDA_VISIBLE_DEVICES empty, or the container without --gpus all?".into(),
+                _ => "device: the driver shows none; check CUDA_VISIBLE_DEVICES, and start a container with --gpus all".into(),
             });
         }
         if missing & NVRTC != 0 {
@@ -128,8 +131,10 @@ impl Findings {
             let file = found.file.as_ref().map_or_else(String::new, |file| format!(", {}", file.display()));
             format!("{}.{}{file}", found.version.0, found.version.1)
         };
-        let release =
-            self.release.as_ref().map_or_else(|| "energy not measured: no NVML".into(), |text| format!("driver {text}"));
+        let release = self
+            .release
+            .as_ref()
+            .map_or_else(|| "energy cannot be measured without NVML".into(), |text| format!("driver {text}"));
         let mut rows =
             vec![("driver".to_string(), self.driver.as_ref().map(|found| format!("CUDA {}, {release}", library(found))))];
         match &self.cards {
@@ -151,7 +156,7 @@ impl Findings {
         match advice.is_empty() {
             true => text += "edits run on the GPU\n",
             false => {
-                text += "edits run on the CPU alone; what is missing:\n";
+                text += "edits run only on the CPU; the GPU needs:\n";
                 advice.iter().for_each(|line| text += &format!("  {line}\n"));
             }
         }
@@ -214,7 +219,7 @@ fn card(device: &Arc<Device>) -> Result<Card> {
 /// NVRTC, if it compiles a small kernel and the device, where there is one, loads it. The cache is left out.
 fn compiler(setup: &Setup, device: Option<&Arc<Device>>) -> Result<Found> {
     let found = Found::nvrtc(&setup.libraries)?;
-    let version = || format!("NVRTC {}.{} is there, but of no use", found.version.0, found.version.1);
+    let version = || format!("NVRTC {}.{} was found, but does not work", found.version.0, found.version.1);
     let fresh = Setup { cache: None, ..setup.clone() };
     let compiler = Compiler::new(device.map_or(LEAST_CAPABILITY, |device| device.capability), &fresh)?;
     let cubin = compiler.compile("noise", &[]).with_context(version)?;
@@ -231,14 +236,19 @@ fn products(setup: &Setup, device: Option<&Arc<Device>>) -> Result<Found> {
     if let Some(device) = device {
         device.make_current()?;
         Gemms::new(device, setup)
-            .with_context(|| format!("cuBLASLt {}.{} is there, but of no use", found.version.0, found.version.1))?;
+            .with_context(|| format!("cuBLASLt {}.{} was found, but does not work", found.version.0, found.version.1))?;
     }
     Ok(found)
 }
 
 /// The cache's folder, if files can be made in it.
 fn cache(folder: &Path) -> Result<PathBuf> {
-    let cannot = || format!("{} cannot be written; kernels are compiled anew at each start", folder.display());
+    let cannot = || {
+        format!(
+            "{} cannot be written, so every start compiles the kernels again; set STEP1X_CACHE to another folder",
+            folder.display()
+        )
+    };
     let probe = folder.join(format!(".probe.{}", std::process::id()));
     fs::create_dir_all(folder)
         .and_then(|()| fs::write(&probe, []))
@@ -266,7 +276,7 @@ mod tests {
         Findings {
             driver: library(DRIVER),
             release: driver.then(|| "580.65".to_string()),
-            cards: if driver { Ok(vec![h100()]) } else { Err("no driver to show any".into()) },
+            cards: if driver { Ok(vec![h100()]) } else { Err("not known without a driver".into()) },
             nvrtc: library(NVRTC),
             cublaslt: library(CUBLASLT),
             cache: Ok("/cache".into()),

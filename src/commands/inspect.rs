@@ -195,12 +195,10 @@ pub fn plan_edit(config: &Config, settings: &PromptSettings, tokenizer: &Tokeniz
         grid,
         tokens: &[encode(&job.prompt)?, encode("")?],
         steps: job.steps,
-        cfg_scale: 6.0,
-        noise: NoiseSource::Philox { seed: 42, grid_threads: H100_GRID_THREADS },
+        noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
         sample_posterior: false,
         savings: job.savings,
     };
     let target = if job.precision == Precision::Bf16 { Target::Cuda(Arch(90)) } else { Target::Cpu };
-    let inputs = EditInputs::new(config, settings, &request)?;
-    Program::new(config, &inputs.spec, job.precision, target)
+    Program::new(config, EditInputs::new(config, settings, &request)?.spec, job.precision, target)
 }

@@ -52,7 +52,8 @@ impl PresetModel {
             Preset::Full => (Config::full(version), full_tokenizer_json()?),
             Preset::Tiny => (Config::tiny(version), tiny_tokenizer_json(&TINY_ADDED)?),
         };
-        let tokenizer = Tokenizer::from_bytes(&tokenizer_json).context("the embedded tokenizer")?;
+        let tokenizer =
+            Tokenizer::from_bytes(&tokenizer_json).context("the built-in tokenizer is damaged; build the program again")?;
         let settings = match preset {
             Preset::Full => PromptSettings::default(),
             Preset::Tiny => {

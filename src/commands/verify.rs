@@ -70,7 +70,12 @@ pub fn run(job: &VerifyJob, progress: &mut dyn Progress) -> Result<(String, Resu
     recorded.steps(&mut engine, &mut table)?;
     let held = match table.failures() {
         names if names.is_empty() => Ok(()),
-        names => Err(anyhow::anyhow!("{} of {} results are too far off: {}", names.len(), table.rows.len(), names.join(", "))),
+        names => Err(anyhow::anyhow!(
+            "{} of {} results are too far from the recorded ones: {}",
+            names.len(),
+            table.rows.len(),
+            names.join(", ")
+        )),
     };
     let title = format!("{} on {}, {}", job.name, engine.place.name(), engine.place.precision);
     let text = if job.json { format!("{:#}\n", table.json(&title)) } else { table.text(&title)? };
@@ -100,16 +105,17 @@ impl Golden {
 
 impl Tensors {
     fn open(path: PathBuf) -> Result<Tensors> {
-        let bytes = std::fs::read(&path).map_err(|e| ModelError::new(format!("{}: cannot read it: {e}", path.display())))?;
+        let bytes = std::fs::read(&path)
+            .map_err(|e| ModelError::new(format!("{}: cannot read the recorded run: {e}", path.display())))?;
         let (_, header) = SafeTensors::read_metadata(&bytes)
-            .map_err(|e| ModelError::new(format!("{}: no safetensors file: {e}", path.display())))?;
+            .map_err(|e| ModelError::new(format!("{}: this is not a safetensors file: {e}", path.display())))?;
         let metadata = header.metadata().clone().unwrap_or_default();
         Ok(Tensors { path, bytes, metadata })
     }
 
     fn raw(&self, name: &str) -> Result<(Dtype, Vec<usize>, &[u8])> {
         let all = SafeTensors::deserialize(&self.bytes)?;
-        let view = all.tensor(name).with_context(|| format!("{} lacks {name}", self.path.display()))?;
+        let view = all.tensor(name).with_context(|| format!("{} has no tensor {name}", self.path.display()))?;
         Ok((view.dtype(), view.shape().to_vec(), view.data()))
     }
 
@@ -123,31 +129,35 @@ impl Tensors {
             Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             Dtype::BF16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
             Dtype::F64 => bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
-            other => bail!("{}: {name} is {other:?}, not a float tensor", self.path.display()),
+            other => bail!("{}: {name} has type {other:?}; it must be F32, BF16 or F64", self.path.display()),
         })
     }
 
     fn integers(&self, name: &str) -> Result<Vec<i32>> {
         let (dtype, _, bytes) = self.raw(name)?;
-        ensure!(dtype == Dtype::I32, "{}: {name} is {dtype:?}, not I32", self.path.display());
+        ensure!(dtype == Dtype::I32, "{}: {name} has type {dtype:?}; it must be I32", self.path.display());
         Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
     }
 
     fn picture(&self, name: &str) -> Result<Rgb> {
         let (dtype, shape, bytes) = self.raw(name)?;
-        let [height, width, 3] = shape[..] else { bail!("{}: {name} is no picture", self.path.display()) };
-        ensure!(dtype == Dtype::U8, "{}: {name} is {dtype:?}, not U8", self.path.display());
+        let [height, width, 3] = shape[..] else {
+            bail!("{}: {name} has shape {shape:?}; a picture has [height, width, 3]", self.path.display())
+        };
+        ensure!(dtype == Dtype::U8, "{}: {name} has type {dtype:?}; it must be U8", self.path.display());
         Ok(Rgb { width, height, data: bytes.to_vec() })
     }
 
     fn text(&self, key: &str) -> Result<&str> {
         let found = self.metadata.get(key).map(String::as_str);
-        found.with_context(|| format!("{}: the header lacks {key}", self.path.display()))
+        found.with_context(|| format!("{}: the header does not give {key}", self.path.display()))
     }
 
     fn number<T: std::str::FromStr>(&self, key: &str) -> Result<T> {
         let text = self.text(key)?;
-        text.parse().ok().with_context(|| format!("{}: the header's {key} is {text}", self.path.display()))
+        text.parse()
+            .ok()
+            .with_context(|| format!("{}: the header gives {key} as {text:?}, which is not such a number", self.path.display()))
     }
 }
 
@@ -172,10 +182,18 @@ impl<'a> Recorded<'a> {
             let ours = model.tokenizer.encode_prompt(text, patches.image_tokens())?;
             let recorded = inputs.integers(&format!("{branch}.input_ids"))?;
             let same = ours.ids.len() == recorded.len() && ours.ids.iter().zip(&recorded).all(|(a, b)| *a as i64 == *b as i64);
-            ensure!(same, "the model's tokenizer gives other {branch} tokens than were recorded; take the recorded release");
+            ensure!(
+                same,
+                "the model's tokenizer gives other {branch} tokens than were recorded; give the model that was recorded"
+            );
         }
         let pixels = inputs.floats("pixel_values")?;
-        ensure!(pixels.len() == patches.pixel_values.len(), "the picture has other patches than were recorded");
+        ensure!(
+            pixels.len() == patches.pixel_values.len(),
+            "the picture gives {} patch values, but {} were recorded; give the model that was recorded",
+            patches.pixel_values.len(),
+            pixels.len()
+        );
         let edit = EditParameters {
             steps: official.number("steps")?,
             cfg_scale: official.number("cfg")?,
@@ -203,7 +221,7 @@ impl<'a> Recorded<'a> {
         let t = &program.tensors;
         let times = schedule(self.steps, program.spec.step_rows().tokens());
         let same = times.iter().zip(official.floats("timesteps")?).all(|(a, b)| (a - b).abs() < 1e-6);
-        ensure!(same, "the recorded times are not those of {} steps", self.steps);
+        ensure!(same, "the recorded times are not those of {} steps; record the run again", self.steps);
 
         let reference = t.reference_latent.context("an edit has a reference")?;
         let encode = t.bodies.vae_encode.context("an edit has a reference")?;
@@ -304,7 +322,7 @@ impl<'a> Recorded<'a> {
 fn pixels(exec: &dyn Executor, id: TensorId) -> Result<Vec<u8>> {
     match exec.read(id)? {
         HostValues::U8(values) => Ok(values),
-        _ => bail!("not a picture"),
+        _ => bail!("the pixels are not bytes"),
     }
 }
 
@@ -339,14 +357,19 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 impl Table {
     fn add(&mut self, name: &str, ours: &[f32], official: Vec<f32>, truth: Option<Vec<f32>>) -> Result<()> {
         let fits = ours.len() == official.len() && truth.as_ref().is_none_or(|t| t.len() == ours.len());
-        ensure!(fits, "{name}: {} values, {} are recorded", ours.len(), official.len());
+        ensure!(fits, "{name} has {} values, but {} were recorded; give the model that was recorded", ours.len(), official.len());
         let truth = truth.map(|t| (distance(ours, &t), distance(&official, &t)));
         self.rows.push(Row { name: name.into(), truth, official: distance(ours, &official), decibels: None });
         Ok(())
     }
 
     fn add_picture(&mut self, name: &str, ours: &[u8], official: &[u8], least: Option<f64>) -> Result<()> {
-        ensure!(ours.len() == official.len(), "{name}: {} values, {} are recorded", ours.len(), official.len());
+        ensure!(
+            ours.len() == official.len(),
+            "{name} has {} values, but {} were recorded; give the model that was recorded",
+            ours.len(),
+            official.len()
+        );
         let wide = |p: &[u8]| p.iter().map(|&v| v as f32).collect::<Vec<_>>();
         let (a, b) = (wide(ours), wide(official));
         let square: f64 = a.iter().zip(&b).map(|(a, b)| ((a - b) as f64).powi(2)).sum::<f64>() / a.len() as f64;

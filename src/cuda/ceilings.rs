@@ -66,7 +66,7 @@ impl Ceilings {
     /// # Errors
     /// What cuBLASLt or the driver reports.
     pub fn tflops(&mut self, dtype: DType) -> Result<f64> {
-        ensure!(matches!(dtype, DType::BF16 | DType::F32), "no rate of {dtype}");
+        ensure!(matches!(dtype, DType::BF16 | DType::F32), "a rate is measured for bf16 and f32, not for {dtype}");
         let bytes = SIDE * SIDE * dtype.bytes();
         self.fill(2 * bytes, dtype)?;
         let matrix = |n: usize| Matrix { address: self.memory.address + (n * bytes) as u64, stride: SIDE, dtype };

@@ -40,7 +40,7 @@ impl Compiler {
         load_nvrtc(&setup.libraries)?;
         let (mut major, mut minor) = (0, 0);
         // SAFETY: two places to write to.
-        unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result().map_err(|e| failed("tell its version", e))?;
+        unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result().map_err(|e| failed("give its version", e))?;
         let suffix = if capability == 90 { "a" } else { "" };
         Ok(Compiler { architecture: format!("sm_{capability}{suffix}"), version: (major, minor), cache: setup.cache.clone() })
     }
@@ -92,8 +92,8 @@ impl Drop for Program {
 }
 
 fn build(source: &str, options: &[String]) -> Result<Cubin> {
-    let text = kernels::source(&format!("{source}.cu")).context("no such kernel source")?;
-    let text = CString::new(text).context("a kernel source with a NUL")?;
+    let text = kernels::source(&format!("{source}.cu")).context("there is no kernel source of this name")?;
+    let text = CString::new(text).context("the kernel source contains a NUL byte")?;
     let name = CString::new(format!("{source}.cu"))?;
     let headers: Vec<(CString, CString)> = kernels::SOURCES
         .iter()
@@ -108,7 +108,7 @@ fn build(source: &str, options: &[String]) -> Result<Cubin> {
     let created = unsafe {
         sys::nvrtcCreateProgram(&mut handle, text.as_ptr(), name.as_ptr(), headers.len() as c_int, texts.as_ptr(), names.as_ptr())
     };
-    created.result().map_err(|e| failed("take the source", e))?;
+    created.result().map_err(|e| failed("read the source", e))?;
     let program = Program(handle);
     // SAFETY: the program was just created.
     let compiled = unsafe { result::compile_program(program.0, options) };
@@ -117,14 +117,14 @@ fn build(source: &str, options: &[String]) -> Result<Cubin> {
     // SAFETY: the log ends with a NUL.
     let log = unsafe { CStr::from_ptr(log.as_ptr()) }.to_string_lossy().into_owned();
     if compiled.is_err() {
-        bail!("NVRTC refuses it:\n{}", log.trim());
+        bail!("NVRTC cannot compile it:\n{}", log.trim());
     }
     // A warning is a fault of ours, and those on serialised wgmma cost speed silently.
     ensure!(!log.contains("warning") && !log.contains("C75"), "NVRTC warns:\n{}", log.trim());
     let mut size = 0;
     // SAFETY: compiled for a real architecture, so there is a cubin, of the size that is asked first.
     let image = unsafe {
-        sys::nvrtcGetCUBINSize(program.0, &mut size).result().map_err(|e| failed("size the cubin", e))?;
+        sys::nvrtcGetCUBINSize(program.0, &mut size).result().map_err(|e| failed("give the size of the cubin", e))?;
         let mut image = vec![0u8; size];
         sys::nvrtcGetCUBIN(program.0, image.as_mut_ptr().cast()).result().map_err(|e| failed("give the cubin", e))?;
         image

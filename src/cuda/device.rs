@@ -38,7 +38,8 @@ impl Device {
     pub fn open(ordinal: usize) -> Result<Arc<Device>> {
         let count = Device::count()?;
         if ordinal >= count {
-            let text = format!("there is no CUDA device {ordinal}: the driver shows {count}; --device cpu runs without one");
+            let text =
+                format!("there is no CUDA device {ordinal}: the driver shows {count}; use --device cpu to run without a GPU");
             return Err(ResourceError(text).into());
         }
         let handle = result::device::get(ordinal as i32).map_err(of("find the device"))?;
@@ -61,8 +62,9 @@ impl Device {
     /// A [`ResourceError`]: no driver, or one that does not start.
     pub fn count() -> Result<usize> {
         load_driver()?;
-        let not_started =
-            |e| ResourceError(format!("the NVIDIA driver does not start ({}); --device cpu runs without one", describe(e)));
+        let not_started = |e| {
+            ResourceError(format!("the NVIDIA driver does not start ({}); use --device cpu to run without a GPU", describe(e)))
+        };
         result::init().map_err(not_started)?;
         Ok(result::device::get_count().map_err(of("count the devices"))? as usize)
     }
@@ -75,7 +77,7 @@ impl Device {
         let mut text = [0u8; 32];
         // SAFETY: it writes at most as many bytes as it is told, with a NUL.
         let code = unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), text.len() as i32, self.handle) };
-        code.result().map_err(of("tell its place on the bus"))?;
+        code.result().map_err(of("give its place on the bus"))?;
         Ok(CStr::from_bytes_until_nul(&text)?.to_string_lossy().into_owned())
     }
 
@@ -145,8 +147,11 @@ impl Memory {
         // SAFETY: freed when dropped.
         let address = unsafe { result::malloc_sync(bytes.max(1)) };
         let address = address.map_err(|e| {
-            let free = device.memory().map_or(0, |(free, _)| free);
-            ResourceError(format!("the device has not the {bytes} bytes that are needed, {free} are free ({})", describe(e)))
+            let [free, needed] = [device.memory().map_or(0, |(free, _)| free), bytes].map(|n| n as f64 / 1e9);
+            let fault = describe(e);
+            ResourceError(format!(
+                "the GPU has {free:.2} GB free, but {needed:.2} GB are needed ({fault}); use a smaller --size-level"
+            ))
         })?;
         Ok(Memory { device: device.clone(), address, bytes })
     }
@@ -165,9 +170,9 @@ impl Memory {
     /// # Errors
     /// A range outside, or what the driver reports.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
-        ensure!(offset + bytes.len() <= self.bytes, "a write of {} bytes at {offset} of {}", bytes.len(), self.bytes);
+        ensure!(offset + bytes.len() <= self.bytes, "cannot write {} bytes at {offset} of {} bytes", bytes.len(), self.bytes);
         // SAFETY: the range was just checked.
-        unsafe { result::memcpy_htod_sync(self.address + offset as u64, bytes) }.map_err(of("take bytes"))
+        unsafe { result::memcpy_htod_sync(self.address + offset as u64, bytes) }.map_err(of("read bytes from the host"))
     }
 
     /// Copies bytes from `offset`, and waits.
@@ -175,9 +180,9 @@ impl Memory {
     /// # Errors
     /// A range outside, or what the driver reports.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        ensure!(offset + bytes.len() <= self.bytes, "a read of {} bytes at {offset} of {}", bytes.len(), self.bytes);
+        ensure!(offset + bytes.len() <= self.bytes, "cannot read {} bytes at {offset} of {} bytes", bytes.len(), self.bytes);
         // SAFETY: the range was just checked.
-        unsafe { result::memcpy_dtoh_sync(bytes, self.address + offset as u64) }.map_err(of("give bytes"))
+        unsafe { result::memcpy_dtoh_sync(bytes, self.address + offset as u64) }.map_err(of("copy bytes to the host"))
     }
 }
 
@@ -263,7 +268,7 @@ impl Stream {
     /// What the driver reports.
     pub unsafe fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
         // SAFETY: asked of the caller.
-        unsafe { result::memcpy_htod_async(address, bytes, self.handle) }.map_err(of("take bytes"))
+        unsafe { result::memcpy_htod_async(address, bytes, self.handle) }.map_err(of("read bytes from the host"))
     }
 }
 

@@ -27,7 +27,7 @@ impl Found {
         let mut version = 0;
         // SAFETY: a place to write to.
         let code = unsafe { driver::sys::cuDriverGetVersion(&mut version) };
-        code.result().ok().context("the driver does not tell its version")?;
+        code.result().ok().context("the driver does not give its version")?;
         Ok(Found { version: (version as u32 / 1000, version as u32 % 1000 / 10), file: loaded_from("libcuda.so") })
     }
 
@@ -40,7 +40,7 @@ impl Found {
         let (mut major, mut minor) = (0, 0);
         // SAFETY: two places to write to.
         let code = unsafe { nvrtc::sys::nvrtcVersion(&mut major, &mut minor) };
-        code.result().ok().context("NVRTC does not tell its version")?;
+        code.result().ok().context("NVRTC does not give its version")?;
         Ok(Found { version: (major as u32, minor as u32), file: loaded_from("libnvrtc.so") })
     }
 

@@ -83,7 +83,7 @@ impl Gemms {
     /// # Safety
     /// The product's addresses are valid, and nothing uses its result or workspace meanwhile.
     pub unsafe fn prepare(&mut self, gemm: &Gemm, stream: &Stream) -> Result<Product> {
-        let describe = || format!("the product {gemm:?}");
+        let describe = || format!("cannot prepare the matrix product {gemm:?}");
         let key = key(gemm);
         let mut product = Product::new(gemm).with_context(describe)?;
         if let Some(&data) = self.known.get(&key) {
@@ -189,7 +189,7 @@ impl Gemms {
                 best = Some((time, candidate));
             }
         }
-        best.map(|(_, algorithm)| algorithm).context("cuBLASLt has no algorithm for it")
+        best.map(|(_, algorithm)| algorithm).context("cuBLASLt has no algorithm for this product")
     }
 
     fn suggestions(&self, product: &Product) -> Result<Vec<sys::cublasLtMatmulAlgo_t>> {
@@ -255,13 +255,13 @@ fn data_type(dtype: DType) -> Result<DataType> {
         DType::F32 => DataType::CUDA_R_32F,
         DType::BF16 => DataType::CUDA_R_16BF,
         DType::F16 => DataType::CUDA_R_16F,
-        other => anyhow::bail!("no products of {other}"),
+        other => anyhow::bail!("a matrix product takes bf16, f16 or f32, not {other}"),
     })
 }
 
 impl Product {
     fn new(gemm: &Gemm) -> Result<Product> {
-        ensure!(gemm.x.dtype == gemm.w.dtype, "operands of two types");
+        ensure!(gemm.x.dtype == gemm.w.dtype, "the operands of a matrix product must have one type");
         let layout = |m: &Matrix, rows: usize, cols: usize| Layout::new(data_type(m.dtype)?, cols, rows, m.stride);
         let layouts = [layout(&gemm.w, gemm.n, gemm.k)?, layout(&gemm.x, gemm.m, gemm.k)?, layout(&gemm.y, gemm.m, gemm.n)?];
         let algorithm = sys::cublasLtMatmulAlgo_t { data: [0; 8] };

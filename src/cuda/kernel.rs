@@ -55,7 +55,7 @@ impl Module {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function was just found.
             unsafe { result::function::set_function_attribute(handle, attribute, shared_bytes as i32) }
-                .map_err(of("give a kernel its shared memory"))
+                .map_err(of("reserve a kernel's shared memory"))
                 .with_context(|| format!("{name}: {shared_bytes} bytes"))?;
         }
         Ok(Function { _module: self.clone(), handle })

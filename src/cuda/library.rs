@@ -32,7 +32,7 @@ pub fn load_driver() -> Result<()> {
     // SAFETY: opening the driver's library runs its initialisers, nothing else.
     match unsafe { driver::sys::is_culib_present() } {
         true => Ok(()),
-        false => missing("no NVIDIA driver: libcuda.so.1 is not installed; --device cpu runs without one"),
+        false => missing("no NVIDIA driver: libcuda.so.1 is not installed; use --device cpu to run without a GPU"),
     }
 }
 
@@ -67,8 +67,8 @@ fn found(loaded: bool, what: &str, package: &str, folders: &[PathBuf]) -> Result
     let listed: Vec<String> = folders.iter().map(|f| f.display().to_string()).collect();
     let searched = if listed.is_empty() { String::new() } else { format!(" nor in {}", listed.join(", ")) };
     missing(&format!(
-        "{what} is not on the loader's path{searched}; install the CUDA toolkit or the PyPI package {package}, or name its folder \
-         in STEP1X_CUDA_LIB"
+        "{what} is not on the loader's path{searched}; install the PyPI package {package}, or name the library's folder in \
+         STEP1X_CUDA_LIB"
     ))
 }
 

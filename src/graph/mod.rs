@@ -14,6 +14,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use self::modules::Product;
 use crate::ops::Op;
 use crate::tensor::{Component, DType, Shape, Spec};
 

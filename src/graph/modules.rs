@@ -1,30 +1,16 @@
 //! Modules of a checkpoint: an op with its weights, found under the module's name.
 
+use std::ops::Range;
+
 use super::{Graph, TensorId};
 use crate::ops::{Conv2d, GroupNorm, LayerNorm, Linear, RmsNorm};
-use crate::tensor::DType;
+use crate::tensor::{DType, Shape};
 
 impl Graph {
-    /// The module `name` with `name.weight` [n, k] and, if `bias`, `name.bias` [n].
-    pub fn linear(&mut self, name: &str, x: TensorId, n: usize, bias: bool) -> TensorId {
-        let operands = self.linear_operands(name, x, n, bias, self.tensor(x).spec.dtype);
-        self.op(name, Linear { gelu: false }, &operands)
-    }
-
-    /// Like [`Graph::linear`], written to `out`.
-    pub fn linear_into(&mut self, name: &str, x: TensorId, bias: bool, out: TensorId) {
-        let operands = self.linear_operands(name, x, self.cols_of(out), bias, self.tensor(out).spec.dtype);
-        self.op_into(name, Linear { gelu: false }, &operands, &[out]);
-    }
-
-    /// The weight is used in x's type, the bias in the result's.
-    fn linear_operands(&mut self, name: &str, x: TensorId, n: usize, bias: bool, result: DType) -> Vec<TensorId> {
-        let (dtype, k) = (self.tensor(x).spec.dtype, self.cols_of(x));
-        let mut operands = vec![x, self.weight(&format!("{name}.weight"), dtype, [n, k])];
-        if bias {
-            operands.push(self.weight(&format!("{name}.bias"), result, [n]));
-        }
-        operands
+    /// The product of x [.., k] with the module `name`: `name.weight` [n, k] and `name.bias` [n]. Nothing is recorded before
+    /// [`Product::op`] or [`Product::into`].
+    pub fn linear<'g>(&'g mut self, name: &'g str, x: TensorId, n: usize) -> Product<'g> {
+        Product { graph: self, name, node: None, x, n, stored: None, bias: true, rows: None, gelu: false, result: None }
     }
 
     /// The 3×3 convolution `name` with `name.weight` [channels, C, 3, 3], used in x's type, and `name.bias` [channels], in
@@ -56,5 +42,83 @@ impl Graph {
     pub fn rms_norm(&mut self, name: &str, x: TensorId) -> TensorId {
         let w = self.weight(&format!("{name}.weight"), self.tensor(x).spec.dtype, [self.cols_of(x)]);
         self.op(name, RmsNorm, &[x, w])
+    }
+}
+
+/// A product with a module's weight, described before it is recorded: the one door for products. The weight is used in
+/// x's type, the bias in the result's.
+#[must_use = "a product is recorded by `op` or `into`"]
+pub struct Product<'g> {
+    graph: &'g mut Graph,
+    name: &'g str,
+    node: Option<&'g str>,
+    x: TensorId,
+    n: usize,
+    stored: Option<Shape>,
+    bias: bool,
+    rows: Option<Range<usize>>,
+    gelu: bool,
+    result: Option<DType>,
+}
+
+impl<'g> Product<'g> {
+    /// The node has another name than the module.
+    pub fn node(self, name: &'g str) -> Self {
+        Product { node: Some(name), ..self }
+    }
+
+    /// The module has no `name.bias`.
+    pub fn without_bias(self) -> Self {
+        Product { bias: false, ..self }
+    }
+
+    /// The checkpoint has the weight in this shape: a convolution whose kernel is its stride, or 1×1.
+    pub fn stored_as(self, shape: impl Into<Shape>) -> Self {
+        Product { stored: Some(shape.into()), ..self }
+    }
+
+    /// Only these rows of weight and bias; the node is named after the first.
+    pub fn rows(self, rows: Range<usize>) -> Self {
+        Product { rows: Some(rows), ..self }
+    }
+
+    /// The tanh form of GELU, before the one rounding.
+    pub fn gelu(self) -> Self {
+        Product { gelu: true, ..self }
+    }
+
+    /// The result's type, if it is not that of x.
+    pub fn result(self, dtype: DType) -> Self {
+        Product { result: Some(dtype), ..self }
+    }
+
+    /// Records it and gives the newly allocated result.
+    pub fn op(self) -> TensorId {
+        let result = self.result.unwrap_or(self.graph.tensor(self.x).spec.dtype);
+        let (graph, name, op, operands) = self.operands(result);
+        graph.op_as(result, &name, op, &operands)
+    }
+
+    /// Records it with the result written to `out`.
+    pub fn into(self, out: TensorId) {
+        let result = self.graph.tensor(out).spec.dtype;
+        let (graph, name, op, operands) = self.operands(result);
+        graph.op_into(&name, op, &operands, &[out]);
+    }
+
+    /// The node's name, op and operands.
+    fn operands(self, result: DType) -> (&'g mut Graph, String, Linear, Vec<TensorId>) {
+        let Product { graph: g, name, node, x, n, stored, bias, rows, gelu, .. } = self;
+        let (dtype, k) = (g.tensor(x).spec.dtype, g.cols_of(x));
+        let w = g.weight(&format!("{name}.weight"), dtype, stored.unwrap_or([n, k].into()));
+        let mut w = g.reshape(w, [n, k]);
+        let mut b = bias.then(|| g.weight(&format!("{name}.bias"), result, [n]));
+        let mut node = node.unwrap_or(name).to_string();
+        if let Some(rows) = rows {
+            w = g.rows(w, rows.clone());
+            node = format!("{node}.{}", rows.start);
+            b = b.map(|b| g.cols(b, rows));
+        }
+        (g, node, Linear { gelu }, [x, w].into_iter().chain(b).collect())
     }
 }

@@ -84,7 +84,7 @@ fn picture_format(bytes: &[u8]) -> Result<ImageFormat> {
             bail!("it looks like {other:?}, which is not supported; {READABLE} can be read")
         }
         Err(_) => bail!(
-            "its content is no known picture format (it begins with bytes {:02x?}); {READABLE} can be read",
+            "its content is not a known picture format (it begins with bytes {:02x?}); {READABLE} can be read",
             &bytes[..bytes.len().min(8)]
         ),
     }
@@ -103,7 +103,7 @@ fn check_header(decoder: &impl ImageDecoder, pixels_max: u64) -> Result<()> {
     ensure!(width > 0 && height > 0, "the picture is {width}x{height}: it has no pixels");
     ensure!(
         u64::from(width) * u64::from(height) <= pixels_max,
-        "the picture claims {width}x{height} pixels; at most {} megapixels can be read, so scale it down first",
+        "the picture claims {width}x{height} pixels; at most {} megapixels can be read; scale it down first",
         pixels_max / 1_000_000
     );
     ensure!(
@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn other_damage_is_refused() {
         assert!(refusal(b"").contains("empty"));
-        assert!(refusal(b"not a picture at all").contains("no known picture format"));
+        assert!(refusal(b"not a picture at all").contains("not a known picture format"));
         for name in ["rgba.png", "rgb.bmp", "rgb.tif", "rgba.webp", "transparent.gif", "palette.png"] {
             let bytes = read(name);
             assert!(decode_bytes(&bytes[..bytes.len() / 2]).is_err(), "{name}, first half");

@@ -64,7 +64,7 @@ impl Format {
         ensure!(
             (1..=side_max).contains(&width) && (1..=side_max).contains(&height),
             "a {width}x{height} picture cannot be written as {self:?}: each side must be 1 to {side_max} pixels; \
-             PNG has room for more"
+             write a PNG, which takes larger ones"
         );
         Ok(())
     }
@@ -81,7 +81,7 @@ pub fn encode(picture: &Rgb, format: Format, parameters: &str) -> Result<Vec<u8>
     format.check_size(*width, *height)?;
     ensure!(
         width.checked_mul(*height).and_then(|pixels| pixels.checked_mul(3)) == Some(data.len()),
-        "a {width}x{height} RGB picture cannot have {} bytes",
+        "a {width}x{height} RGB picture cannot hold {} bytes",
         data.len()
     );
     let (width, height) = (u32::try_from(*width)?, u32::try_from(*height)?);

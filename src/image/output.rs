@@ -85,16 +85,18 @@ fn resolve(path: &Path, force: bool) -> Result<PathBuf> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(path.to_path_buf()),
         Err(error) => {
-            return Err(error).with_context(|| format!("the output path {shown} cannot be used"));
+            return Err(error).with_context(|| format!("cannot use the output path {shown}"));
         }
         Ok(_) => {}
     }
     // A link that leads nowhere has no metadata beyond its own.
-    let found = fs::metadata(path).with_context(|| format!("the output path {shown} is a link that leads nowhere"))?;
+    let found = fs::metadata(path).with_context(|| {
+        format!("the output path {shown} is a link to a file that does not exist; remove the link or choose another name")
+    })?;
     ensure!(!found.is_dir(), "the output path {shown} is a folder; add a file name such as edited.png");
     ensure!(found.is_file(), "the output path {shown} is a device or pipe; give the path of an ordinary file");
     ensure!(force, "{shown} exists; choose another name, or pass --force to replace it");
-    fs::canonicalize(path).with_context(|| format!("the output path {shown} cannot be resolved"))
+    fs::canonicalize(path).with_context(|| format!("cannot resolve the output path {shown}"))
 }
 
 fn folder_of(path: &Path) -> &Path {

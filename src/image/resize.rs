@@ -167,10 +167,10 @@ fn resize_rows(picture: &Rgb, height: usize, filter: Filter) -> Rgb {
 ///
 /// If a side of the input or `size_level` is 0, or the aspect is so extreme that a side would become 0.
 pub fn working_size(width: usize, height: usize, size_level: usize) -> Result<(usize, usize)> {
-    ensure!(width > 0 && height > 0, "a {width}x{height} picture has no pixels, so it has no working size");
+    ensure!(width > 0 && height > 0, "a {width}x{height} picture has no pixels; both sides must be at least 1 pixel");
     ensure!(
         (SIDE_MULTIPLE..=1 << 20).contains(&size_level),
-        "size level {size_level} is not possible; give one from {SIDE_MULTIPLE} to {} pixels, usually 512 or 1024",
+        "size level {size_level} is out of range; give one from {SIDE_MULTIPLE} to {} pixels, usually 512 or 1024",
         1 << 20
     );
     let aspect = width as f64 / height as f64;

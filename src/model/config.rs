@@ -135,8 +135,18 @@ impl Config {
         let (vision, text) = (VisionConfig::parse(qwen)?, TextConfig::parse(qwen)?);
         let dit = DitConfig::infer(shape_of, axes)?;
         let vae = VaeConfig::infer(shape_of)?;
-        ensure!(vision.out == text.hidden, "the vision tower gives rows of {}, the text model takes {}", vision.out, text.hidden);
-        ensure!(dit.context == text.hidden, "the connector takes rows of {}, the text model gives {}", dit.context, text.hidden);
+        ensure!(
+            vision.out == text.hidden,
+            "the vision tower gives rows of {} values, but the text model takes {}; take all files from one release",
+            vision.out,
+            text.hidden
+        );
+        ensure!(
+            dit.context == text.hidden,
+            "the connector takes rows of {} values, but the text model gives {}; take all files from one release",
+            dit.context,
+            text.hidden
+        );
         ensure!(
             vae.latent == LATENT_CHANNELS && dit.in_channels == 4 * LATENT_CHANNELS,
             "the autoencoder has {} latent channels, the transformer {} a token; Step1X-Edit has {LATENT_CHANNELS} and {}",
@@ -161,7 +171,8 @@ const LARGEST: usize = 1 << 20;
 fn extent(shape_of: &ShapeOf, component: Component, name: &str, axis: usize) -> Result<usize> {
     let shape = shape_of(component, name)
         .with_context(|| format!("the {component} file lacks the tensor {name}; is it the right file?"))?;
-    let extent = shape.0.get(axis).copied().with_context(|| format!("{name} has the shape {shape}, too few dimensions"))?;
+    let extent =
+        shape.0.get(axis).copied().with_context(|| format!("{name} has the shape {shape}, which has too few dimensions"))?;
     ensure!((1..=LARGEST).contains(&extent), "{name} has the shape {shape}; dimension {axis} is not within 1 to {LARGEST}");
     Ok(extent)
 }
@@ -189,12 +200,15 @@ impl DitConfig {
             connector_depth: count(shape_of, Component::Dit, refiner),
         };
         for width in [config.hidden, config.connector_hidden] {
-            ensure!(width > 0 && width.is_multiple_of(HEAD_WIDTH), "a width of {width} is not a number of heads of {HEAD_WIDTH}");
+            ensure!(
+                width > 0 && width.is_multiple_of(HEAD_WIDTH),
+                "the transformer has a width of {width}; it must be a multiple of {HEAD_WIDTH}"
+            );
         }
         ensure!(config.depth_single > 0, "the transformer file has no single blocks");
         ensure!(
             axes.iter().all(|&a| a <= HEAD_WIDTH && a % 2 == 0) && axes.iter().sum::<usize>() == HEAD_WIDTH,
-            "rotary axes {axes:?} are not three even numbers that add up to {HEAD_WIDTH}"
+            "the rotary axes are {axes:?}; they must be three even numbers that add up to {HEAD_WIDTH}"
         );
         Ok(config)
     }
@@ -209,7 +223,10 @@ impl VaeConfig {
         let blocks = count(shape_of, Component::Vae, |j| format!("encoder.down.0.block.{j}.conv1.weight"));
         let latent = of("decoder.conv_in.weight", 1)?;
         ensure!(levels == 4, "the autoencoder has {levels} levels; latents of an eighth of the picture's size need 4");
-        ensure!(channels.iter().all(|c| *c > 0 && c % 32 == 0), "{channels:?} channels do not divide into 32 groups");
+        ensure!(
+            channels.iter().all(|c| *c > 0 && c % 32 == 0),
+            "the autoencoder has {channels:?} channels; each number must be a multiple of 32"
+        );
         Ok(VaeConfig { channels, blocks, latent })
     }
 }
@@ -219,20 +236,27 @@ fn number(json: &Value, field: &str) -> Result<usize> {
     let n = value
         .as_u64()
         .filter(|n| (1..=LARGEST as u64).contains(n))
-        .with_context(|| format!("config.json: {field} is {value}, not a number from 1 to {LARGEST}"))?;
+        .with_context(|| format!("config.json: {field} is {value}; it must be a number from 1 to {LARGEST}"))?;
     Ok(n as usize)
 }
 
 /// Number of blocks.
 fn depth(json: &Value, field: &str) -> Result<usize> {
     let depth = number(json, field)?;
-    ensure!(depth <= DEPTH_MAX, "config.json: {field} is {depth}; at most {DEPTH_MAX} can be, Qwen2.5-VL-7B has 28 and 32");
+    ensure!(
+        depth <= DEPTH_MAX,
+        "config.json: {field} is {depth}; it may be at most {DEPTH_MAX}, and Qwen2.5-VL-7B has 28 and 32"
+    );
     Ok(depth)
 }
 
 fn numbers(json: &Value, field: &str) -> Result<Vec<usize>> {
     let list = json.get(field).and_then(Value::as_array).with_context(|| format!("config.json lacks the list {field}"))?;
-    list.iter().map(|v| v.as_u64().map(|n| n as usize).with_context(|| format!("config.json: {field} holds {v}"))).collect()
+    list.iter()
+        .map(|v| {
+            v.as_u64().map(|n| n as usize).with_context(|| format!("config.json: {field} holds {v}; it must hold whole numbers"))
+        })
+        .collect()
 }
 
 impl VisionConfig {
@@ -257,14 +281,14 @@ impl VisionConfig {
         };
         ensure!(
             config.hidden.is_multiple_of(config.heads) && (config.hidden / config.heads).is_multiple_of(4),
-            "{} channels in {} vision heads",
+            "config.json: the vision tower has {} channels and {} heads; a head must have a multiple of 4 channels",
             config.hidden,
             config.heads
         );
-        ensure!(config.window > 0, "config.json: a vision window smaller than a merged token");
+        ensure!(config.window > 0, "config.json: window_size must be at least 28 pixels, the side of a merged token");
         ensure!(
             config.full.iter().all(|&i| i < config.depth),
-            "config.json: fullatt_block_indexes {:?} of {} blocks",
+            "config.json: fullatt_block_indexes is {:?}; each must be below {}, the number of blocks",
             config.full,
             config.depth
         );
@@ -286,7 +310,7 @@ impl TextConfig {
             .or_else(|| rope.get("rope_theta"))
             .and_then(Value::as_f64)
             .context("config.json lacks rope_theta")?;
-        ensure!(theta > 0.0, "config.json: rope_theta is {theta}, not above 0; Qwen2.5-VL has 1e6");
+        ensure!(theta > 0.0, "config.json: rope_theta is {theta}; it must be above 0, and Qwen2.5-VL has 1e6");
         let config = TextConfig {
             vocabulary: number(t, "vocab_size")?,
             hidden: number(t, "hidden_size")?,
@@ -295,15 +319,22 @@ impl TextConfig {
             kv_heads: number(t, "num_key_value_heads")?,
             mlp: number(t, "intermediate_size")?,
             rope_theta: theta,
-            mrope: sections.try_into().map_err(|s| anyhow::anyhow!("config.json: mrope_section {s:?} has not three parts"))?,
+            mrope: sections
+                .try_into()
+                .map_err(|s| anyhow::anyhow!("config.json: mrope_section is {s:?}; it must have three parts"))?,
         };
         ensure!(
             config.hidden == config.heads * HEAD_WIDTH,
-            "{} text heads of {HEAD_WIDTH} do not make {}",
+            "config.json: {} text heads of {HEAD_WIDTH} channels do not make a hidden_size of {}",
             config.heads,
             config.hidden
         );
-        ensure!(config.heads.is_multiple_of(config.kv_heads), "{} text heads over {} key heads", config.heads, config.kv_heads);
+        ensure!(
+            config.heads.is_multiple_of(config.kv_heads),
+            "config.json: the text model has {} heads and {} key heads; the second must divide the first",
+            config.heads,
+            config.kv_heads
+        );
         ensure!(
             config.mrope.iter().all(|&pairs| pairs <= HEAD_WIDTH) && config.mrope.iter().sum::<usize>() == HEAD_WIDTH / 2,
             "mrope_section {:?} does not add up to {}",

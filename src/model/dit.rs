@@ -1,13 +1,14 @@
-//! The diffusion transformer: what is prepared for all steps, and one step for both guidance branches.
+//! The diffusion transformer: what is prepared for all steps, and one step for all guidance branches, two or one.
 //!
-//! One buffer holds the rows of both branches:
+//! One buffer holds the rows of all branches:
 //!
 //! ```text
 //! [txt 0 | txt 1 | ref 0 | noisy 0 | noisy 1 | ref 1]        (without ref in text-to-image)
+//! [txt 0 | ref 0 | noisy 0]                                  (one branch)
 //! ```
 //!
 //! Text and image rows are one range each, so their products are; a branch's image rows are one range for attention
-//! (keys have no order, positions come from the rotary table); and the noisy rows of both branches, all that the last
+//! (keys have no order, positions come from the rotary table); and the noisy rows of all branches, all that the last
 //! block and the final layer need, are one range too.
 
 use std::ops::Range;
@@ -15,15 +16,13 @@ use std::ops::Range;
 use super::config::{Config, DitConfig, HEAD_WIDTH, Version};
 use super::connector::{self, PromptRows, mlp};
 use crate::graph::{Graph, TensorId};
-use crate::ops::{
-    Activation, Add, Attention, BranchRows, GateResidual, LayerNorm, Linear, QkNormRope, Segment, TimestepEmbedding,
-};
+use crate::ops::{Activation, Add, Attention, BranchRows, GateResidual, LayerNorm, QkNormRope, Segment, TimestepEmbedding};
 use crate::tensor::DType::{BF16, F32};
 
 /// Where the rows of a step lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepRows {
-    /// Text rows of both branches.
+    /// Text rows of each branch.
     pub prompt: PromptRows,
     /// Latent height and width in tokens.
     pub grid: (usize, usize),
@@ -32,6 +31,11 @@ pub struct StepRows {
 }
 
 impl StepRows {
+    /// Guidance branches, two or one.
+    pub fn branches(&self) -> usize {
+        self.prompt.count()
+    }
+
     /// Noisy tokens of a branch.
     pub fn tokens(&self) -> usize {
         self.grid.0 * self.grid.1
@@ -43,13 +47,13 @@ impl StepRows {
 
     /// All rows.
     pub fn total(&self) -> usize {
-        self.prompt.total() + 2 * self.image_rows()
+        self.prompt.total() + self.branches() * self.image_rows()
     }
 
-    /// Noisy rows of both branches.
+    /// Noisy rows of all branches.
     pub fn noisy(&self) -> Range<usize> {
         let before = self.prompt.total() + self.image_rows() - self.tokens();
-        before..before + 2 * self.tokens()
+        before..before + self.branches() * self.tokens()
     }
 
     /// Noisy rows of a branch.
@@ -71,7 +75,8 @@ impl StepRows {
 
     /// Each branch attends to its text and image rows; `queries` picks the rows that ask, by branch.
     fn segments(&self, queries: impl Fn(usize) -> Vec<Range<usize>>) -> Vec<Segment> {
-        (0..2).map(|b| Segment { q: queries(b), k: vec![self.prompt.branch(b), self.image_of(b)] }).collect()
+        let segment = |b| Segment { q: queries(b), k: vec![self.prompt.branch(b), self.image_of(b)] };
+        (0..self.branches()).map(segment).collect()
     }
 
     fn all_queries(&self, branch: usize) -> Vec<Range<usize>> {
@@ -79,7 +84,7 @@ impl StepRows {
     }
 
     fn image_branches(&self) -> BranchRows {
-        BranchRows::of(&[self.image_rows(); 2])
+        BranchRows::of(&vec![self.image_rows(); self.branches()])
     }
 
     /// Text and image rows, which the double blocks give products of their own.
@@ -89,7 +94,7 @@ impl StepRows {
     }
 
     fn noisy_branches(&self) -> BranchRows {
-        BranchRows::of(&[self.tokens(); 2])
+        BranchRows::of(&vec![self.tokens(); self.branches()])
     }
 
     /// (cos, sin) pairs of every row [rows, 128]: text rows stand at (0, 0, 0), noisy tokens at (0, y, x), reference
@@ -105,7 +110,7 @@ impl StepRows {
         };
         (0..self.prompt.total()).for_each(|row| fill(row, [0; 3]));
         let shift = (config.version == Version::V1_1) as usize;
-        for branch in 0..2 {
+        for branch in 0..self.branches() {
             for token in 0..self.tokens() {
                 let (y, x) = (token / self.grid.1, token % self.grid.1);
                 fill(self.noisy_of(branch).start + token, [0, y, x]);
@@ -137,7 +142,7 @@ pub struct Conditioned {
 pub fn condition(g: &mut Graph, config: &Config, rows: &PromptRows, embedding: TensorId, t: TensorId) -> Conditioned {
     let (dit, d) = (&config.dit, config.dit.hidden);
     let connected = connector::record(g, config, rows, embedding, t);
-    let text = g.linear("txt_in", connected.text, d, true);
+    let text = g.linear("txt_in", connected.text, d).op();
 
     let time = g.op("t_embedding", TimestepEmbedding(BF16), &[t]);
     let time = mlp(g, ["time_in.in_layer", "time_in.silu", "time_in.out_layer"], time, d);
@@ -146,8 +151,8 @@ pub fn condition(g: &mut Graph, config: &Config, rows: &PromptRows, embedding: T
     let vec = g.op("vec.silu", Activation::Silu, &[vec]);
     let modulation = g.buffer("modulation", BF16, [g.cols_of(t), Modulation::width(dit)]);
     for (name, columns) in Modulation::all(dit) {
-        let part = g.cols(modulation, columns);
-        g.linear_into(&name, vec, true, part);
+        let part = g.cols(modulation, columns.clone());
+        g.linear(&name, vec, columns.len()).into(part);
     }
     Conditioned { text, modulation }
 }
@@ -213,15 +218,16 @@ pub struct StepInputs {
 
 /// Records `img_in` for one branch's noisy and reference tokens [n, 64] into the rows of `x`.
 pub fn image_in(g: &mut Graph, rows: &StepRows, x: TensorId, branch: usize, noisy: TensorId, reference: Option<TensorId>) {
+    let d = g.cols_of(x);
     let part = g.rows(x, rows.noisy_of(branch));
-    g.linear_into("img_in", noisy, true, part);
+    g.linear("img_in", noisy, d).into(part);
     if let Some(reference) = reference {
         let part = g.rows(x, rows.reference_of(branch));
-        g.linear_into("img_in", reference, true, part);
+        g.linear("img_in", reference, d).into(part);
     }
 }
 
-/// Records all blocks over the rows of `inputs.x` and gives the velocities of the noisy rows [2n, 64]. `trim` leaves out
+/// Records all blocks over the rows of `inputs.x` and gives the velocities of the noisy rows [B·n, 64]. `trim` leaves out
 /// of the last block what nobody reads.
 pub fn blocks(g: &mut Graph, config: &DitConfig, rows: &StepRows, inputs: StepInputs, trim: bool) -> TensorId {
     let d = config.hidden;
@@ -240,7 +246,7 @@ pub fn blocks(g: &mut Graph, config: &DitConfig, rows: &StepRows, inputs: StepIn
         g.scoped(format_args!("single_blocks.{i}"), |g| single_block(g, config, rows, inputs, stream, i, trimmed));
     }
     let noisy = g.rows(normed, rows.noisy());
-    g.scoped("final_layer", |g| g.linear("linear", noisy, config.in_channels, true))
+    g.scoped("final_layer", |g| g.linear("linear", noisy, config.in_channels).op())
 }
 
 /// What blocks hand on: each residual sum is written together with its norm, modulated for the products that come next,
@@ -275,7 +281,7 @@ fn double_block(g: &mut Graph, config: &DitConfig, rows: &StepRows, inputs: Step
     for (name, range, _) in rows.streams() {
         let n = g.rows(stream.normed, range.clone());
         let part = g.rows(qkv, range.clone());
-        g.linear_into(&format!("{name}_attn.qkv"), n, true, part);
+        g.linear(&format!("{name}_attn.qkv"), n, 3 * d).into(part);
         let (qk, rope) = (g.cols(part, 0..2 * d), g.rows(inputs.rope, range));
         norm_and_rotate(g, &format!("{name}_attn.norm"), qk, rope, &["query_norm", "key_norm"]);
     }
@@ -289,10 +295,10 @@ fn double_block(g: &mut Graph, config: &DitConfig, rows: &StepRows, inputs: Step
         let stream = stream.rows(g, range.clone());
         let residual = |round_product| GateResidual { rows: branches.clone(), round_product, norm: true };
         let part = g.rows(attended, range);
-        let projected = g.linear(&format!("{name}_attn.proj"), part, d, true);
+        let projected = g.linear(&format!("{name}_attn.proj"), part, d).op();
         stream.add(g, &format!("{name}_residual1"), residual(true), [projected, gate1, shift2, scale2]);
-        let h = linear_rows(g, &format!("{name}_mlp.0"), stream.normed, [config.mlp, d], 0..config.mlp, None, true);
-        let h = g.linear(&format!("{name}_mlp.2"), h, d, true);
+        let h = g.linear(&format!("{name}_mlp.0"), stream.normed, config.mlp).gelu().op();
+        let h = g.linear(&format!("{name}_mlp.2"), h, d).op();
         stream.add(g, &format!("{name}_residual2"), residual(false), [h, gate2, next_shift, next_scale]);
     }
 }
@@ -317,17 +323,17 @@ fn single_block(
     let own = |r: Range<usize>| r.start - asking.start..r.end - asking.start;
     let segments = rows.segments(|b| if trim { vec![own(rows.noisy_of(b))] } else { rows.all_queries(b) });
 
-    let shape = [3 * d + mlp, d];
+    let width = 3 * d + mlp;
     let qkv = if trim {
-        let q = linear_rows(g, "linear1", asking_stream.normed, shape, 0..d, None, false);
-        let kv = linear_rows(g, "linear1", n, shape, d..3 * d, None, false);
+        let q = g.linear("linear1", asking_stream.normed, width).rows(0..d).op();
+        let kv = g.linear("linear1", n, width).rows(d..3 * d).op();
         let (k, v) = (g.cols(kv, 0..d), g.cols(kv, d..2 * d));
         let rope = g.rows(inputs.rope, asking.clone());
         norm_and_rotate(g, "norm", q, rope, &["query_norm"]);
         norm_and_rotate(g, "norm", k, inputs.rope, &["key_norm"]);
         [q, k, v]
     } else {
-        let qkv = linear_rows(g, "linear1", n, shape, 0..3 * d, None, false);
+        let qkv = g.linear("linear1", n, width).rows(0..3 * d).op();
         let qk = g.cols(qkv, 0..2 * d);
         norm_and_rotate(g, "norm", qk, inputs.rope, &["query_norm", "key_norm"]);
         [0, 1, 2].map(|i| g.cols(qkv, i * d..(i + 1) * d))
@@ -335,35 +341,12 @@ fn single_block(
     let joined = g.buffer("attended_and_mlp", BF16, [asking.len(), d + mlp]);
     let (attended, hidden) = (g.cols(joined, 0..d), g.cols(joined, d..d + mlp));
     attend(g, config, segments, qkv, inputs.key_bias, attended);
-    linear_rows(g, "linear1", asking_stream.normed, shape, 3 * d..3 * d + mlp, Some(hidden), true);
-    let h = g.linear("linear2", joined, d, true);
+    g.linear("linear1", asking_stream.normed, width).rows(3 * d..width).gelu().into(hidden);
+    let h = g.linear("linear2", joined, d).op();
     let [_, _, gate] = modulation(g, inputs, Modulation::single(config, block), d);
     let [next_shift, next_scale] = modulation(g, inputs, Modulation::before(config, config.depth + block + 1, "both"), d);
     let residual = GateResidual { rows: asking_branches, round_product: false, norm: true };
     asking_stream.add(g, "residual", residual, [h, gate, next_shift, next_scale]);
-}
-
-/// Rows `part` of the module `name`, whose weight is [shape]; into `out` if given, with GELU if asked.
-fn linear_rows(
-    g: &mut Graph,
-    name: &str,
-    x: TensorId,
-    shape: [usize; 2],
-    part: Range<usize>,
-    out: Option<TensorId>,
-    gelu: bool,
-) -> TensorId {
-    let w = g.weight(&format!("{name}.weight"), BF16, shape);
-    let b = g.weight(&format!("{name}.bias"), BF16, [shape[0]]);
-    let (w, b) = (g.rows(w, part.clone()), g.cols(b, part.clone()));
-    let node = if part.len() == shape[0] { name.to_string() } else { format!("{name}.{}", part.start) };
-    match out {
-        Some(out) => {
-            g.op_into(&node, Linear { gelu }, &[x, w, b], &[out]);
-            out
-        }
-        None => g.op(&node, Linear { gelu }, &[x, w, b]),
-    }
 }
 
 fn norm_and_rotate(g: &mut Graph, name: &str, x: TensorId, rope: TensorId, norms: &[&str]) {

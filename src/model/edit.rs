@@ -23,13 +23,13 @@ use crate::tensor::Component;
 use crate::tensor::DType::{BF16, F32, I32, U8};
 
 /// Savings that do not change the result; each can be turned off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Savings {
     /// All padding rows of a prompt become one that counts n times as a key.
     pub collapse_padding: bool,
     /// The last block computes only what the final layer reads.
     pub trim_last_block: bool,
-    /// Template and picture go through the text model once for both prompts.
+    /// Template and picture go through the text model once for all prompts.
     pub share_prefix: bool,
     /// What depends on time and prompts alone is computed for all steps before the first.
     pub condition_once: bool,
@@ -44,12 +44,10 @@ impl Savings {
 }
 
 /// Where starting noise comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NoiseSource {
-    /// Made by the program as a CUDA device with a grid of so many threads would.
+    /// Made by the program from a seed, as a CUDA device with a grid of so many threads would.
     Philox {
-        /// The generator's seed.
-        seed: u64,
         /// Threads of the device's largest grid.
         grid_threads: usize,
     },
@@ -57,8 +55,8 @@ pub enum NoiseSource {
     Host,
 }
 
-/// What distinguishes one edit's program from another's.
-#[derive(Clone, Debug, PartialEq)]
+/// What distinguishes one edit's program from another's. Seed, guidance scale and the words of the prompts are inputs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EditSpec {
     /// Latent height and width; both even.
     pub latent: (usize, usize),
@@ -70,12 +68,10 @@ pub struct EditSpec {
     pub windows: Vec<Range<usize>>,
     /// Rows of the text model.
     pub text: TextRows,
-    /// Rows of the connector.
+    /// Rows of the connector; as many branches as the steps have.
     pub prompt: PromptRows,
     /// Denoising steps.
     pub steps: usize,
-    /// Guidance scale.
-    pub cfg_scale: f32,
     /// Starting noise.
     pub noise: NoiseSource,
     /// Sample the reference's latent from its posterior, else take the mean.
@@ -96,6 +92,8 @@ impl EditSpec {
 pub struct EditTensors {
     /// Input: pixels of the reference [H, W, 3]; none in text-to-image.
     pub rgb: Option<TensorId>,
+    /// Input: low and high word of the noise's seed [2]; none if the host gives the noise.
+    pub seed: Option<TensorId>,
     /// The reference's latent [H/8, W/8, 16].
     pub reference_latent: Option<TensorId>,
     /// The reference's tokens as the transformer takes them [n, 64].
@@ -142,8 +140,9 @@ pub fn record(config: &Config, spec: &EditSpec) -> (Graph, EditTensors) {
     let mut graph = Graph::new();
     let g = &mut graph;
     let (h, w) = spec.latent;
+    let seed = (spec.noise != NoiseSource::Host).then(|| g.input("seed", I32, [2]));
     let rgb = spec.reference.then(|| g.input("rgb", U8, [8 * h, 8 * w, 3]));
-    let encoded = rgb.map(|rgb| g.body("vae_encode", |g| g.with_weights(Component::Vae, |g| encode(g, config, spec, rgb))));
+    let encoded = rgb.map(|rgb| g.body("vae_encode", |g| g.with_weights(Component::Vae, |g| encode(g, config, spec, rgb, seed))));
     let (vae_encode, reference) = encoded.unzip();
     let (vision_body, vision) =
         g.body("vision", |g| g.with_weights(Component::Qwen, |g| vision::record(g, &config.vision, spec.patches, &spec.windows)));
@@ -152,11 +151,12 @@ pub fn record(config: &Config, spec: &EditSpec) -> (Graph, EditTensors) {
         let rows = g.input("embedding_rows", I32, [spec.prompt.total()]);
         (text, rows, g.op("llm_embedding", Gather, &[text.hidden, rows]))
     });
-    let denoised = denoise(g, config, spec, embedding, reference.as_ref().map(|r| r.tokens));
+    let denoised = denoise(g, config, spec, seed, embedding, reference.as_ref().map(|r| r.tokens));
     let (vae_decode, (pixels, pixel_faults)) =
         g.body("vae_decode", |g| g.with_weights(Component::Vae, |g| decode(g, config, spec, denoised.latents)));
     let tensors = EditTensors {
         rgb,
+        seed,
         reference_latent: reference.as_ref().map(|r| r.latent),
         reference_tokens: reference.as_ref().map(|r| r.tokens),
         host_posterior_noise: reference.as_ref().and_then(|r| r.host_noise),
@@ -186,23 +186,16 @@ struct Encoded {
     host_noise: Option<TensorId>,
 }
 
-fn encode(g: &mut Graph, config: &Config, spec: &EditSpec, rgb: TensorId) -> Encoded {
-    let (h, w) = spec.latent;
+fn encode(g: &mut Graph, config: &Config, spec: &EditSpec, rgb: TensorId, seed: Option<TensorId>) -> Encoded {
     let picture = g.op("pixels_in", PixelsIn(BF16), &[rgb]);
     let moments = vae::encoder(g, &config.vae, picture);
     let mut operands = vec![moments];
     let mut host_noise = None;
     if spec.sample_posterior {
-        let tokens = h / 2 * w / 2;
-        let noise = match spec.noise {
-            // The draw after that of the starting noise.
-            NoiseSource::Philox { seed, grid_threads } => {
-                let offset = Noise::next_offset(0, 64 * tokens, grid_threads);
-                g.op("posterior_noise", Noise { seed, offset, grid_threads, size: (h, w) }, &[])
-            }
-            NoiseSource::Host => *host_noise.insert(g.input("posterior_noise", F32, [tokens, 64])),
-        };
-        operands.push(g.op("posterior_noise.unpack", Unpack { size: (h, w), divisor: 1.0, shift: 0.0 }, &[noise]));
+        let noise;
+        (noise, host_noise) = draw(g, spec, seed, "posterior_noise", 1);
+        let unpack = Unpack { size: spec.latent, divisor: 1.0, shift: 0.0 };
+        operands.push(g.op("posterior_noise.unpack", unpack, &[noise]));
     }
     let latent = g.op("ref_latent", Posterior, &operands);
     let packed = g.op("ref_latent.pack", Pack, &[latent]);
@@ -229,9 +222,9 @@ pub struct Denoised {
     pub conditioning: BodyId,
     /// One step.
     pub step: BodyId,
-    /// Input: time of each step, once a branch [K · 2, 1].
+    /// Input: time of each step, once a branch [K · B, 1].
     pub times: TensorId,
-    /// Input: Δt and rule of each step [K, 2].
+    /// Input: Δt, rule and guidance scale of each step [K, 3].
     pub schedule: TensorId,
     /// Input: rotary table [rows, 128].
     pub rope: TensorId,
@@ -245,24 +238,33 @@ pub struct Denoised {
     pub host_noise: Option<TensorId>,
     /// State: latents [n, 64] f32, at first the noise.
     pub latents: TensorId,
-    /// A step's velocities of the noisy tokens [2n, 64], branch 0, then branch 1.
+    /// A step's velocities of the noisy tokens [B·n, 64], branch 0, then branch 1.
     pub velocity: TensorId,
 }
 
-/// Records `conditioning` and `step` for an `embedding` [T, context] and reference tokens [n, 64].
-pub fn denoise(g: &mut Graph, config: &Config, spec: &EditSpec, embedding: TensorId, reference: Option<TensorId>) -> Denoised {
+/// Records `conditioning` and `step` for a `seed` [2] if the program draws its noise, an `embedding` [T, context] and
+/// reference tokens [n, 64].
+pub fn denoise(
+    g: &mut Graph,
+    config: &Config,
+    spec: &EditSpec,
+    seed: Option<TensorId>,
+    embedding: TensorId,
+    reference: Option<TensorId>,
+) -> Denoised {
     let rows = spec.step_rows();
+    let branches = rows.branches();
     let once = spec.savings.condition_once;
-    let times = g.input("times", F32, [2 * spec.steps, 1]);
+    let times = g.input("times", F32, [branches * spec.steps, 1]);
     let (conditioning, (latents, host_noise, prepared)) = g.body("conditioning", |g| {
-        let (latents, host_noise) = starting_noise(g, spec);
+        let (latents, host_noise) = draw(g, spec, seed, "noise", 0);
         let prepared = once.then(|| {
-            let t = g.reshape(times, [2 * spec.steps]);
+            let t = g.reshape(times, [branches * spec.steps]);
             g.with_weights(Component::Dit, |g| dit::condition(g, config, &spec.prompt, embedding, t))
         });
         (latents, host_noise, prepared)
     });
-    let schedule = g.input("schedule", F32, [spec.steps, 2]);
+    let schedule = g.input("schedule", F32, [spec.steps, 3]);
     let (counter, fault) = (g.input("counter", I32, [1]), g.input("fault", I32, [1]));
     let (rope, key_bias) = dit::step_tables(g, &rows);
     let (step, velocity) = g.body("step", |g| {
@@ -272,36 +274,39 @@ pub fn denoise(g: &mut Graph, config: &Config, spec: &EditSpec, embedding: Tenso
             let modulation = match prepared {
                 Some(Conditioned { text, modulation }) => {
                     g.op_into("txt", StepSlice { rows: rows.prompt.total() }, &[text, counter], &[text_part]);
-                    g.op("modulation.step", StepSlice { rows: 2 }, &[modulation, counter])
+                    g.op("modulation.step", StepSlice { rows: branches }, &[modulation, counter])
                 }
                 None => {
-                    let t = g.op("time", StepSlice { rows: 2 }, &[times, counter]);
-                    let t = g.reshape(t, [2]);
+                    let t = g.op("time", StepSlice { rows: branches }, &[times, counter]);
+                    let t = g.reshape(t, [branches]);
                     let Conditioned { text, modulation } = dit::condition(g, config, &spec.prompt, embedding, t);
                     g.op_into("txt", Cast(BF16), &[text], &[text_part]);
                     modulation
                 }
             };
             let noisy = g.op("latents.cast", Cast(BF16), &[latents]);
-            (0..2).for_each(|branch| dit::image_in(g, &rows, x, branch, noisy, reference));
+            (0..branches).for_each(|branch| dit::image_in(g, &rows, x, branch, noisy, reference));
             let inputs = StepInputs { x, modulation, rope, key_bias };
             let velocity = dit::blocks(g, &config.dit, &rows, inputs, spec.savings.trim_last_block);
             let state = [latents, counter, fault];
-            g.op_into("update", GuidanceEuler { scale: spec.cfg_scale }, &[velocity, latents, schedule, counter, fault], &state);
+            g.op_into("update", GuidanceEuler, &[velocity, latents, schedule, counter, fault], &state);
             velocity
         })
     });
     Denoised { conditioning, step, times, schedule, rope, key_bias, counter, fault, host_noise, latents, velocity }
 }
 
-/// The latents before the first step, and the host's input if it gives them.
-fn starting_noise(g: &mut Graph, spec: &EditSpec) -> (TensorId, Option<TensorId>) {
+/// Noise of the generator's draw number `draw`, packed [n, 64], and the host's input if it gives the noise.
+fn draw(g: &mut Graph, spec: &EditSpec, seed: Option<TensorId>, name: &str, draw: u64) -> (TensorId, Option<TensorId>) {
+    let elements = 16 * spec.latent.0 * spec.latent.1;
     match spec.noise {
-        NoiseSource::Philox { seed, grid_threads } => {
-            (g.op("noise", Noise { seed, offset: 0, grid_threads, size: spec.latent }, &[]), None)
+        NoiseSource::Philox { grid_threads } => {
+            let offset = draw * Noise::next_offset(0, elements, grid_threads);
+            let seed = seed.expect("noise is drawn from a seed");
+            (g.op(name, Noise { offset, grid_threads, size: spec.latent }, &[seed]), None)
         }
         NoiseSource::Host => {
-            let noise = g.input("noise", F32, [spec.latent.0 / 2 * (spec.latent.1 / 2), 64]);
+            let noise = g.input(name, F32, [elements / 64, 64]);
             (noise, Some(noise))
         }
     }

@@ -122,7 +122,6 @@ impl Config {
             text: TextRows { prefix: 2, tails: vec![1, 1], pictures: vec![0..1], hidden_keys: false },
             prompt: PromptRows::new(&[2, 2], 3, true),
             steps: 1,
-            cfg_scale: 6.0,
             noise: NoiseSource::Host,
             sample_posterior: false,
             savings: Savings::ALL,

@@ -1,7 +1,7 @@
-//! Qwen2.5-VL's text model, for both prompts at once.
+//! Qwen2.5-VL's text model, for all prompts at once.
 //!
 //! Rows are `[shared prefix | tail of branch 0 | tail of branch 1]`: template and picture come before the prompt, the
-//! model is causal, so what both branches share is computed once and the tails see it as keys. Without sharing the
+//! model is causal, so what the branches share is computed once and the tails see it as keys. Without sharing the
 //! prefix is empty and the tails are whole sequences.
 
 use std::ops::Range;
@@ -12,9 +12,9 @@ use crate::ops::{Add, Attention, Gather, RopeHalf, Segment, SwiGlu};
 use crate::tensor::DType::{BF16, F32, I32};
 
 /// Which rows there are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TextRows {
-    /// Rows that both branches share.
+    /// Rows that all branches share.
     pub prefix: usize,
     /// Rows of each branch after them.
     pub tails: Vec<usize>,
@@ -96,24 +96,24 @@ fn layer(g: &mut Graph, config: &TextConfig, rows: &TextRows, x: TensorId, rope:
     let n = g.rms_norm("input_layernorm", x);
     let qkv = g.buffer("self_attn.qkv", BF16, [total, d + 2 * kv]);
     let [q, k, v] = [0..d, d..d + kv, d + kv..d + 2 * kv].map(|columns| g.cols(qkv, columns));
-    g.linear_into("self_attn.q_proj", n, true, q);
-    g.linear_into("self_attn.k_proj", n, true, k);
-    g.linear_into("self_attn.v_proj", n, true, v);
+    g.linear("self_attn.q_proj", n, d).into(q);
+    g.linear("self_attn.k_proj", n, kv).into(k);
+    g.linear("self_attn.v_proj", n, kv).into(v);
     let qk = g.cols(qkv, 0..d + kv);
     g.op_into("self_attn.rope", RopeHalf, &[qk, rope], &[qk]);
     let attention = Attention { heads: config.heads, kv_heads: config.kv_heads, causal: true, segments: rows.segments() };
     let operands: Vec<TensorId> = [q, k, v].into_iter().chain(key_bias).collect();
     let attended = g.op("self_attn", attention, &operands);
-    let projected = g.linear("self_attn.o_proj", attended, d, false);
+    let projected = g.linear("self_attn.o_proj", attended, d).without_bias().op();
     g.op_into("residual1", Add, &[x, projected], &[x]);
 
     let n = g.rms_norm("post_attention_layernorm", x);
     let gate_up = g.buffer("mlp.gate_up", BF16, [total, 2 * config.mlp]);
     let (gate, up) = (g.cols(gate_up, 0..config.mlp), g.cols(gate_up, config.mlp..2 * config.mlp));
-    g.linear_into("mlp.gate_proj", n, false, gate);
-    g.linear_into("mlp.up_proj", n, false, up);
+    g.linear("mlp.gate_proj", n, config.mlp).without_bias().into(gate);
+    g.linear("mlp.up_proj", n, config.mlp).without_bias().into(up);
     let h = g.op("mlp.swiglu", SwiGlu, &[gate_up]);
-    let down = g.linear("mlp.down_proj", h, d, false);
+    let down = g.linear("mlp.down_proj", h, d).without_bias().op();
     g.op_into("residual2", Add, &[x, down], &[x]);
 }
 

@@ -6,7 +6,7 @@
 
 use super::config::VaeConfig;
 use crate::graph::{Graph, TensorId};
-use crate::ops::{Add, Attention, Conv2d, Linear, Segment};
+use crate::ops::{Add, Attention, Conv2d, Segment};
 use crate::tensor::DType;
 
 /// Element types of one direction.
@@ -109,11 +109,8 @@ fn attention(g: &mut Graph, types: Types, name: &str, x: TensorId) -> TensorId {
     })
 }
 
-/// A 1×1 convolution: a product with a weight stored as [channels, C, 1, 1], used in x's type; the bias in the result's.
+/// A 1×1 convolution is a product.
 fn conv1x1(g: &mut Graph, name: &str, x: TensorId, channels: usize, result: DType) -> TensorId {
-    let (dtype, c) = (g.tensor(x).spec.dtype, g.cols_of(x));
-    let w = g.weight(&format!("{name}.weight"), dtype, [channels, c, 1, 1]);
-    let w = g.reshape(w, [channels, c]);
-    let b = g.weight(&format!("{name}.bias"), result, [channels]);
-    g.op_as(result, name, Linear { gelu: false }, &[x, w, b])
+    let c = g.cols_of(x);
+    g.linear(name, x, channels).stored_as([channels, c, 1, 1]).result(result).op()
 }

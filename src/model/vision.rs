@@ -34,9 +34,9 @@ pub fn record(g: &mut Graph, config: &VisionConfig, patches: usize, windows: &[R
         let rope = g.input("rope", F32, [patches, config.hidden / config.heads]);
 
         // A convolution whose kernel is its stride is a product with the flattened kernel.
-        let kernel = g.weight("patch_embed.proj.weight", BF16, [config.hidden, 3, 2, 14, 14]);
-        let kernel = g.reshape(kernel, [config.hidden, PATCH_VALUES]);
-        let embedded = g.op("patch_embed", crate::ops::Linear { gelu: false }, &[pixel_values, kernel]);
+        let kernel = [config.hidden, 3, 2, 14, 14];
+        let embedded = g.linear("patch_embed.proj", pixel_values, config.hidden).stored_as(kernel).without_bias();
+        let embedded = embedded.node("patch_embed").op();
         let x = g.op("windows", Gather, &[embedded, window_rows]);
         for i in 0..config.depth {
             let full = [0..patches];
@@ -46,9 +46,9 @@ pub fn record(g: &mut Graph, config: &VisionConfig, patches: usize, windows: &[R
         let merged = g.scoped("merger", |g| {
             let n = g.rms_norm("ln_q", x);
             let grouped = g.reshape(n, [patches / 4, 4 * config.hidden]);
-            let h = g.linear("mlp.0", grouped, 4 * config.hidden, true);
+            let h = g.linear("mlp.0", grouped, 4 * config.hidden).op();
             g.op_into("mlp.1", Activation::GeluErf, &[h], &[h]);
-            g.linear("mlp.2", h, config.out, true)
+            g.linear("mlp.2", h, config.out).op()
         });
         Vision { pixel_values, window_rows, rope, merged }
     })
@@ -57,22 +57,22 @@ pub fn record(g: &mut Graph, config: &VisionConfig, patches: usize, windows: &[R
 fn block(g: &mut Graph, config: &VisionConfig, x: TensorId, rope: TensorId, segments: &[Range<usize>]) {
     let (rows, d) = (g.rows_of(x), config.hidden);
     let n = g.rms_norm("norm1", x);
-    let qkv = g.linear("attn.qkv", n, 3 * d, true); // columns: q, k, v, each heads × 80
+    let qkv = g.linear("attn.qkv", n, 3 * d).op(); // columns: q, k, v, each heads × 80
     let qk = g.cols(qkv, 0..2 * d);
     g.op_into("attn.rope", RopeHalf, &[qk, rope], &[qk]);
     let [q, k, v] = [0, 1, 2].map(|i| g.cols(qkv, i * d..(i + 1) * d));
     let segments = segments.iter().cloned().map(Segment::all).collect();
     let attended = g.op("attn", Attention { heads: config.heads, kv_heads: config.heads, causal: false, segments }, &[q, k, v]);
-    let projected = g.linear("attn.proj", attended, d, true);
+    let projected = g.linear("attn.proj", attended, d).op();
     g.op_into("residual1", Add, &[x, projected], &[x]);
 
     let n = g.rms_norm("norm2", x);
     let gate_up = g.buffer("mlp.gate_up", BF16, [rows, 2 * config.mlp]);
     let (gate, up) = (g.cols(gate_up, 0..config.mlp), g.cols(gate_up, config.mlp..2 * config.mlp));
-    g.linear_into("mlp.gate_proj", n, true, gate);
-    g.linear_into("mlp.up_proj", n, true, up);
+    g.linear("mlp.gate_proj", n, config.mlp).into(gate);
+    g.linear("mlp.up_proj", n, config.mlp).into(up);
     let h = g.op("mlp.swiglu", SwiGlu, &[gate_up]);
-    let down = g.linear("mlp.down_proj", h, d, true);
+    let down = g.linear("mlp.down_proj", h, d).op();
     g.op_into("residual2", Add, &[x, down], &[x]);
 }
 

@@ -49,7 +49,7 @@ impl BranchRows {
         let steps = rows / self.period();
         anyhow::ensure!(
             rows == steps * self.period() && table == steps * self.branches(),
-            "{rows} rows in periods of {self} need {} table rows, there are {table}",
+            "{rows} rows in periods of {self} need {} table rows, but there are {table}",
             steps * self.branches()
         );
         Ok(())
@@ -74,7 +74,7 @@ impl BranchRows {
     pub(super) fn fits(&self) -> Result<(), Unsupported> {
         match self.0.len() {
             n if n <= BranchRows::MOST_RUNS => Ok(()),
-            n => Unsupported::new(format!("{n} runs of rows; kernels take {}", BranchRows::MOST_RUNS)),
+            n => Unsupported::new(format!("the rows have {n} runs; the kernel takes at most {}", BranchRows::MOST_RUNS)),
         }
     }
 

@@ -37,7 +37,7 @@ impl Op for Cast {
 
     fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         if !(inputs[0].spec.dtype.is_float() && outputs[0].spec.dtype.is_float()) {
-            return Unsupported::new(format!("a cast of {} to {}", inputs[0].spec, outputs[0].spec));
+            return Unsupported::new(format!("the kernel does not cast {} to {}", inputs[0].spec, outputs[0].spec));
         }
         row_kernel("cast", arch, inputs, outputs)
     }

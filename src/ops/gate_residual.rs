@@ -69,7 +69,11 @@ impl Op for GateResidual {
         self.rows.check(rows, gate.rows())?;
         ensure!(x.cols() == z.cols() && x.cols() == gate.cols(), "x {x}, z {z} and gate {gate} differ in width");
         ensure!(inputs[3..].iter().all(|s| s.shape == *gate), "scale and shift must be {gate}, like the gate");
-        ensure!(inputs.len() == if self.norm { 5 } else { 3 }, "{} operands; 3, or 5 with a norm", inputs.len());
+        ensure!(
+            inputs.len() == if self.norm { 5 } else { 3 },
+            "there are {} operands; there must be 3, or 5 with a norm",
+            inputs.len()
+        );
         for shape in [x, z] {
             ensure!(shape.rows() == rows || shape.rows() == self.rows.period(), "{shape} is neither {rows} rows nor one period");
         }

@@ -32,7 +32,7 @@ impl Op for Gather {
         let (table, index) = (&inputs[0], &inputs[1]);
         ensure!(
             table.shape.0.len() == 2 && index.shape.0.len() == 1 && index.dtype == DType::I32,
-            "table {table}, index {index}"
+            "the table is {table} and the index {index}; they must be a matrix and a vector of i32"
         );
         Ok(vec![Spec::new(table.dtype, [index.shape.elements(), table.shape.cols()])])
     }

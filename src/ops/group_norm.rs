@@ -71,7 +71,7 @@ impl Op for GroupNorm {
         let c = inputs[0].shape.cols();
         ensure!(
             c.is_multiple_of(GROUPS) && inputs[1].shape.0 == [c] && inputs[2].shape.0 == [c],
-            "{c} channels in {GROUPS} groups"
+            "the picture has {c} channels; scale and shift need as many, and {GROUPS} groups must divide them"
         );
         Ok(vec![inputs[0].clone()])
     }
@@ -89,12 +89,13 @@ impl Op for GroupNorm {
         let (pixels, channels) = (inputs[0].spec.shape.rows(), inputs[0].spec.shape.cols());
         let vector = kernel.block.vector;
         if !(channels / vector).is_power_of_two() || channels / vector > THREADS {
-            let reason = format!("{channels} channels in vectors of {vector}; {THREADS} threads must divide among whole pixels");
+            let reason =
+                format!("the picture has {channels} channels, read {vector} at a time; {THREADS} threads must take whole pixels");
             return Unsupported::new(reason);
         }
         if let Some(l) = inputs[1..].iter().find(|l| l.alignment() < 4 * vector.min(4)) {
             return Unsupported::new(format!(
-                "{} starts at a multiple of {} bytes; {vector} are read at a time",
+                "{} starts at a multiple of {} bytes; the kernel reads {vector} elements at a time",
                 l.spec,
                 l.alignment()
             ));

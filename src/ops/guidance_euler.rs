@@ -1,10 +1,14 @@
-//! Guidance and one Euler step, in place: `x += Δt·v`, v from the two branches' velocities c and u.
+//! Guidance and one Euler step, in place: `x += Δt·v`, v from the velocities c and u of two branches, or c of one.
 //!
-//! velocity [2n, C] (branch c, then u), latents x [n, C] f32, schedule [K, 2] f32 (Δt; 1 where the norm rule holds, else
-//! 0), counter [1] (number of the step; raised), fault [1] (0, or 1 + the first step after which x is not finite).
+//! velocity [2n, C] (branch c, then u) or [n, C] (c alone), latents x [n, C] f32, schedule [K, 3] f32 (Δt; 1 where the norm
+//! rule holds, else 0; the scale g), counter [1] (number of the step; raised), fault [1] (0, or 1 + the first step after which x
+//! is not finite).
 //! - plain: v = u + g·(c − u), each operation and the product with Δt rounded to the velocities' type;
 //! - norm-limited: v = u + g·(c − u)/p, p = N^0.4 if N > 1, else 1, with N the norm of the token's c − u; c − u and
-//!   g·(c − u) rounded, the rest in f32 (the norm makes it f32 in the official code).
+//!   g·(c − u) rounded, the rest in f32 (the norm makes it f32 in the official code);
+//! - one branch: v = c at every step, and the product with Δt rounded to its type. That is guidance of scale 1 but for what
+//!   the two rules make of it with two branches: u + 1·(c − u) is rounded twice, and a norm-limited step takes
+//!   u + (c − u)/p, which lies nearer to u.
 
 use anyhow::{Result, ensure};
 
@@ -14,10 +18,7 @@ use crate::tensor::{DType, Spec};
 
 /// One sampler update.
 #[derive(Clone, Copy, Debug)]
-pub struct GuidanceEuler {
-    /// Guidance scale g.
-    pub scale: f32,
-}
+pub struct GuidanceEuler;
 
 /// Tokens of a block, one a warp; as in the kernel.
 const WARPS: usize = 8;
@@ -41,7 +42,7 @@ struct Params {
     x_stride: u32,
     new_x_stride: u32,
     schedule_stride: u32,
-    scale: f32,
+    branches: u32,
 }
 const _: () = assert!(size_of::<Params>() == 96);
 
@@ -50,15 +51,19 @@ impl Op for GuidanceEuler {
         "guidance_euler"
     }
 
-    fn attributes(&self) -> String {
-        format!("scale {}", self.scale)
-    }
-
     /// Inputs: velocity, latents, schedule, counter, fault. Outputs: latents, counter, fault.
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
         let (v, x) = (&inputs[0].shape, &inputs[1].shape);
-        ensure!(v.cols() == x.cols() && v.rows() == 2 * x.rows(), "velocities {v} are not two branches of latents {x}");
-        ensure!(inputs[2].shape.cols() == 2 && inputs[3..].iter().all(|s| s.dtype == DType::I32), "schedule {}", inputs[2]);
+        let branches = [x.rows(), 2 * x.rows()];
+        ensure!(
+            v.cols() == x.cols() && branches.contains(&v.rows()),
+            "velocities {v} are not one or two branches of latents {x}"
+        );
+        ensure!(
+            inputs[2].shape.cols() == 3 && inputs[3..].iter().all(|s| s.dtype == DType::I32),
+            "the schedule is {}; it must have three columns, and the counters must be i32",
+            inputs[2]
+        );
         Ok(vec![inputs[1].clone(), inputs[3].clone(), inputs[4].clone()])
     }
 
@@ -77,7 +82,9 @@ impl Op for GuidanceEuler {
         }
         let channels = inputs[0].spec.shape.cols();
         if !channels.is_multiple_of(32) || channels > MOST_CHANNELS {
-            return Unsupported::new(format!("{channels} channels a token; a warp takes multiples of 32 up to {MOST_CHANNELS}"));
+            return Unsupported::new(format!(
+                "a token has {channels} channels; the kernel takes multiples of 32 up to {MOST_CHANNELS}"
+            ));
         }
         let defines = [("CHANNELS", channels), ("V_TYPE", code(inputs[0].spec.dtype)?)];
         let blocks = inputs[1].spec.shape.rows().div_ceil(WARPS);
@@ -87,23 +94,14 @@ impl Op for GuidanceEuler {
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
         let (n, channels, dtype) = (inputs[1].rows(), inputs[1].cols(), inputs[0].spec.dtype);
         let step = inputs[3].i32()[0];
-        let [dt, limited] = inputs[2].f32()[2 * step as usize..][..2] else { unreachable!("a slice of two") };
+        let rule = Rule::of(&inputs[2].f32()[3 * step as usize..][..3], dtype);
         let (cond, uncond) = inputs[0].f32().split_at(n * channels);
         let x = outputs[0].f32();
         x.copy_from_slice(inputs[1].f32());
         for token in 0..n {
             let range = token * channels..(token + 1) * channels;
-            let (c, u) = (&cond[range.clone()], &uncond[range.clone()]);
-            let difference: Vec<f32> = c.iter().zip(u).map(|(c, u)| round(dtype, c - u)).collect();
-            let norm = difference.iter().map(|d| d * d).sum::<f32>().sqrt();
-            let p = if norm > 1.0 { norm.powf(0.4) } else { 1.0 };
-            for ((x, u), d) in x[range].iter_mut().zip(u).zip(difference) {
-                let pull = round(dtype, self.scale * d);
-                *x += match limited != 0.0 {
-                    true => dt * (u + pull / p),
-                    false => round(dtype, dt * round(dtype, u + pull)),
-                };
-            }
+            let moves = rule.moves(&cond[range.clone()], uncond.get(range.clone()));
+            x[range].iter_mut().zip(moves).for_each(|(x, by)| *x += by);
         }
         let finite = x.iter().all(|v| v.is_finite());
         let fault = inputs[4].i32()[0];
@@ -129,24 +127,59 @@ impl Op for GuidanceEuler {
             x_stride: x.stride(),
             new_x_stride: new_x.stride(),
             schedule_stride: schedule.stride(),
-            scale: self.scale,
+            branches: (velocity.rows() / x.rows()) as u32,
         };
         let launch = |entry, blocks| Launch::kernel(entry, [blocks, 1, 1], 32 * WARPS as u32, 0, &params);
         vec![launch("guidance_euler", x.rows().div_ceil(WARPS) as u32), launch("guidance_euler_advance", 1)]
     }
 }
 
+/// A step's row of the schedule, and the velocities' type.
+struct Rule {
+    dt: f32,
+    limited: bool,
+    scale: f32,
+    dtype: DType,
+}
+
+impl Rule {
+    fn of(row: &[f32], dtype: DType) -> Rule {
+        let [dt, limited, scale] = row[..] else { unreachable!("a row of three") };
+        Rule { dt, limited: limited != 0.0, scale, dtype }
+    }
+
+    /// By how much a token moves: velocity c, and u of the other branch if there is one.
+    fn moves(&self, c: &[f32], u: Option<&[f32]>) -> Vec<f32> {
+        let round = |v| round(self.dtype, v);
+        let Some(u) = u else { return c.iter().map(|c| round(self.dt * c)).collect() };
+        let difference = c.iter().zip(u).map(|(c, u)| round(c - u));
+        let norm = difference.clone().map(|d| d * d).sum::<f32>().sqrt();
+        let p = if norm > 1.0 { norm.powf(0.4) } else { 1.0 };
+        let by = |(u, d): (&f32, f32)| {
+            let pull = round(self.scale * d);
+            match self.limited {
+                true => self.dt * (u + pull / p),
+                false => round(self.dt * round(u + pull)),
+            }
+        };
+        u.iter().zip(difference).map(by).collect()
+    }
+}
+
 pub(super) fn cases() -> Vec<Case> {
-    let inputs = vec![
-        Spec::new(DType::BF16, [96, 64]),
-        Spec::new(DType::F32, [48, 64]),
-        Spec::new(DType::F32, [1, 2]),
-        Spec::new(DType::I32, [1]),
-        Spec::new(DType::I32, [1]),
-    ];
-    let outputs = vec![DType::F32, DType::I32, DType::I32];
     let reason = "the token's norm is summed in another order";
-    vec![Case { outputs, index_bound: 1, bound: 1e-12, reason, ..Case::new(GuidanceEuler { scale: 6.0 }, inputs, DType::F32) }]
+    let case = |branches: usize, bound, reason| {
+        let inputs = vec![
+            Spec::new(DType::BF16, [48 * branches, 64]),
+            Spec::new(DType::F32, [48, 64]),
+            Spec::new(DType::F32, [1, 3]),
+            Spec::new(DType::I32, [1]),
+            Spec::new(DType::I32, [1]),
+        ];
+        let outputs = vec![DType::F32, DType::I32, DType::I32];
+        Case { outputs, index_bound: 1, bound, reason, ..Case::new(GuidanceEuler, inputs, DType::F32) }
+    };
+    vec![case(2, 1e-12, reason), case(1, 1e-12, "one product and one sum, each rounded as the reference does")]
 }
 
 #[cfg(test)]
@@ -154,35 +187,30 @@ mod tests {
     use super::*;
     use crate::ops::{HostValues, Values};
 
-    fn step(velocity: [f32; 4], limited: f32, counter: i32) -> Vec<HostValues> {
-        let op = GuidanceEuler { scale: 6.0 };
-        let schedule = [0.0, 0.0, -0.5, limited];
-        let specs = [[2, 2], [1, 2], [2, 2]].map(|s| Spec::new(DType::F32, s));
+    /// The second of two steps of a token of two channels, with one branch's or both branches' velocities.
+    fn step(velocity: &[f32], limited: f32) -> Vec<HostValues> {
+        let schedule = [0.0, 0.0, 0.0, -0.5, limited, 6.0];
+        let specs = [[velocity.len() / 2, 2], [1, 2], [2, 3]].map(|s| Spec::new(DType::F32, s));
         let index = Spec::new(DType::I32, [1]);
-        let (counter, fault) = ([counter], [0]);
-        let values = [
-            Values::F32(&velocity),
-            Values::F32(&[1.0, 1.0]),
-            Values::F32(&schedule),
-            Values::I32(&counter),
-            Values::I32(&fault),
-        ];
+        let (counter, fault) = ([1], [0]);
+        let values =
+            [Values::F32(velocity), Values::F32(&[1.0, 1.0]), Values::F32(&schedule), Values::I32(&counter), Values::I32(&fault)];
         let specs = [specs.to_vec(), vec![index.clone(), index]].concat();
-        let mut outputs: Vec<_> = op.infer(&specs).unwrap().into_iter().map(Output::zeros).collect();
+        let mut outputs: Vec<_> = GuidanceEuler.infer(&specs).unwrap().into_iter().map(Output::zeros).collect();
         let inputs: Vec<_> = specs.into_iter().zip(values).map(|(spec, values)| Operand { spec, values }).collect();
-        op.reference(&inputs, &mut outputs);
+        GuidanceEuler.reference(&inputs, &mut outputs);
         outputs.into_iter().map(|o| o.values).collect()
     }
 
     #[test]
     fn both_rules() {
         // c = (4, 5), u = (1, 1): difference (3, 4), norm 5, p = 5^0.4 = 1.9036539.
-        let plain = step([4.0, 5.0, 1.0, 1.0], 0.0, 1);
+        let plain = step(&[4.0, 5.0, 1.0, 1.0], 0.0);
         assert_eq!(
             plain,
             [HostValues::F32(vec![1.0 - 0.5 * 19.0, 1.0 - 0.5 * 25.0]), HostValues::I32(vec![2]), HostValues::I32(vec![0])]
         );
-        let HostValues::F32(limited) = &step([4.0, 5.0, 1.0, 1.0], 1.0, 1)[0] else { panic!() };
+        let HostValues::F32(limited) = &step(&[4.0, 5.0, 1.0, 1.0], 1.0)[0] else { panic!() };
         let p = 1.903_653_9;
         assert!(
             (limited[0] - (1.0 - 0.5 * (1.0 + 18.0 / p))).abs() < 1e-5
@@ -192,6 +220,21 @@ mod tests {
 
     #[test]
     fn a_nan_is_reported_with_its_step() {
-        assert_eq!(step([f32::NAN, 5.0, 1.0, 1.0], 0.0, 1)[2], HostValues::I32(vec![2]));
+        assert_eq!(step(&[f32::NAN, 5.0, 1.0, 1.0], 0.0)[2], HostValues::I32(vec![2]));
+    }
+
+    #[test]
+    fn one_branch_moves_by_its_own_velocity_whatever_the_rule() {
+        for limited in [0.0, 1.0] {
+            let moved = HostValues::F32(vec![1.0 - 0.5 * 4.0, 1.0 - 0.5 * 5.0]);
+            assert_eq!(step(&[4.0, 5.0], limited), [moved, HostValues::I32(vec![2]), HostValues::I32(vec![0])]);
+        }
+    }
+
+    #[test]
+    fn three_branches_are_refused() {
+        let specs = [[3, 2], [1, 2], [2, 3]].map(|s| Spec::new(DType::F32, s));
+        let refused = GuidanceEuler.infer(&specs).unwrap_err().to_string();
+        assert!(refused.contains("[3, 2] are not one or two branches of latents [1, 2]"), "{refused}");
     }
 }

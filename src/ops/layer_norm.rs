@@ -64,10 +64,10 @@ impl Op for LayerNorm {
 
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
         let [x, scale, shift] = [0, 1, 2].map(|i| &inputs[i].shape);
-        ensure!(x.cols() == scale.cols() && scale == shift, "x {x}, scale {scale}, shift {shift}");
+        ensure!(x.cols() == scale.cols() && scale == shift, "x {x}, scale {scale} and shift {shift} differ in width");
         match &self.modulation {
             Some(rows) => rows.check(x.rows(), scale.rows())?,
-            None => ensure!(scale.0.len() == 1, "an affine norm has vectors, not {scale}"),
+            None => ensure!(scale.0.len() == 1, "the scale of an affine norm is {scale}; it must be a vector"),
         }
         Ok(vec![inputs[0].clone()])
     }

@@ -49,23 +49,22 @@ impl Op for Linear {
         portable(arch)?;
         let dtype = inputs[0].spec.dtype;
         if inputs[1].spec.dtype != dtype {
-            return Unsupported::new(format!(
-                "the product needs operands of one type, not {} and {}",
-                dtype, inputs[1].spec.dtype
-            ));
+            return Unsupported::new(format!("the operands are {} and {}; they must have one type", dtype, inputs[1].spec.dtype));
         }
         let result = outputs[0].spec.dtype;
         if ![DType::BF16, DType::F16, DType::F32].contains(&dtype) || (result != dtype && result != DType::F32) {
             return Unsupported::new(format!(
-                "a product of {dtype} gives no {result}; operands are bf16, f16 or f32, the result too or f32"
+                "the operands are {dtype} and the result {result}; operands must be bf16, f16 or f32, the result the same or f32"
             ));
         }
         if let Some(bias) = inputs.get(2).filter(|bias| bias.spec.dtype != result) {
-            return Unsupported::new(format!("the bias {} must be of the result's type {result}", bias.spec));
+            return Unsupported::new(format!("the bias is {}; it must have the result's type {result}", bias.spec));
         }
         let alignment = inputs[..2].iter().chain(outputs).map(View::alignment).min().unwrap_or(16);
         if alignment < 8 {
-            return Unsupported::new(format!("operand rows start at multiples of {alignment} bytes, not 8"));
+            return Unsupported::new(format!(
+                "the rows of an operand start at multiples of {alignment} bytes; they must start at multiples of 8"
+            ));
         }
         let config = ProductConfig { bias: inputs.len() > 2, gelu: self.gelu, alignment };
         Ok(Kernel::product(config, Gemm::WORKSPACE))

@@ -49,7 +49,7 @@ fn kernel(pack: bool, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<K
     dense(outputs)?;
     let (x, y) = (inputs[0].spec.dtype, outputs[0].spec.dtype);
     if !(x.is_float() && y.is_float()) {
-        return Unsupported::new(format!("latents of {x} to {y}; the kernel takes floats"));
+        return Unsupported::new(format!("the latents are {x} and become {y}; the kernel takes floats"));
     }
     Ok(Kernel::new("patchify", [("PACK", pack as usize), ("X_TYPE", code(x)?), ("Y_TYPE", code(y)?)]))
 }
@@ -77,8 +77,8 @@ impl Op for Pack {
     }
 
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
-        let [h, w, c] = inputs[0].shape.0[..] else { anyhow::bail!("latents [H, W, C] are needed") };
-        ensure!(h.is_multiple_of(2) && w.is_multiple_of(2), "latents of {h}x{w} do not pack in 2x2 squares");
+        let [h, w, c] = inputs[0].shape.0[..] else { anyhow::bail!("the latents must be [H, W, C]") };
+        ensure!(h.is_multiple_of(2) && w.is_multiple_of(2), "the latents are {h}x{w}; both sides must be even");
         Ok(vec![Spec::new(inputs[0].dtype, [h / 2 * w / 2, 4 * c])])
     }
 

@@ -51,7 +51,7 @@ impl Op for PixelsIn {
     }
 
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
-        ensure!(inputs[0].dtype == DType::U8, "pixels are u8, not {}", inputs[0]);
+        ensure!(inputs[0].dtype == DType::U8, "the pixels are {}; they must be u8", inputs[0]);
         Ok(vec![Spec { dtype: self.0, shape: inputs[0].shape.clone() }])
     }
 

@@ -41,7 +41,7 @@ impl Op for Posterior {
         let mut shape = inputs[0].shape.clone();
         *shape.0.last_mut().expect("rank of three") /= 2;
         if let Some(noise) = inputs.get(1) {
-            ensure!(noise.shape == shape, "noise {} for latents {shape}", noise.shape);
+            ensure!(noise.shape == shape, "the noise is {}; it must be {shape}, like the latents", noise.shape);
         }
         Ok(vec![Spec { dtype: DType::F32, shape }])
     }

@@ -41,7 +41,10 @@ impl Op for QkNormRope {
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
         let (x, rope) = (&inputs[0].shape, &inputs[1].shape);
         let width = rope.cols();
-        ensure!(x.rows() == rope.rows() && x.cols().is_multiple_of(width * (inputs.len() - 2)), "x {x} and rope {rope}");
+        ensure!(
+            x.rows() == rope.rows() && x.cols().is_multiple_of(width * (inputs.len() - 2)),
+            "x {x} and rope {rope} do not fit each other"
+        );
         ensure!(inputs[2..].iter().all(|s| s.shape.0 == [width]), "scales must be [{width}]");
         Ok(vec![inputs[0].clone()])
     }
@@ -59,13 +62,17 @@ impl Op for QkNormRope {
         let (x, rope, scales) = (&inputs[0].spec, &inputs[1].spec, &inputs[2..]);
         if rope.shape.cols() != 128 || rope.dtype != DType::F32 || x.dtype.bytes() != 2 || scales.len() > 2 {
             return Unsupported::new(format!(
-                "{x} with rope {rope} and {} scales; the kernel takes 16-bit heads of 128, an f32 rope and up to 2",
+                "x is {x}, the rope {rope}, with {} scales; the kernel takes 16-bit heads of 128, an f32 rope and up to 2 scales",
                 scales.len()
             ));
         }
         one_type(&[&inputs[..1], scales, outputs].concat())?;
         if let Some(l) = inputs.iter().chain(outputs).find(|l| l.alignment() < 16) {
-            return Unsupported::new(format!("rows of {} start at multiples of {} bytes, not 16", l.spec, l.alignment()));
+            return Unsupported::new(format!(
+                "rows of {} start at multiples of {} bytes; they must start at multiples of 16",
+                l.spec,
+                l.alignment()
+            ));
         }
         Ok(Kernel::new("qk_norm_rope", [("X_TYPE", code(x.dtype)?), ("SCALES", scales.len())]))
     }

@@ -35,7 +35,12 @@ impl Op for RmsNorm {
     }
 
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
-        ensure!(inputs[1].shape.0 == [inputs[0].shape.cols()], "weight {} for rows of {}", inputs[1], inputs[0]);
+        ensure!(
+            inputs[1].shape.0 == [inputs[0].shape.cols()],
+            "the weight is {}; it must be as wide as rows of {}",
+            inputs[1],
+            inputs[0]
+        );
         Ok(vec![inputs[0].clone()])
     }
 

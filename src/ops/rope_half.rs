@@ -40,7 +40,10 @@ impl Op for RopeHalf {
 
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
         let (x, table) = (&inputs[0].shape, &inputs[1].shape);
-        ensure!(x.rows() == table.rows() && x.cols().is_multiple_of(table.cols()), "x {x} and table {table}");
+        ensure!(
+            x.rows() == table.rows() && x.cols().is_multiple_of(table.cols()),
+            "x {x} and table {table} do not fit each other"
+        );
         Ok(vec![inputs[0].clone()])
     }
 
@@ -58,12 +61,16 @@ impl Op for RopeHalf {
         let width = table.shape.cols();
         if !width.is_multiple_of(16) || x.dtype.bytes() != 2 || x.shape.elements() >= 1 << 32 {
             return Unsupported::new(format!(
-                "heads of {width} in {x}; up to 2^32 elements of 16 bits in heads of 16·n are needed"
+                "x is {x} in heads of {width}; the kernel takes fewer than 2^32 elements of 16 bits, in heads of a multiple of 16"
             ));
         }
         one_type(&[&inputs[..1], outputs].concat())?;
         if let Some(l) = inputs.iter().chain(outputs).find(|l| l.alignment() < 16) {
-            return Unsupported::new(format!("rows of {} start at multiples of {} bytes, not 16", l.spec, l.alignment()));
+            return Unsupported::new(format!(
+                "rows of {} start at multiples of {} bytes; they must start at multiples of 16",
+                l.spec,
+                l.alignment()
+            ));
         }
         let (x, table) = (code(x.dtype)?, code(table.dtype)?);
         Ok(Kernel::new("rope_half", [("X_TYPE", x), ("TABLE_TYPE", table), ("HEAD_WIDTH", width)]))

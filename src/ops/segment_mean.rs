@@ -47,7 +47,11 @@ impl Op for SegmentMean {
 
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
         let x = &inputs[0].shape;
-        ensure!(self.segments.iter().all(|s| !s.is_empty() && s.end <= x.rows()), "segments {:?} of {x}", self.segments);
+        ensure!(
+            self.segments.iter().all(|s| !s.is_empty() && s.end <= x.rows()),
+            "the segments {:?} are empty or leave {x}",
+            self.segments
+        );
         Ok(vec![Spec::new(inputs[0].dtype, [self.segments.len(), x.cols()])])
     }
 
@@ -61,7 +65,10 @@ impl Op for SegmentMean {
             typed(factor, inputs[0].spec.dtype)?;
         }
         if self.segments.len() > MOST_SEGMENTS {
-            return Unsupported::new(format!("{} segments; a grid takes {MOST_SEGMENTS}", self.segments.len()));
+            return Unsupported::new(format!(
+                "there are {} segments; the kernel takes at most {MOST_SEGMENTS}",
+                self.segments.len()
+            ));
         }
         Ok(kernel.with([("SCALED", (inputs.len() > 1) as usize)]))
     }

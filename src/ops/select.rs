@@ -173,7 +173,7 @@ impl Unsupported {
 
 /// Portable kernels start at sm_80, where bf16 arithmetic does.
 pub(super) fn portable(arch: Arch) -> Result<(), Unsupported> {
-    if arch < Arch(80) { Unsupported::new(format!("sm_{} is below sm_80, the first with bf16", arch.0)) } else { Ok(()) }
+    if arch < Arch(80) { Unsupported::new(format!("the GPU is sm_{}; the kernel needs sm_80 or higher", arch.0)) } else { Ok(()) }
 }
 
 /// The number by which kernels know an element type.
@@ -184,7 +184,7 @@ pub(super) fn code(dtype: DType) -> Result<usize, Unsupported> {
 /// Kernels number elements in 32 bits.
 pub(super) fn countable(operands: &[View]) -> Result<(), Unsupported> {
     match operands.iter().find(|l| l.spec.shape.elements() > u32::MAX as usize) {
-        Some(l) => Unsupported::new(format!("{} has 2^32 elements or more", l.spec)),
+        Some(l) => Unsupported::new(format!("{} has 2^32 elements or more; the kernel takes fewer", l.spec)),
         None => Ok(()),
     }
 }
@@ -217,7 +217,7 @@ pub(super) fn row_kernel(source: &'static str, arch: Arch, inputs: &[View], outp
 pub(super) fn same_type(x: &View, y: &View) -> Result<(), Unsupported> {
     match x.spec.dtype == y.spec.dtype {
         true => Ok(()),
-        false => Unsupported::new(format!("a copy of {} to {}", x.spec, y.spec)),
+        false => Unsupported::new(format!("{} is copied to {}; both must have one type", x.spec, y.spec)),
     }
 }
 
@@ -249,7 +249,7 @@ pub(super) fn held_row_kernel(
     let (cols, vector) = (inputs[0].spec.shape.cols(), kernel.block.vector);
     let warps = cols.div_ceil(32 * 16);
     if warps > 16 {
-        return Unsupported::new(format!("rows of {cols} elements; a block holds {}", 16 * 32 * 16));
+        return Unsupported::new(format!("rows have {cols} elements; the kernel takes at most {}", 16 * 32 * 16));
     }
     let kernel = Kernel { block: Block { threads: 32 * warps as u32, ..kernel.block }, ..kernel };
     Ok(kernel.with([("ROW_WARPS", warps), ("ROW_VECTORS", (cols / vector).div_ceil(32 * warps))]))
@@ -258,7 +258,7 @@ pub(super) fn held_row_kernel(
 /// Refuses operands of several types where a kernel is compiled for one.
 pub(super) fn one_type(operands: &[View]) -> Result<(), Unsupported> {
     match operands.iter().find(|l| l.spec.dtype != operands[0].spec.dtype) {
-        Some(l) => Unsupported::new(format!("operands {} and {}; they must be of one type", operands[0].spec, l.spec)),
+        Some(l) => Unsupported::new(format!("the operands are {} and {}; they must have one type", operands[0].spec, l.spec)),
         None => Ok(()),
     }
 }
@@ -267,9 +267,10 @@ pub(super) fn one_type(operands: &[View]) -> Result<(), Unsupported> {
 pub(super) fn one_stride(tables: &[View]) -> Result<(), Unsupported> {
     let stride = tables[0].row_stride;
     match tables.iter().find(|l| l.row_stride != stride) {
-        Some(l) => {
-            Unsupported::new(format!("rows of tables are {stride} and {} elements apart; one distance is needed", l.row_stride))
-        }
+        Some(l) => Unsupported::new(format!(
+            "rows of tables are {stride} and {} elements apart; they must be equally far apart",
+            l.row_stride
+        )),
         None => Ok(()),
     }
 }
@@ -280,7 +281,7 @@ pub(super) fn stream_kernel(source: &'static str, arch: Arch, inputs: &[View], o
     one_type(inputs)?;
     match outputs[0].spec.shape.elements() {
         n if n < 1 << 32 => Ok(kernel),
-        n => Unsupported::new(format!("{n} elements; the kernel counts them in 32 bits")),
+        n => Unsupported::new(format!("the result has {n} elements; the kernel takes fewer than 2^32")),
     }
 }
 

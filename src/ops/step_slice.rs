@@ -38,7 +38,7 @@ impl Op for StepSlice {
         let table = &inputs[0];
         ensure!(
             table.shape.rows().is_multiple_of(self.rows) && inputs[1].dtype == DType::I32,
-            "{table} in steps of {} rows",
+            "the table is {table}; steps of {} rows must divide it, and the counter must be i32",
             self.rows
         );
         Ok(vec![Spec::new(table.dtype, [self.rows, table.shape.cols()])])

@@ -33,7 +33,7 @@ impl Op for SwiGlu {
 
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
         let x = &inputs[0].shape;
-        ensure!(x.cols().is_multiple_of(2), "{x} has no two halves");
+        ensure!(x.cols().is_multiple_of(2), "{x} has an odd width; it must have two halves");
         Ok(vec![Spec::new(inputs[0].dtype, [x.rows(), x.cols() / 2])])
     }
 

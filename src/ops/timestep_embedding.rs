@@ -29,7 +29,7 @@ impl Op for TimestepEmbedding {
     }
 
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
-        ensure!(inputs[0].shape.0.len() == 1, "times are a vector, not {}", inputs[0]);
+        ensure!(inputs[0].shape.0.len() == 1, "the times are {}; they must be a vector", inputs[0]);
         Ok(vec![Spec::new(self.0, [inputs[0].shape.elements(), 2 * HALF])])
     }
 

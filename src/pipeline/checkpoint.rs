@@ -25,7 +25,7 @@ const DEMO_NOTICE: &str = "this is the built-in demo model, which knows pictures
 
 /// A model folder, opened and checked.
 pub struct Model {
-    /// Mapped weights.
+    /// Open weight files.
     pub folder: Arc<ModelFolder>,
     /// Dimensions of the networks.
     pub config: Config,

@@ -191,7 +191,7 @@ impl Engine {
     /// Plans a program and makes room for it.
     fn plan(&mut self, spec: &EditSpec, purpose: Purpose) -> Result<Program> {
         self.planned += 1;
-        let mut program = Program::new(&self.model.config, spec, self.place.precision, self.place.target())?;
+        let mut program = Program::new(&self.model.config, spec.clone(), self.place.precision, self.place.target())?;
         if purpose == Purpose::Measure {
             program = program.repeatable()?;
         }

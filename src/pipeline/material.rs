@@ -21,6 +21,7 @@ pub struct Material {
     patches: Patches,
     inputs: EditInputs,
     seed: u64,
+    cfg_scale: f32,
     guidance_limit: f64,
 }
 
@@ -75,16 +76,16 @@ impl Material {
             grid: patches.grid,
             tokens: &tokens,
             steps: edit.steps,
-            cfg_scale: edit.cfg_scale,
             noise: match edit.rng {
-                Rng::Cuda { grid_threads } => NoiseSource::Philox { seed: edit.seed, grid_threads },
+                Rng::Cuda { grid_threads } => NoiseSource::Philox { grid_threads },
                 Rng::Cpu => NoiseSource::Host,
             },
             sample_posterior: edit.sample_posterior,
             savings: edit.savings,
         };
         let inputs = EditInputs::new(&model.config, &model.settings, &request)?;
-        Ok(Material { size, working, patches, inputs, seed: edit.seed, guidance_limit: edit.guidance_limit })
+        let EditParameters { seed, cfg_scale, guidance_limit, .. } = *edit;
+        Ok(Material { size, working, patches, inputs, seed, cfg_scale, guidance_limit })
     }
 
     /// The shape of the program that makes the edit.
@@ -97,17 +98,24 @@ impl Material {
     /// # Errors
     /// What the executor reports.
     pub fn write_inputs(&self, model: &Model, program: &Program, exec: &mut dyn Executor) -> Result<()> {
-        let (working, patches) = (self.working.as_ref(), &self.patches);
-        let host = HostInputs { working, patches, seed: self.seed, guidance_limit: self.guidance_limit };
-        let values = self.inputs.values(&program.tensors, &model.config, &host);
+        let Material { patches, seed, cfg_scale, guidance_limit, .. } = self;
+        let working = self.working.as_ref();
+        let host = HostInputs { working, patches, seed: *seed, cfg_scale: *cfg_scale, guidance_limit: *guidance_limit };
+        let values = self.inputs.values(&model.config, &program.tensors, &host);
         values.into_iter().try_for_each(|(id, values)| exec.write(id, values.values()))
     }
 }
 
-/// Ids of prompt and negative prompt; a tail that does not fit is reported.
+/// Ids of the prompt and, unless guidance of scale 1 leaves it without effect, of the negative prompt; a tail that does not
+/// fit is reported.
 fn tokenize(model: &Model, edit: &EditParameters, image_tokens: usize, progress: &mut dyn Progress) -> Result<Vec<PromptTokens>> {
-    let mut both = Vec::new();
-    for (name, text) in [("prompt", &edit.prompt), ("negative prompt", &edit.negative_prompt)] {
+    let guided = edit.cfg_scale != 1.0;
+    if !guided && !edit.negative_prompt.is_empty() {
+        progress.notice("the negative prompt has no effect at a guidance scale of 1; choose another --cfg-scale to use it");
+    }
+    let mut branches = Vec::new();
+    let prompts = [("prompt", &edit.prompt), ("negative prompt", &edit.negative_prompt)];
+    for (name, text) in prompts.into_iter().take(if guided { 2 } else { 1 }) {
         let tokens = model.tokenizer.encode_prompt(text, image_tokens).map_err(usage)?;
         let lost = tokens.lost(&model.settings);
         if lost > 0 {
@@ -116,7 +124,7 @@ fn tokenize(model: &Model, edit: &EditParameters, image_tokens: usize, progress:
                 "the {name} is too long: its last {lost} tokens are cut, since the model reads {most} with the picture's"
             ));
         }
-        both.push(tokens);
+        branches.push(tokens);
     }
-    Ok(both)
+    Ok(branches)
 }

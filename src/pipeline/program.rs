@@ -1,21 +1,24 @@
 //! From a model and a request to a planned program, and to the values of its inputs. Pure: nothing runs here.
+//!
+//! What shapes a program is its [`EditSpec`]; whatever else a request holds are values, so that one program serves every
+//! request of the same spec.
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::graph::TensorId;
 use crate::image::Rgb;
 use crate::inputs::{PictureInputs, PromptInputs};
 use crate::model::Config;
 use crate::model::edit::{self, EditBodies, EditSpec, EditTensors, NoiseSource, Savings};
-use crate::ops::HostValues;
+use crate::ops::{HostValues, Noise};
 use crate::plan::{Budget, Itinerary, Plan, Policy, Precision, Target};
 use crate::prompt::{Patches, PromptSettings, PromptTokens};
 use crate::sampling;
 use crate::tensor::DType;
 
-/// An edit's program.
+/// A planned edit.
 pub struct Program {
     /// Decisions made.
     pub plan: Arc<Plan>,
@@ -25,72 +28,15 @@ pub struct Program {
     pub spec: EditSpec,
 }
 
-/// What an edit's inputs are filled with, but for what the host brings, and the shape of its program.
-pub struct EditInputs {
-    /// The shape of the program that takes them.
-    pub spec: EditSpec,
-    picture: PictureInputs,
-    prompts: PromptInputs,
-}
-
-/// Everything that shapes a program besides the model.
-pub struct Request<'a> {
-    /// Working width and height.
-    pub size: (usize, usize),
-    /// Whether there is a picture to edit.
-    pub reference: bool,
-    /// Height and width in patches of the picture that the encoder sees.
-    pub grid: (usize, usize),
-    /// Tokens of prompt and negative prompt.
-    pub tokens: &'a [PromptTokens],
-    /// Denoising steps.
-    pub steps: usize,
-    /// Guidance scale.
-    pub cfg_scale: f32,
-    /// Starting noise.
-    pub noise: NoiseSource,
-    /// Sample the posterior.
-    pub sample_posterior: bool,
-    /// Savings in use.
-    pub savings: Savings,
-}
-
-impl EditInputs {
-    /// Works out what a request's inputs are.
-    ///
-    /// # Errors
-    /// Tokens that do not fit the model.
-    pub fn new(config: &Config, settings: &PromptSettings, request: &Request) -> Result<EditInputs> {
-        let picture = PictureInputs::new(request.grid, config);
-        let savings = request.savings;
-        let prompts =
-            PromptInputs::new(request.tokens, &picture, settings, config, savings.share_prefix, savings.collapse_padding)?;
-        let spec = EditSpec {
-            latent: (request.size.1 / 8, request.size.0 / 8),
-            reference: request.reference,
-            patches: picture.window_rows.len(),
-            windows: picture.windows.clone(),
-            text: prompts.text.clone(),
-            prompt: prompts.prompt.clone(),
-            steps: request.steps,
-            cfg_scale: request.cfg_scale,
-            noise: request.noise,
-            sample_posterior: request.sample_posterior,
-            savings,
-        };
-        Ok(EditInputs { spec, picture, prompts })
-    }
-}
-
 impl Program {
     /// Records and plans an edit.
     ///
     /// # Errors
     /// What the planner refuses.
-    pub fn new(config: &Config, spec: &EditSpec, precision: Precision, target: Target) -> Result<Program> {
-        let (graph, tensors) = edit::record(config, spec);
+    pub fn new(config: &Config, spec: EditSpec, precision: Precision, target: Target) -> Result<Program> {
+        let (graph, tensors) = edit::record(config, &spec);
         let plan = Plan::new(graph, itinerary(&tensors.bodies, spec.steps), precision, target)?;
-        Ok(Program { plan: Arc::new(plan), tensors, spec: spec.clone() })
+        Ok(Program { plan: Arc::new(plan), tensors, spec })
     }
 
     /// The program with bodies that can run again and again: each keeps what it starts from.
@@ -120,7 +66,62 @@ fn itinerary(bodies: &EditBodies, steps: usize) -> Itinerary {
         .then_once([bodies.vae_decode])
 }
 
-/// What the host brings to a program.
+/// What is asked of the model, but for pixels and numbers.
+pub struct Request<'a> {
+    /// Working width and height.
+    pub size: (usize, usize),
+    /// Whether there is a picture to edit.
+    pub reference: bool,
+    /// Height and width in patches of the picture that the encoder sees.
+    pub grid: (usize, usize),
+    /// Tokens of the prompt and, for guidance by two branches, of the negative prompt.
+    pub tokens: &'a [PromptTokens],
+    /// Denoising steps.
+    pub steps: usize,
+    /// Starting noise.
+    pub noise: NoiseSource,
+    /// Sample the posterior.
+    pub sample_posterior: bool,
+    /// Savings in use.
+    pub savings: Savings,
+}
+
+/// A request as a program takes it: the spec, and what picture and prompts put into the inputs.
+pub struct EditInputs {
+    /// The shape of the edit.
+    pub spec: EditSpec,
+    picture: PictureInputs,
+    prompts: PromptInputs,
+}
+
+impl EditInputs {
+    /// Lays out picture and prompts.
+    ///
+    /// # Errors
+    /// Tokens that do not fit the model, or another number of prompts than one or two.
+    pub fn new(config: &Config, settings: &PromptSettings, request: &Request) -> Result<EditInputs> {
+        let (branches, savings) = (request.tokens.len(), request.savings);
+        ensure!((1..=2).contains(&branches), "guidance takes one or two prompts, not {branches}");
+        let picture = PictureInputs::new(request.grid, config);
+        let prompts =
+            PromptInputs::new(request.tokens, &picture, settings, config, savings.share_prefix, savings.collapse_padding)?;
+        let spec = EditSpec {
+            latent: (request.size.1 / 8, request.size.0 / 8),
+            reference: request.reference,
+            patches: picture.window_rows.len(),
+            windows: picture.windows.clone(),
+            text: prompts.text.clone(),
+            prompt: prompts.prompt.clone(),
+            steps: request.steps,
+            noise: request.noise,
+            sample_posterior: request.sample_posterior,
+            savings,
+        };
+        Ok(EditInputs { spec, picture, prompts })
+    }
+}
+
+/// What the host brings besides the laid out request.
 pub struct HostInputs<'a> {
     /// The picture at the working size; none in text-to-image.
     pub working: Option<&'a Rgb>,
@@ -128,40 +129,111 @@ pub struct HostInputs<'a> {
     pub patches: &'a Patches,
     /// Seed of the noise.
     pub seed: u64,
+    /// Guidance scale; not read where there is one branch.
+    pub cfg_scale: f32,
     /// Times above it use the norm-limited rule.
     pub guidance_limit: f64,
 }
 
 impl EditInputs {
-    /// The values of every input of a program of this shape.
-    pub fn values(&self, t: &EditTensors, config: &Config, host: &HostInputs) -> Vec<(TensorId, HostValues)> {
-        let rows = self.spec.step_rows();
-        let schedule = sampling::schedule(self.spec.steps, rows.tokens());
-        let times = schedule[..self.spec.steps].iter().flat_map(|&time| [time, time]).collect();
+    /// The values of every input of a program of this spec.
+    pub fn values(&self, config: &Config, t: &EditTensors, host: &HostInputs) -> Vec<(TensorId, HostValues)> {
+        let (picture, prompts) = (&self.picture, &self.prompts);
         let mut inputs = vec![
             (t.vision.pixel_values, HostValues::F32(host.patches.pixel_values.clone())),
-            (t.vision.window_rows, HostValues::I32(self.picture.window_rows.clone())),
-            (t.vision.rope, HostValues::F32(self.picture.rope.clone())),
-            (t.text.index, HostValues::I32(self.prompts.index.clone())),
-            (t.text.rope, HostValues::F32(self.prompts.rope.clone())),
-            (t.embedding_rows, HostValues::I32(self.prompts.embedding_rows.clone())),
-            (t.denoised.times, HostValues::F32(times)),
-            (t.denoised.schedule, HostValues::F32(sampling::step_table(&schedule, host.guidance_limit))),
-            (t.denoised.rope, HostValues::F32(rows.rope_table(config))),
-            (t.denoised.counter, HostValues::I32(vec![0])),
-            (t.denoised.fault, HostValues::I32(vec![0])),
+            (t.vision.window_rows, HostValues::I32(picture.window_rows.clone())),
+            (t.vision.rope, HostValues::F32(picture.rope.clone())),
+            (t.text.index, HostValues::I32(prompts.index.clone())),
+            (t.text.rope, HostValues::F32(prompts.rope.clone())),
+            (t.embedding_rows, HostValues::I32(prompts.embedding_rows.clone())),
         ];
         inputs.extend(t.rgb.zip(host.working).map(|(id, picture)| (id, HostValues::U8(picture.data.clone()))));
-        inputs.extend(t.text.key_bias.map(|id| (id, HostValues::F32(self.prompts.key_bias.clone()))));
-        inputs.extend(t.denoised.key_bias.map(|id| (id, HostValues::F32(rows.prompt.key_bias()))));
-        // The CPU generator's first draw is the noise, its second the posterior's.
-        let (n, (h, w)) = (64 * rows.tokens(), self.spec.latent);
+        inputs.extend(t.text.key_bias.map(|id| (id, HostValues::F32(prompts.key_bias.clone()))));
+        self.denoising(config, t, host, &mut inputs);
+        self.noise(t, host.seed, &mut inputs);
+        inputs
+    }
+
+    /// Times, schedule, positions and the state that a run of the steps begins with.
+    fn denoising(&self, config: &Config, t: &EditTensors, host: &HostInputs, inputs: &mut Vec<(TensorId, HostValues)>) {
+        let (rows, d) = (self.spec.step_rows(), &t.denoised);
+        let schedule = sampling::schedule(self.spec.steps, rows.tokens());
+        let times = schedule[..self.spec.steps].iter().flat_map(|&time| vec![time; rows.branches()]).collect();
+        let table = sampling::step_table(&schedule, host.guidance_limit, host.cfg_scale);
+        inputs.extend([
+            (d.times, HostValues::F32(times)),
+            (d.schedule, HostValues::F32(table)),
+            (d.rope, HostValues::F32(rows.rope_table(config))),
+            (d.counter, HostValues::I32(vec![0])),
+            (d.fault, HostValues::I32(vec![0])),
+        ]);
+        inputs.extend(d.key_bias.map(|id| (id, HostValues::F32(rows.prompt.key_bias()))));
+    }
+
+    /// The seed, or what the CPU generator makes of it: its first draw is the noise, its second the posterior's.
+    fn noise(&self, t: &EditTensors, seed: u64, inputs: &mut Vec<(TensorId, HostValues)>) {
+        inputs.extend(t.seed.map(|id| (id, HostValues::I32(Noise::words(seed).to_vec()))));
+        let (h, w) = self.spec.latent;
+        let n = 16 * h * w;
         for (draw, id) in [t.denoised.host_noise, t.host_posterior_noise].into_iter().enumerate() {
             inputs.extend(id.map(|id| {
-                let noise = sampling::torch_cpu_normal(host.seed, (draw + 1) * n);
+                let noise = sampling::torch_cpu_normal(seed, (draw + 1) * n);
                 (id, HostValues::F32(sampling::pack_noise(&noise[draw * n..], h, w, DType::BF16)))
             }));
         }
-        inputs
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::synth::PresetModel;
+    use crate::model::{Preset, Version};
+
+    fn inputs(model: &PresetModel, prompts: &[&str], savings: Savings) -> Result<EditInputs> {
+        let tokens: Result<Vec<_>> = prompts.iter().map(|p| model.tokenizer.encode_prompt(p, 16)).collect();
+        let request = Request {
+            size: (256, 256),
+            reference: true,
+            grid: (8, 8),
+            tokens: &tokens?,
+            steps: 4,
+            noise: NoiseSource::Philox { grid_threads: 256 },
+            sample_posterior: true,
+            savings,
+        };
+        EditInputs::new(&model.config, &model.settings, &request)
+    }
+
+    #[test]
+    fn one_branch_halves_the_step() {
+        for (version, savings) in [(Version::V1_0, Savings::ALL), (Version::V1_1, Savings::NONE)] {
+            let model = PresetModel::new(Preset::Tiny, version).unwrap();
+            let prompts = ["Make it snow", "Make it snow"];
+            let [one, two] = [1, 2].map(|branches| {
+                let spec = inputs(&model, &prompts[..branches], savings).unwrap().spec;
+                Program::new(&model.config, spec, Precision::F32, Target::Cpu).unwrap()
+            });
+            assert_eq!(one.plan.overlaps(), []);
+            let flops = |program: &Program| program.plan.bodies.iter().find(|s| s.name == "step").unwrap().flops as f64;
+            let share = flops(&one) / flops(&two);
+            assert!((share - 0.5).abs() < 0.02, "{version}: one branch takes {share} of two branches' operations");
+            let (printed, tokens) = (one.plan.graph.to_string(), one.spec.step_rows().tokens());
+            let update = format!("update: guidance_euler final_layer.linear f32[{tokens}, 64], ");
+            assert!(printed.contains(&update), "{printed}");
+        }
+    }
+
+    #[test]
+    fn programs_are_known_by_what_shapes_them() {
+        let model = PresetModel::new(Preset::Tiny, Version::V1_1).unwrap();
+        let spec = |prompts: &[&str]| inputs(&model, prompts, Savings::ALL).unwrap().spec;
+        let mut known = std::collections::HashSet::from([spec(&["a red cat", ""])]);
+        assert!(known.contains(&spec(&["a red dog", ""])), "prompts of equal length share a program");
+        assert!(known.insert(spec(&["a red cat"])) && known.insert(spec(&["a red cat on a mat", ""])));
+        for prompts in [&[][..], &["a", "b", "c"]] {
+            let refused = inputs(&model, prompts, Savings::ALL).err().unwrap().to_string();
+            assert!(refused.contains("one or two prompts, not"), "{refused}");
+        }
     }
 }

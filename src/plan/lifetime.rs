@@ -16,7 +16,7 @@ pub type Lifetime = RangeInclusive<usize>;
 /// - A buffer lives from its first writer to its last reader.
 /// - An input lives from the start; one that is updated in place (state), like an output, to the end.
 /// - A leg of several turns needs, until its end, all that was made before it and is read in it; and, from its start to its
-///   end, what one of its bodies hands to another.
+///   end, what one of its bodies hands to another, or to what comes after the leg while another may run again.
 pub fn lifetimes(graph: &Graph, itinerary: &Itinerary) -> Vec<Option<Lifetime>> {
     let uses = uses(graph);
     let live = |(storage, used): (&Storage, &Uses)| {
@@ -35,7 +35,7 @@ pub fn lifetimes(graph: &Graph, itinerary: &Itinerary) -> Vec<Option<Lifetime>> 
             let made_before = storage.kind == Kind::Input || first < nodes.start;
             if in_bodies > 0 && made_before {
                 last = last.max(nodes.end - 1);
-            } else if in_bodies > 1 {
+            } else if in_bodies > 1 || (in_bodies == 1 && leg.bodies.len() > 1 && last >= nodes.end) {
                 (first, last) = (first.min(nodes.start), last.max(nodes.end - 1));
             }
         }

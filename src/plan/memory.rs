@@ -92,12 +92,12 @@ impl Plan {
     fn refusal(&self, budget: Budget) -> String {
         let of_any_size = self.peak_bytes() - self.arena_bytes;
         let help = match budget.bytes() < of_any_size {
-            true => format!("no picture is small enough: all need {}", bytes(of_any_size)),
-            false => "a smaller --size-level needs less".into(),
+            true => format!("even the smallest picture needs {}; use --device cpu", bytes(of_any_size)),
+            false => "use a smaller --size-level, or --device cpu".into(),
         };
         format!(
-            "the edit needs at least {} of device memory ({} of weights, one stage's at a time, {} of activations, {} for driver and \
-             kernels), but {budget}; {help}, --device cpu takes none",
+            "the edit needs at least {} of GPU memory ({} for weights, one stage at a time, {} for activations, {} for driver and \
+             kernels), but {budget}; {help}",
             bytes(self.peak_bytes()),
             bytes(self.weights.bytes),
             bytes(self.arena_bytes),

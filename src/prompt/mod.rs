@@ -82,13 +82,13 @@ impl PromptSettings {
         let possible = picture - self.cut + 1..=MAX_TEXT_MOST;
         ensure!(
             possible.contains(&self.max_text),
-            "`max_text` is {}; wanted {} (so that a token of the picture is kept) to {MAX_TEXT_MOST}; the models use 640",
+            "`max_text` is {}; set {} (so that a token of the picture is kept) to {MAX_TEXT_MOST}; the models use 640",
             self.max_text,
             possible.start()
         );
         ensure!(
             self.min_pixels <= self.max_pixels && self.max_pixels <= FIRST_MAX_PIXELS,
-            "`min_pixels` is {} and `max_pixels` is {}; wanted min_pixels <= max_pixels <= {FIRST_MAX_PIXELS}",
+            "`min_pixels` is {} and `max_pixels` is {}; set min_pixels <= max_pixels <= {FIRST_MAX_PIXELS}",
             self.min_pixels,
             self.max_pixels
         );

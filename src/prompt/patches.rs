@@ -52,7 +52,7 @@ fn smart_resize(height: usize, width: usize, min_pixels: usize, max_pixels: usiz
     ensure!(short > 0, "the picture is {width}x{height}; both sides must be at least 1 pixel");
     ensure!(
         long <= short.saturating_mul(200),
-        "the picture is {width}x{height}, an aspect of {:.1}; the encoder takes at most 200, so crop it",
+        "the picture is {width}x{height}, an aspect of {:.1}; the encoder takes at most 200; crop the picture",
         long as f64 / short as f64
     );
     let (h, w, factor) = (height as f64, width as f64, FACTOR as f64);
@@ -84,7 +84,7 @@ fn smart_resize(height: usize, width: usize, min_pixels: usize, max_pixels: usiz
 pub fn fit(height: usize, width: usize, settings: &PromptSettings) -> Result<[(usize, usize); 2]> {
     let first = smart_resize(height, width, FIRST_MIN_PIXELS, FIRST_MAX_PIXELS)?;
     let second = smart_resize(first.0, first.1, settings.min_pixels, settings.max_pixels)
-        .with_context(|| format!("a picture of {width}x{height} for the encoder"))?;
+        .with_context(|| format!("the encoder cannot take a picture of {width}x{height}"))?;
     Ok([first, second])
 }
 
@@ -106,7 +106,7 @@ fn patch_rows(picture: &Rgb) -> Result<Patches> {
     let (height, width) = (picture.height, picture.width);
     ensure!(
         height > 0 && width > 0 && height % FACTOR == 0 && width % FACTOR == 0,
-        "patches of a picture of {width}x{height}; both sides must be multiples of {FACTOR}"
+        "the picture is {width}x{height}; both sides must be multiples of {FACTOR} to be cut into patches"
     );
     ensure!(
         picture.data.len() == height * width * 3,

@@ -67,7 +67,7 @@ impl Merge {
             Merge::Pair(a, b) => Ok((a, b)),
             Merge::Line(line) => {
                 let pair = line.split_once(' ');
-                let (a, b) = pair.with_context(|| format!("merge {line:?} is not two tokens"))?;
+                let (a, b) = pair.with_context(|| format!("the merge {line:?} does not name two tokens"))?;
                 Ok((a.to_string(), b.to_string()))
             }
         }
@@ -76,7 +76,7 @@ impl Merge {
 
 /// The tokenizer that the text of a `tokenizer.json` describes, and its highest id.
 pub(super) fn parse(json: &[u8]) -> Result<(Bpe, u32)> {
-    let file: File = serde_json::from_slice(json).context("not a byte-pair tokenizer.json; wanted the one of Qwen2.5-VL")?;
+    let file: File = serde_json::from_slice(json).context("this is not a byte-pair tokenizer.json; use the one of Qwen2.5-VL")?;
     let ordinary = file.model.vocab.values().copied();
     let highest = ordinary.chain(file.added_tokens.iter().map(|added| added.id)).max().unwrap_or(0);
     let mut bpe = Bpe::new(file.model.build()?);
@@ -89,8 +89,8 @@ pub(super) fn parse(json: &[u8]) -> Result<(Bpe, u32)> {
         // Ids are given in sequence from the vocabulary's size on, whatever the file says.
         ensure!(
             found == Some(id),
-            "added token {} has id {id} in the file but would get {found:?}; wanted ids without gaps after \
-             the vocabulary's, in order, or the token in the vocabulary too",
+            "added token {} has id {id} in the file but would get {found:?}; let ids follow \
+             the vocabulary's in order without gaps, or put the token in the vocabulary too",
             token.content
         );
     }
@@ -111,7 +111,7 @@ impl Model {
         let set: Vec<&str> = unused.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
         ensure!(
             set.is_empty(),
-            "the tokenizer sets {}, which no vocabulary of Qwen2.5 does; wanted the tokenizer.json of \
+            "the tokenizer sets {}, which no vocabulary of Qwen2.5 does; use the tokenizer.json of \
              Qwen2.5-VL",
             set.join(", ")
         );

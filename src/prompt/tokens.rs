@@ -37,21 +37,21 @@ impl Tokenizer {
         let missing: Vec<&str> = NEEDED.into_iter().filter(|t| !added.contains_key(*t)).collect();
         ensure!(
             missing.is_empty(),
-            "the tokenizer has no added token {}; wanted the tokenizer.json of Qwen2.5-VL",
+            "the tokenizer has no added token {}; use the tokenizer.json of Qwen2.5-VL",
             missing.join(", ")
         );
         let [image_pad, vision_start, vision_end] = [IMAGE_PAD, VISION_START, VISION_END].map(|token| added[token]);
         let mut prefix = encode(&bpe, &format!("{PREFIX}{PICTURE}"))?;
         ensure!(
             prefix.len() > 3 && prefix.ends_with(&[vision_start, image_pad, vision_end]),
-            "the tokenizer does not keep {PICTURE} apart from the text before it; wanted the \
+            "the tokenizer does not keep {PICTURE} apart from the text before it; use the \
              tokenizer.json of Qwen2.5-VL"
         );
         prefix.truncate(prefix.len() - 2);
         let wrap = [encode(&bpe, "“")?, encode(&bpe, "”")?];
         ensure!(
             wrap.iter().all(|ids| !ids.is_empty()),
-            "the tokenizer has no tokens for the quotes “ and ”; wanted a byte-level vocabulary"
+            "the tokenizer has no tokens for the quotes “ and ”; use a byte-level vocabulary"
         );
         Ok(Tokenizer { bpe, highest_id, prefix, image_pad, wrap })
     }
@@ -81,7 +81,7 @@ impl Tokenizer {
     ///
     /// An error if the prompt holds a token that stands for a picture or a video.
     pub fn encode_prompt(&self, prompt: &str, image_tokens: usize) -> Result<PromptTokens> {
-        ensure!(image_tokens > 0, "a prompt for a picture of 0 tokens; the encoder needs a picture");
+        ensure!(image_tokens > 0, "the picture has 0 tokens; the encoder needs at least 1");
         for token in [IMAGE_PAD, VIDEO_PAD] {
             if prompt.contains(token) {
                 bail!(
@@ -115,7 +115,7 @@ impl Tokenizer {
 /// Ids of a text: no special token is added, those in the text are recognised.
 fn encode(bpe: &Bpe, text: &str) -> Result<Vec<u32>> {
     let encoding = bpe.encode_fast(text, false);
-    let encoding = encoding.map_err(|e| anyhow!("tokenising {text:?}: {e}"))?;
+    let encoding = encoding.map_err(|e| anyhow!("cannot split {text:?} into tokens: {e}"))?;
     Ok(encoding.get_ids().to_vec())
 }
 

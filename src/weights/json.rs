@@ -64,7 +64,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
         .map_err(|e| ModelError::io("read it", path, &e))?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(ModelError::new(format!(
-            "{}: more than {MAX_FILE_BYTES} bytes; a JSON file of a model is far smaller",
+            "{}: the file has more than {MAX_FILE_BYTES} bytes, too many for a JSON file of a model; download it again",
             path.display()
         )));
     }
@@ -75,6 +75,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
 ///
 /// Fails as [`read`] does, or when it is not such JSON.
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    serde_json::from_slice(&read(path)?)
-        .map_err(|e| ModelError::new(format!("{}: not the JSON expected here: {e}; download the file again", path.display())))
+    serde_json::from_slice(&read(path)?).map_err(|e| {
+        ModelError::new(format!("{}: this is not the JSON expected here: {e}; download the file again", path.display()))
+    })
 }

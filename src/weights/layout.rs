@@ -69,7 +69,7 @@ impl Layout {
             (dir, dit)
         } else {
             return Err(ModelError::new(format!(
-                "{}: no such folder or file; --model takes the folder of a model, or its step1x-edit*.safetensors",
+                "{}: there is no such folder or file; give --model the folder of a model, or its step1x-edit*.safetensors",
                 path.display()
             )));
         };
@@ -94,7 +94,7 @@ impl Layout {
 
 fn incomplete(dir: &Path, missing: &[String]) -> ModelError {
     let hint = match dir.join("model_index.json").is_file() {
-        true => "\nthis is the diffusers layout, where the official one is needed",
+        true => "\nthis is the diffusers layout; download the files in the official layout",
         false => "",
     };
     ModelError::new(format!("{}: not a complete model folder{}{hint}", dir.display(), listed("missing", missing)))
@@ -136,7 +136,7 @@ fn find_dit(dir: &Path) -> Result<Option<PathBuf>> {
         [] => Ok(None),
         [only] => Ok(Some(dir.join(only))),
         several => Err(ModelError::new(format!(
-            "{}: which model is meant? It holds {}; give --model the path of one of these files",
+            "{}: the folder holds several models, {}; give --model the path of one of these files",
             dir.display(),
             several.join(", ")
         ))),
@@ -286,7 +286,7 @@ mod tests {
         let community = Layout::find(dir.path()).unwrap();
         assert!(community.dit.ends_with("step1x-edit-i1258-FP8.safetensors"));
         touch(dir.path(), &["step1x-edit-other.safetensors"]);
-        assert!(fault(dir.path()).contains("which model is meant?"));
+        assert!(fault(dir.path()).contains("the folder holds several models"));
         touch(dir.path(), &[DIT_V1_0]);
         assert!(Layout::find(dir.path()).unwrap().dit.ends_with(DIT_V1_0));
         touch(dir.path(), &[DIT_V1_1]);

@@ -38,14 +38,14 @@ fn devices() {
     // Without a driver, or with too few devices.
     refused(&["--device", "cuda:999"], 4, &["--device cpu"]);
     refused(&["--device", "cuda", "--precision", "f32"], 2, &["--precision f32", "--device cpu"]);
-    refused(&["--device", "tpu"], 2, &["--device <DEVICE>", "auto, cpu and cuda"]);
+    refused(&["--device", "tpu"], 2, &["--device <DEVICE>", "auto, cpu, cuda or cuda:N"]);
 }
 
 #[test]
 fn measuring_commands_say_what_they_lack() {
     let place = Place::new();
     place.run(&["verify", "-m", "nowhere", "--golden", "no-such-folder"]).refused(3, &["full_512_inputs.safetensors"]);
-    place.run(&["bench", "-m", "nowhere", "--device", "cpu"]).refused(2, &["bench times a GPU"]);
+    place.run(&["bench", "-m", "nowhere", "--device", "cpu"]).refused(2, &["bench needs a GPU"]);
     place.run(&["compare", "-m", "nowhere", "--device", "cpu"]).refused(2, &["compare needs a GPU"]);
     place.run(&["bench", "-m", "nowhere", "--device", "cuda:999"]).refused(4, &["--device cpu"]);
     place.run(&["profile", "-m", "nowhere", "--device", "cpu"]).refused(2, &["profile needs a GPU"]);

@@ -68,8 +68,8 @@ fn the_residency_follows_the_memory_that_is_allowed() {
 fn memory_that_cannot_do_is_refused() {
     let place = Place::new();
     let with = |value: &str| place.run(&["inspect", "--preset", "full", "--max-vram", value]);
-    with("18GB").refused(4, &["at least 20.00 GB", "--max-vram allows 18.00 GB", "a smaller --size-level needs less"]);
-    with("16GB").refused(4, &["no picture is small enough: all need 17.82 GB"]);
+    with("18GB").refused(4, &["at least 20.00 GB", "--max-vram allows 18.00 GB", "use a smaller --size-level"]);
+    with("16GB").refused(4, &["even the smallest picture needs 17.82 GB"]);
     for value in ["22G", "much", "0", "-1"] {
         with(value).refused(2, &["--max-vram"]);
     }

@@ -78,8 +78,8 @@ fn faulty_cases_are_named() {
     let list = cases(&place);
     for (text, words) in [
         ("[]", &["lists no case"][..]),
-        ("[{\"id\": 7}]", &["no list of cases"]),
-        ("[", &["no list of cases"]),
+        ("[{\"id\": 7}]", &["not a list of cases"]),
+        ("[", &["not a list of cases"]),
         (&list.to_string().replace("000", "../x"), &["../x", "letters"]),
         (&list.to_string().replace("001", "000"), &["case 000 twice"]),
         (&list.to_string().replace("000", "007"), &["007.source.png"]),

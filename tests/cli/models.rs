@@ -77,7 +77,7 @@ fn two_transformers_make_the_model_unclear() {
     let place = Place::new();
     let dir = place.linked_model("model", &[]);
     fs::hard_link(dir.join(DIT), dir.join("step1x-edit-i1258.safetensors")).unwrap();
-    place.edit_refused(&["-m", "model"], 3, &["which model is meant", "step1x-edit-i1258.safetensors", DIT]);
+    place.edit_refused(&["-m", "model"], 3, &["the folder holds several models", "step1x-edit-i1258.safetensors", DIT]);
     let file = dir.join(DIT);
     place.edited(&["-m", file.to_str().unwrap(), "-i", &fixture("grey.png"), "--steps", "1"]);
 }
@@ -186,7 +186,7 @@ fn a_broken_settings_file() {
     refused(SETTINGS, b"{\"axes\": [8, 56, 56]}", 3, &["axes", "128"]);
     // The sum of these is 128 modulo 2^64.
     refused(SETTINGS, b"{\"axes\": [18446744073709551614, 66, 64]}", 3, &["axes", "128"]);
-    refused(SETTINGS, b"{\"cut\": 487, \"max_text\": 1}", 3, &["`max_text` is 1", "wanted 3"]);
+    refused(SETTINGS, b"{\"cut\": 487, \"max_text\": 1}", 3, &["`max_text` is 1", "set 3"]);
     refused(SETTINGS, b"{\"cut\": 487, \"max_text\": 4000000000}", 3, &["`max_text` is 4000000000", "to 16384"]);
     refused(SETTINGS, b"{\"cut\": 100000}", 3, &["`cut` is 100000"]);
 }

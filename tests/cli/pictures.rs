@@ -26,7 +26,7 @@ fn files_that_are_no_pictures_are_refused() {
     place.write("notes.txt", "not a picture, only words about one");
     place.write("empty.png", "");
     place.edit_refused(&["-i", "absent.jpg"], 1, &["absent.jpg", "No such file"]);
-    place.edit_refused(&["-i", "notes.txt"], 1, &["notes.txt", "no known picture format", "PNG"]);
+    place.edit_refused(&["-i", "notes.txt"], 1, &["notes.txt", "not a known picture format", "PNG"]);
     place.edit_refused(&["-i", "empty.png"], 1, &["empty.png", "empty"]);
     place.edit_refused(&["-i", "."], 1, &["is a folder"]);
     place.edit_refused(&["-i", &fixture("truncated.jpg")], 1, &["truncated.jpg", "cut short"]);

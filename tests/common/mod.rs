@@ -288,6 +288,10 @@ pub fn planned_for(graph: Graph, itinerary: Itinerary, precision: Precision) -> 
     Arc::new(plan)
 }
 
+/// What a branch's velocity may change when it runs alone: where it then has one row (its pooled text), the CPU's product
+/// sums in another order.
+pub const ONE_ROW: f32 = 1e-5;
+
 /// The CPU executor of a plan with synthetic weights.
 pub fn executor(plan: &Arc<Plan>, seed: u64) -> Reference {
     Reference::new(plan.clone(), Arc::new(SyntheticWeights::new(&plan.graph, seed))).expect("the weights are there")

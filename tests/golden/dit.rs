@@ -13,12 +13,12 @@ use step1x_edit::plan::Precision;
 use step1x_edit::tensor::Component;
 use step1x_edit::tensor::DType::{BF16, F32};
 
-use crate::common::{Floats, Golden, SyntheticWeights, assert_close, planned};
+use crate::common::{Floats, Golden, ONE_ROW, assert_close, executor, planned};
 
 /// float32 in another summation order; an independent implementation is within 2e-6.
 const BOUND: f32 = 5e-5;
 
-/// What the official forward was given: batch 2, each entry with its own time.
+/// What the official forward was given: batch 2 (or one entry of it), each entry with its own time.
 struct Given {
     embedding: Floats,
     image: Floats,
@@ -39,6 +39,14 @@ impl Given {
         };
         let (embedding, times) = (golden.f32("in.llm_embedding"), golden.f32("in.timestep").values);
         Given { embedding, image, times, valid: golden.valid_rows(), grid, reference, seed: golden.seed() }
+    }
+
+    /// An entry of the batch alone.
+    fn alone(&self, branch: usize) -> Given {
+        let entry =
+            |floats: &Floats| Floats { shape: [&[1], &floats.shape[1..]].concat(), values: floats.entry(branch).to_vec() };
+        let (embedding, image) = (entry(&self.embedding), entry(&self.image));
+        Given { embedding, image, times: vec![self.times[branch]], valid: vec![self.valid[branch]], ..*self }
     }
 
     fn rows(&self, savings: Savings) -> StepRows {
@@ -63,7 +71,7 @@ fn record(config: &Config, rows: &StepRows, trim: bool) -> (Graph, Recorded) {
     let g = &mut graph;
     let (_, recorded) = g.body("forward", |g| {
         let embedding = g.input("embedding", BF16, [rows.prompt.total(), config.dit.context]);
-        let times = g.input("times", F32, [2]);
+        let times = g.input("times", F32, [rows.branches()]);
         let (rope, key_bias) = dit::step_tables(g, rows);
         g.with_weights(Component::Dit, |g| {
             let x = g.buffer("x", BF16, [rows.total(), config.dit.hidden]);
@@ -71,7 +79,7 @@ fn record(config: &Config, rows: &StepRows, trim: bool) -> (Graph, Recorded) {
             let text = g.rows(x, 0..rows.prompt.total());
             g.op_into("txt", Cast(BF16), &[conditioned.text], &[text]);
             let mut images = Vec::new();
-            for branch in 0..2 {
+            for branch in 0..rows.branches() {
                 let noisy = g.input(&format!("noisy{branch}"), BF16, [n, config.dit.in_channels]);
                 images.push((noisy, branch, 0..n));
                 let reference = rows.reference.then(|| g.input(&format!("reference{branch}"), BF16, [n, config.dit.in_channels]));
@@ -100,7 +108,8 @@ fn forward(given: &Given, config: &Config, savings: Savings) -> Forward {
     let (graph, recorded) = record(config, &rows, savings.trim_last_block);
     let plan = planned(graph, Precision::F32);
     let mut run = executor(&plan, given.seed);
-    let embedding: Vec<f32> = (0..2).flat_map(|b| given.embedding.rows(b, 0..rows.prompt.branch(b).len())).copied().collect();
+    let kept = |b| given.embedding.rows(b, 0..rows.prompt.branch(b).len());
+    let embedding: Vec<f32> = (0..rows.branches()).flat_map(kept).copied().collect();
     run.write(recorded.embedding, Values::F32(&embedding)).unwrap();
     run.write(recorded.times, Values::F32(&given.times)).unwrap();
     run.write(recorded.rope, Values::F32(&rows.rope_table(config))).unwrap();
@@ -243,6 +252,27 @@ fn each_saving_alone_keeps_the_velocity() {
         for (name, savings) in alone {
             let worst = assert_close(name, &forward(&given, &config, savings).velocity, &plain, 1e-5);
             println!("{version}, {name}: {worst:.1e}");
+        }
+    }
+}
+
+/// A branch that runs alone gives the velocities that it gives beside the other, which are the official ones.
+#[test]
+fn one_branch_alone_gives_its_own_velocity() {
+    let (golden, given) = dit_step();
+    for (prefix, version) in golden.versions() {
+        let config = golden.config(version);
+        let expected = golden.f32(&format!("{prefix}.velocity"));
+        for savings in [Savings::NONE, Savings::ALL] {
+            let both = forward(&given, &config, savings).velocity;
+            for (branch, beside) in both.chunks(both.len() / 2).enumerate() {
+                let alone = forward(&given.alone(branch), &config, savings).velocity;
+                let official = expected.rows(branch, 0..given.rows(savings).tokens());
+                assert_close(&format!("{version} velocity of branch {branch} alone"), &alone, official, BOUND);
+                let worst =
+                    assert_close(&format!("{version} branch {branch} alone and beside the other"), &alone, beside, ONE_ROW);
+                println!("{version} branch {branch} alone: {worst:.1e}");
+            }
         }
     }
 }

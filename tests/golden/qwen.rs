@@ -11,7 +11,7 @@ use step1x_edit::ops::Values;
 use step1x_edit::plan::Precision;
 use step1x_edit::tensor::Component;
 
-use crate::common::{Golden, SyntheticWeights, assert_close, json, number, planned, tiny_config};
+use crate::common::{Golden, assert_close, executor, json, number, planned, tiny_config};
 
 /// float32 in another summation order; an independent implementation is within 8e-6.
 const BOUND: f32 = 5e-5;

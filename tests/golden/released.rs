@@ -77,8 +77,7 @@ fn edit_graph(config: &Config, latent: usize, savings: Savings) -> Graph {
         text,
         prompt: PromptRows::new(&tails.map(|tail| prefix + tail - cut), 640, savings.collapse_padding),
         steps: 28,
-        cfg_scale: 6.0,
-        noise: NoiseSource::Philox { seed: 42, grid_threads: H100_GRID_THREADS },
+        noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
         sample_posterior: true,
         savings,
     };

@@ -6,11 +6,11 @@ use step1x_edit::model::edit::{self, EditSpec, NoiseSource, Savings};
 use step1x_edit::model::text::TextRows;
 use step1x_edit::model::{Config, PromptRows, Version};
 use step1x_edit::ops::Values;
-use step1x_edit::plan::Precision;
+use step1x_edit::plan::{Itinerary, Precision};
 use step1x_edit::sampling::step_table;
 use step1x_edit::tensor::DType::BF16;
 
-use crate::common::{Floats, Golden, assert_close, executor, planned_for, relative_l2};
+use crate::common::{Floats, Golden, ONE_ROW, assert_close, executor, planned_for, relative_l2};
 
 /// float32 in another summation order; an independent implementation is within 7e-6.
 const BOUND: f32 = 5e-5;
@@ -84,7 +84,6 @@ impl Given {
             text: TextRows { prefix: 0, tails: vec![], pictures: vec![], hidden_keys: false },
             prompt: PromptRows::new(&self.valid, self.embedding.shape[1], savings.collapse_padding),
             steps: run.times.len() - 1,
-            cfg_scale: self.cfg_scale,
             noise: NoiseSource::Host,
             sample_posterior: false,
             savings,
@@ -92,26 +91,38 @@ impl Given {
     }
 }
 
+/// What a step leaves.
+struct Step {
+    velocity: Vec<f32>,
+    /// Packed latents.
+    latents: Vec<f32>,
+}
+
 /// Packed latents after each step.
 fn denoise(given: &Given, config: &Config, run: &Run, savings: Savings, precision: Precision) -> Vec<Vec<f32>> {
+    steps(given, config, run, savings, precision, &[]).into_iter().map(|step| step.latents).collect()
+}
+
+/// All steps; those that `starts` has latents for begin with them.
+fn steps(given: &Given, config: &Config, run: &Run, savings: Savings, precision: Precision, starts: &[Vec<f32>]) -> Vec<Step> {
     let spec = given.spec(run, savings);
     let (rows, tokens) = (spec.step_rows(), spec.latent.0 / 2 * (spec.latent.1 / 2));
     let mut graph = Graph::new();
     let embedding = graph.input("embedding", BF16, [spec.prompt.total(), config.dit.context]);
     let reference = run.reference.then(|| graph.input("reference", BF16, [tokens, config.dit.in_channels]));
-    let denoised = edit::denoise(&mut graph, config, &spec, embedding, reference);
+    let denoised = edit::denoise(&mut graph, config, &spec, None, embedding, reference);
 
     let itinerary = Itinerary::once([denoised.conditioning]).then_times(denoised.step, spec.steps);
     let mut executor = executor(&planned_for(graph, itinerary, precision), given.seed);
     let mut write = |id, values: &[f32]| executor.write(id, Values::F32(values)).unwrap();
     let kept = |b| given.embedding.rows(b, 0..spec.prompt.branch(b).len());
-    write(embedding, &[kept(0), kept(1)].concat());
+    write(embedding, &(0..rows.branches()).map(kept).collect::<Vec<_>>().concat());
     if let Some(reference) = reference {
         write(reference, &given.reference.packed());
     }
     write(denoised.host_noise.expect("noise of the host"), &given.noise.packed());
-    write(denoised.times, &run.times[..spec.steps].iter().flat_map(|&t| [t, t]).collect::<Vec<_>>());
-    write(denoised.schedule, &step_table(&run.times, run.limit));
+    write(denoised.times, &run.times[..spec.steps].iter().flat_map(|&t| vec![t; rows.branches()]).collect::<Vec<_>>());
+    write(denoised.schedule, &step_table(&run.times, run.limit, given.cfg_scale));
     write(denoised.rope, &rows.rope_table(config));
     if let Some(key_bias) = denoised.key_bias {
         write(key_bias, &rows.prompt.key_bias());
@@ -120,14 +131,18 @@ fn denoise(given: &Given, config: &Config, run: &Run, savings: Savings, precisio
     executor.write(denoised.fault, Values::I32(&[0])).unwrap();
 
     executor.run(denoised.conditioning, &mut unwatched).unwrap();
-    let mut step = || {
+    let mut step = |at: usize| {
+        if let Some(latents) = starts.get(at) {
+            executor.write(denoised.latents, Values::F32(latents)).unwrap();
+        }
         executor.run(denoised.step, &mut unwatched).unwrap();
-        executor.read_f32(denoised.latents).unwrap()
+        let [velocity, latents] = [denoised.velocity, denoised.latents].map(|id| executor.read_f32(id).unwrap());
+        Step { velocity, latents }
     };
-    let latents = (0..spec.steps).map(|_| step()).collect();
+    let steps: Vec<Step> = (0..spec.steps).map(&mut step).collect();
     let state = [denoised.counter, denoised.fault].map(|id| executor.read(id).unwrap());
     assert_eq!(state, [vec![spec.steps as i32], vec![0]].map(step1x_edit::ops::HostValues::I32), "counter and fault");
-    latents
+    steps
 }
 
 /// Holds the latents of a run against the file's; the largest difference.
@@ -159,6 +174,32 @@ fn latents_after_every_step() {
             got.concat()
         });
         assert_close(&format!("{}, conditioned once and each step", run.name), &once, &each_step, 1e-5);
+    }
+}
+
+/// One branch takes each step from the same latents with the conditional velocity of two, and moves by exactly that.
+#[test]
+fn one_branch_follows_the_conditional_velocity() {
+    let golden = Golden::open("sampler.safetensors");
+    let given = Given::read(&golden);
+    let alone = Given { valid: vec![given.valid[0]], ..Given::read(&golden) };
+    for run in runs(&golden) {
+        let config = golden.config(run.version);
+        for condition_once in [true, false] {
+            let savings = Savings { condition_once, ..Savings::ALL };
+            let two = steps(&given, &config, &run, savings, Precision::F32, &[]);
+            let starts: Vec<_> = [given.noise.packed()].into_iter().chain(two.iter().map(|step| step.latents.clone())).collect();
+            let one = steps(&alone, &config, &run, savings, Precision::F32, &starts);
+            let table = step_table(&run.times, run.limit, given.cfg_scale);
+            let mut worst = 0.0f32;
+            for (at, (one, two)) in one.iter().zip(&two).enumerate() {
+                let what = format!("{}, step {at}", run.name);
+                worst = worst.max(assert_close(&what, &one.velocity, &two.velocity[..one.velocity.len()], ONE_ROW));
+                let moved = starts[at].iter().zip(&one.velocity).map(|(x, v)| x + table[3 * at] * v);
+                assert!(moved.eq(one.latents.iter().copied()), "{what}: the velocity is not used as it is");
+            }
+            println!("{}, one branch: {worst:.1e}", run.name);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use step1x_edit::plan::Precision;
 use step1x_edit::tensor::Component;
 use step1x_edit::tensor::DType::{BF16, F32};
 
-use crate::common::{Golden, SyntheticWeights, assert_close, number, planned, tiny_config};
+use crate::common::{Golden, assert_close, executor, number, planned, tiny_config};
 
 /// float32 in another summation order through some thirty convolutions and group norms.
 const BOUND: f32 = 2e-4;

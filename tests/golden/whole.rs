@@ -29,6 +29,7 @@ const STEPS: usize = 3;
 const SIZE: (usize, usize) = (80, 48);
 
 /// What an edit leaves at its stages' ends.
+#[derive(PartialEq)]
 struct Edit {
     reference: Vec<f32>,
     embedding: Vec<f32>,
@@ -54,24 +55,32 @@ fn setup() -> Setup {
     Setup { model, picture, patches, tokens: tokens.to_vec() }
 }
 
-/// The program as `edit` runs it.
-fn by_program(s: &Setup, savings: Savings) -> Edit {
+/// A request as the program takes it.
+fn inputs(s: &Setup, savings: Savings) -> EditInputs {
     let request = Request {
         size: SIZE,
         reference: true,
         grid: s.patches.grid,
         tokens: &s.tokens,
         steps: STEPS,
-        cfg_scale: 6.0,
-        noise: NoiseSource::Philox { seed: SEED, grid_threads: H100_GRID_THREADS },
+        noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
         sample_posterior: false,
         savings,
     };
-    let inputs = EditInputs::new(&s.model.config, &s.model.settings, &request).unwrap();
-    let program = Program::new(&s.model.config, &inputs.spec, Precision::F32, Target::Cpu).unwrap();
-    let mut run = executor(&program.plan, 0);
-    let host = HostInputs { working: Some(&s.picture), patches: &s.patches, seed: SEED, guidance_limit: 0.93 };
-    for (id, values) in inputs.values(&program.tensors, &s.model.config, &host) {
+    EditInputs::new(&s.model.config, &s.model.settings, &request).unwrap()
+}
+
+/// The program as `edit` runs it.
+fn by_program(s: &Setup, savings: Savings) -> Edit {
+    let inputs = inputs(s, savings);
+    let program = Program::new(&s.model.config, inputs.spec.clone(), Precision::F32, Target::Cpu).unwrap();
+    run(&mut executor(&program.plan, 0), s, &program, &inputs, (SEED, 6.0))
+}
+
+fn run(run: &mut dyn Executor, s: &Setup, program: &Program, inputs: &EditInputs, (seed, cfg_scale): (u64, f32)) -> Edit {
+    let (working, patches) = (Some(&s.picture), &s.patches);
+    let host = HostInputs { working, patches, seed, cfg_scale, guidance_limit: 0.93 };
+    for (id, values) in inputs.values(&s.model.config, &program.tensors, &host) {
         run.write(id, values.values()).unwrap();
     }
     let t = &program.tensors;
@@ -155,7 +164,6 @@ fn latents(s: &Setup, embedding: Vec<f32>, valid: &[usize], reference: &[f32]) -
         text: TextRows { prefix: 0, tails: vec![], pictures: vec![], hidden_keys: false },
         prompt: PromptRows::new(valid, s.model.settings.max_text, false),
         steps: STEPS,
-        cfg_scale: 6.0,
         noise: NoiseSource::Host,
         sample_posterior: false,
         savings: Savings::NONE,
@@ -163,7 +171,7 @@ fn latents(s: &Setup, embedding: Vec<f32>, valid: &[usize], reference: &[f32]) -
     let mut graph = Graph::new();
     let text = graph.input("embedding", BF16, [spec.prompt.total(), s.model.config.dit.context]);
     let image = graph.input("reference", BF16, [tokens, 64]);
-    let d = edit::denoise(&mut graph, &s.model.config, &spec, text, Some(image));
+    let d = edit::denoise(&mut graph, &s.model.config, &spec, None, text, Some(image));
     let itinerary = Itinerary::once([d.conditioning]).then_times(d.step, STEPS);
     let mut run = executor(&planned_for(graph, itinerary, Precision::F32), 0);
 
@@ -175,7 +183,7 @@ fn latents(s: &Setup, embedding: Vec<f32>, valid: &[usize], reference: &[f32]) -
         (image, HostValues::F32(pack_noise(&channels_first, h, w, F32))),
         (d.host_noise.unwrap(), HostValues::F32(pack_noise(&noise, h, w, DType::BF16))),
         (d.times, HostValues::F32(times[..STEPS].iter().flat_map(|&t| [t, t]).collect())),
-        (d.schedule, HostValues::F32(step_table(&times, 0.93))),
+        (d.schedule, HostValues::F32(step_table(&times, 0.93, 6.0))),
         (d.rope, HostValues::F32(spec.step_rows().rope_table(&s.model.config))),
         (d.counter, HostValues::I32(vec![0])),
         (d.fault, HostValues::I32(vec![0])),
@@ -234,5 +242,32 @@ fn an_edit_joins_its_stages_right() {
             "pixels differ by {worst:?}, at most 1 where a value is truncated"
         );
         assert!(pixels.iter().min() != pixels.iter().max(), "a picture of one value shows nothing");
+    }
+}
+
+/// Seed, guidance scale and the words of the prompts are values: a program that has run serves the next request of its spec as
+/// a new one would.
+#[test]
+fn one_program_serves_every_request_of_its_spec() {
+    // Digits are tokens of their own, so that both prompts are of one length.
+    let [first, second] = ["Make 2 of it", "Make 3 of it"].map(|prompt| {
+        let s = setup();
+        let encode = |p| s.model.tokenizer.encode_prompt(p, s.patches.image_tokens()).unwrap();
+        Setup { tokens: vec![encode(prompt), encode("blurry")], ..s }
+    });
+    let [a, b] = [&first, &second].map(|s| inputs(s, Savings::ALL));
+    assert!(a.spec == b.spec && first.tokens[0].ids != second.tokens[0].ids);
+
+    let program = Program::new(&first.model.config, a.spec.clone(), Precision::F32, Target::Cpu).unwrap();
+    let weights = SyntheticWeights::new(&program.plan.graph, 0);
+    let mut used = Reference::new(&program.plan, &weights).unwrap();
+    let before = run(&mut used, &first, &program, &a, (SEED, 6.0));
+    let mut differing = vec![before];
+    for host in [(1 << 40 | 7, 6.0), (SEED, 1.5)] {
+        let again = run(&mut used, &second, &program, &b, host);
+        let fresh = run(&mut Reference::new(&program.plan, &weights).unwrap(), &second, &program, &b, host);
+        assert!(again == fresh, "{host:?}: what ran before shows");
+        assert!(differing.iter().all(|other| other.latents != again.latents), "{host:?}: an input has no effect");
+        differing.push(again);
     }
 }

@@ -111,13 +111,12 @@ impl TinyEdit {
             grid: patches.grid,
             tokens: &tokens,
             steps: STEPS,
-            cfg_scale: 6.0,
-            noise: NoiseSource::Philox { seed: SEED, grid_threads: H100_GRID_THREADS },
+            noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
             sample_posterior: false,
             savings,
         };
         let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap_or_else(|e| panic!("{e:#}"));
-        let program = Program::new(&model.config, &inputs.spec, precision, target).unwrap_or_else(|e| panic!("{e:#}"));
+        let program = Program::new(&model.config, inputs.spec.clone(), precision, target).unwrap_or_else(|e| panic!("{e:#}"));
         assert_eq!(program.plan.overlaps(), []);
         TinyEdit { model, program, inputs, picture, patches }
     }
@@ -131,8 +130,9 @@ impl TinyEdit {
     }
 
     pub fn write_inputs(&self, exec: &mut dyn Executor) -> anyhow::Result<()> {
-        let host = HostInputs { working: Some(&self.picture), patches: &self.patches, seed: SEED, guidance_limit: 0.93 };
-        let values = self.inputs.values(&self.program.tensors, &self.model.config, &host);
+        let (working, patches) = (Some(&self.picture), &self.patches);
+        let host = HostInputs { working, patches, seed: SEED, cfg_scale: 6.0, guidance_limit: 0.93 };
+        let values = self.inputs.values(&self.model.config, &self.program.tensors, &host);
         values.iter().try_for_each(|(id, values)| exec.write(*id, values.values()))
     }
 

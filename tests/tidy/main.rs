@@ -1,4 +1,7 @@
-//! Rules of the source tree, enforced: who may name whom, file sizes, an op's files.
+//! Rules of the source tree, enforced: who may name whom, sizes of files and functions, an op's files.
+
+mod circles;
+mod functions;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -110,6 +113,15 @@ fn only_the_top_reads_arguments_and_environment() {
 }
 
 #[test]
+fn only_cli_knows_flags() {
+    let src = Path::new(ROOT).join("src");
+    for path in sources(&src) {
+        let cli = path.starts_with(src.join("cli"));
+        assert!(cli || !shipped(&path).contains("clap"), "{} names clap; commands take jobs", path.display());
+    }
+}
+
+#[test]
 fn names_are_found_in_paths_and_groups() {
     assert_eq!(named("use crate::exec::Reference;\nuse crate::{graph, plan};"), ["exec", "graph", "plan"]);
 }
@@ -138,6 +150,16 @@ fn op_files() -> Vec<(String, String)> {
 fn in_order(name: &str, text: &str, parts: &[&str]) {
     let place = |part: &&str| text.find(part).unwrap_or_else(|| panic!("{name} lacks {part}"));
     assert!(parts.iter().map(place).is_sorted(), "{name} is not in the order {parts:?}");
+}
+
+#[test]
+fn modules_lie_where_cargo_looks() {
+    let files = ["src", "tests", "benches"].map(|folder| sources(&Path::new(ROOT).join(folder))).concat();
+    let texts = files.iter().map(|path| fs::read_to_string(path).unwrap());
+    let count: usize = texts.map(|text| text.lines().filter(|line| line.trim_start().starts_with("#[path")).count()).sum();
+    assert!(count <= 2, "{count} times #[path]: two targets share tests/common, the rest needs none");
+    let beside = files.iter().find(|file| file.with_extension("").is_dir());
+    assert!(beside.is_none(), "{} lies beside its folder; it is the folder's mod.rs", beside.unwrap().display());
 }
 
 #[test]

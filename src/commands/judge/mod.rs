@@ -104,7 +104,7 @@ fn check_new_or_empty(folder: &Path) -> Result<()> {
     match std::fs::read_dir(folder) {
         Ok(mut entries) => ensure!(entries.next().is_none(), "{shown} is not empty; name a new folder"),
         Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| format!("{shown} cannot be the output folder")),
+        Err(error) => return Err(error).with_context(|| format!("cannot use {shown} as the output folder")),
     }
     Ok(())
 }
@@ -112,15 +112,15 @@ fn check_new_or_empty(folder: &Path) -> Result<()> {
 fn read_cases(folder: &Path) -> Result<Vec<Case>> {
     let file = folder.join("cases.json");
     let text = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let cases: Vec<Case> = serde_json::from_slice(&text).with_context(|| format!("{} is no list of cases", file.display()))?;
-    ensure!(!cases.is_empty(), "{} lists no case", file.display());
+    let cases: Vec<Case> = serde_json::from_slice(&text).with_context(|| format!("{} is not a list of cases", file.display()))?;
+    ensure!(!cases.is_empty(), "{} lists no cases; add one", file.display());
     let plain = |id: &str| !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
     if let Some(case) = cases.iter().find(|case| !plain(&case.id)) {
-        bail!("{}: the id {:?} is not made of letters, digits, - and _", file.display(), case.id);
+        bail!("{}: the id {:?} has other characters than letters, digits, - and _; rename the case", file.display(), case.id);
     }
     let mut seen = HashSet::new();
     if let Some(case) = cases.iter().find(|case| !seen.insert(case.id.as_str())) {
-        bail!("{} lists the case {} twice", file.display(), case.id);
+        bail!("{} lists the case {} twice; give each its own id", file.display(), case.id);
     }
     Ok(cases)
 }
@@ -130,8 +130,14 @@ fn pictures(folder: &Path, case: &Case) -> Result<(Rgb, Rgb)> {
     let read = |what: &str| image::decode(&folder.join(format!("{}.{what}.png", case.id)));
     let (source, target) = (read("source")?, read("target")?);
     let size = |picture: &Rgb| format!("{}x{}", picture.width, picture.height);
-    ensure!(size(&source) == size(&target), "case {}: the source is {}, the target {}", case.id, size(&source), size(&target));
-    ensure!(source != target, "case {}: source and target are equal, so nothing shows that an edit was made", case.id);
+    ensure!(
+        size(&source) == size(&target),
+        "case {}: the source is {}, the target {}; both must have one size",
+        case.id,
+        size(&source),
+        size(&target)
+    );
+    ensure!(source != target, "case {}: source and target are equal, so no edit can be seen; give another target", case.id);
     Ok((source, target))
 }
 

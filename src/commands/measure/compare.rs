@@ -52,7 +52,7 @@ pub fn run(job: &CompareJob, print: &mut dyn FnMut(&str) -> Result<()>) -> Resul
         }
     }
     match differing.first() {
-        Some(first) => bail!("{} outputs differ; the first: {first}", differing.len()),
+        Some(first) => bail!("{} outputs differ between GPU and CPU; the first is {first}", differing.len()),
         None => Ok(()),
     }
 }

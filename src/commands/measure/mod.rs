@@ -37,7 +37,9 @@ pub(super) fn gpu(who: &str, choice: &PlaceChoice) -> Result<(Place, Arc<Device>
 fn check_stages(wanted: &[String], graph: &Graph) -> Result<()> {
     let names: Vec<&str> = graph.bodies.iter().map(|body| body.name).collect();
     match wanted.iter().find(|stage| !names.contains(&stage.as_str())) {
-        Some(unknown) => Err(usage(anyhow::anyhow!("--stage {unknown}: the stages are {}", names.join(", ")))),
+        Some(unknown) => {
+            Err(usage(anyhow::anyhow!("--stage {unknown} is not a stage of this edit; choose from {}", names.join(", "))))
+        }
         None => Ok(()),
     }
 }

@@ -58,7 +58,7 @@ impl WeightFile {
         let file = File::open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         if !metadata.is_file() {
-            let fault = "not a regular file; a .safetensors file is expected here";
+            let fault = "this is not a regular file; give a .safetensors file";
             return Err(ModelError::new(fault).at(path));
         }
         let len = metadata.len();
@@ -140,7 +140,7 @@ impl WeightFile {
             return ModelError::io("read it", &self.path, error);
         }
         let now = file.metadata().map_or_else(|e| e.to_string(), |metadata| format!("has {} now", metadata.len()));
-        let fault = format!("it had {len} bytes when it was opened and {now}: something has cut it off; fetch the file again");
+        let fault = format!("the file had {len} bytes when it was opened and {now}; something has cut it off; fetch it again");
         ModelError::new(fault).at(&self.path)
     }
 }
@@ -211,18 +211,18 @@ fn too_short(len: u64) -> ModelError {
 /// Bytes that the file has after its header.
 fn data_bytes(length: &[u8; 8], header_len: u64, file_len: u64) -> Result<u64> {
     if length == b"version " {
-        return Err(ModelError::new("a Git LFS pointer, not the weights themselves; run `git lfs pull`"));
+        return Err(ModelError::new("this is a Git LFS pointer, not the weights; run `git lfs pull`"));
     }
     let after = file_len.saturating_sub(LENGTH_BYTES);
     if header_len > MAX_HEADER_BYTES {
         return Err(ModelError::new(format!(
-            "claims a header of {header_len} bytes, where at most {MAX_HEADER_BYTES} are accepted; \
+            "the file claims a header of {header_len} bytes, where at most {MAX_HEADER_BYTES} are accepted; \
              probably not a safetensors file"
         )));
     }
     after.checked_sub(header_len).ok_or_else(|| {
         ModelError::new(format!(
-            "claims a header of {header_len} bytes, but {after} follow; either not a safetensors file, or {INCOMPLETE}"
+            "the file claims a header of {header_len} bytes, but {after} follow; it is not a safetensors file, or {INCOMPLETE}"
         ))
     })
 }
@@ -292,7 +292,7 @@ fn check_packed(entries: &BTreeMap<String, Entry>, start: u64, data_len: u64) ->
                 false => ("leaves a gap before it of", begin - end),
             };
             return Err(ModelError::new(format!(
-                "tensor {name:?} {fault} {count} bytes: the header is damaged; fetch the file again"
+                "tensor {name:?} {fault} {count} bytes, so the header is damaged; fetch the file again"
             )));
         }
         end = entry.range.end;
@@ -300,13 +300,13 @@ fn check_packed(entries: &BTreeMap<String, Entry>, start: u64, data_len: u64) ->
     let (needed, found) = (end as u64, start + data_len);
     if needed > found {
         return Err(ModelError::new(format!(
-            "{} bytes are missing: its header tells of {needed}, it has {found}; {INCOMPLETE}",
+            "{} bytes are missing: the header needs {needed}, the file has {found}; {INCOMPLETE}",
             needed - found
         )));
     }
     if needed < found {
         return Err(ModelError::new(format!(
-            "{} bytes follow the last tensor: its header tells of {needed}, it has {found}; fetch the file again",
+            "{} bytes follow the last tensor: the header needs {needed}, the file has {found}; fetch the file again",
             found - needed
         )));
     }

@@ -123,7 +123,7 @@ fn check_room(dir: &Path, needed: u64) -> Result<()> {
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     if needed > free {
         return Err(ModelError::new(format!(
-            "{}: {needed} bytes are to be written, {free} are free; choose another disk or make room",
+            "{}: the model takes {needed} bytes, but {free} are free; choose another disk",
             dir.display()
         )));
     }
@@ -248,7 +248,7 @@ impl<'a> FilePlan<'a> {
         let mut end = 0;
         for PlannedTensor { name, spec } in &tensors {
             if matches!(spec.dtype, DType::I32 | DType::U8) {
-                let fault = format!("cannot make {name} synthetic: {spec} is no float");
+                let fault = format!("cannot make {name} synthetic: {spec} is not of a float type");
                 return Err(ModelError::new(fault).at(&path));
             }
             let begin = end;

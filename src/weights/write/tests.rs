@@ -74,7 +74,8 @@ fn impossible_plans_leave_nothing_behind() {
     let twice = [planned("a", DType::F32, &[1]), planned("a", DType::F32, &[1])];
     let ints = [planned("a", DType::I32, &[1])];
     let huge = [planned("a", DType::F32, &[1 << 58])];
-    let cases: [(&[PlannedTensor], &str); 3] = [(&twice, "the name is taken"), (&ints, "is no float"), (&huge, "are free")];
+    let cases: [(&[PlannedTensor], &str); 3] =
+        [(&twice, "the name is taken"), (&ints, "is not of a float type"), (&huge, "are free")];
     for (tensors, want) in cases {
         let text = write_safetensors(&path, tensors, &[], 0).unwrap_err().to_string();
         assert!(text.contains(want), "{text}");

@@ -63,7 +63,7 @@ impl Recipe {
 
     fn compute(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
         let size = self.spec().dtype.bytes();
-        if offset % size != 0 || bytes.len() % size != 0 {
+        if !offset.is_multiple_of(size) || !bytes.len().is_multiple_of(size) {
             let asked = format!("{} bytes from {offset} on are not whole elements of {size} bytes", bytes.len());
             return Err(self.named(&asked));
         }
