@@ -17,14 +17,17 @@
 //! - [`ops`]: one file an op; knows nothing of storages.
 //! - [`cuda`]: the device: libraries, memory, kernels, matrix products, captured graphs; knows nothing of ops.
 //! - [`kernels`]: the embedded CUDA sources.
+//! - [`hash`], [`aside`]: the one hash; files that appear whole or not at all; depend on nothing.
 //! - [`tensor`]: element types and shapes; depends on nothing.
 
+pub mod aside;
 pub mod cli;
 pub mod commands;
 pub mod cuda;
 pub mod error;
 pub mod exec;
 pub mod graph;
+pub mod hash;
 pub mod image;
 pub mod inputs;
 pub mod kernels;

@@ -256,7 +256,7 @@ fn random_graph(nodes: &[(usize, prop::sample::Index, prop::sample::Index)]) -> 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 10))]
 
     /// Any edit's plan: sizes, prompts, versions, savings, noise, with and without a reference.
     #[test]

@@ -1,4 +1,4 @@
-//! Where the environment says that the device's libraries lie and compiled kernels are kept.
+//! Where the environment says that the device's libraries and the kernels' sources lie, and what is compiled is kept.
 
 use std::collections::HashSet;
 use std::env;
@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use crate::cuda::Setup;
 
 /// Folders of libraries: those of STEP1X_CUDA_LIB, then those of Python environments (VIRTUAL_ENV, CONDA_PREFIX, that of
-/// `python3`), then those of installed toolkits. The cache: STEP1X_CACHE, or `step1x-edit` in the user's cache folder. The profiler:
-/// NVTX_INJECTION64_PATH, which profilers set themselves.
+/// `python3`), then those of installed toolkits. The cache: STEP1X_CACHE, or `step1x-edit` in the user's cache folder.
+/// The kernels' sources: STEP1X_KERNELS, else the embedded ones. The profiler: NVTX_INJECTION64_PATH, which profilers set.
 pub fn setup() -> Setup {
     let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
     let profiler = variable("NVTX_INJECTION64_PATH").map(PathBuf::from);
-    Setup { libraries: libraries(&variable, Path::new("/usr/local")), cache: cache(&variable), profiler }
+    let kernels = variable("STEP1X_KERNELS").map(PathBuf::from);
+    Setup { libraries: libraries(&variable, Path::new("/usr/local")), cache: cache(&variable), kernels, profiler }
 }
 
 type Variable<'a> = &'a dyn Fn(&str) -> Option<OsString>;

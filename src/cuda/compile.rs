@@ -1,18 +1,19 @@
 //! Kernel sources to cubins, by NVRTC, kept on disk.
 //!
-//! An entry of the cache is one file: a line with everything the cubin depends on (compiler, architecture, options,
-//! hash of all sources and headers), a line with the compiler's word on spills, its length and checksum, the bytes. A
-//! file that is anything else is made again. Written aside and renamed, so that processes can share a folder.
+//! A cubin depends on the compiler, the options, and the source with all that it includes: these are its identity in the
+//! cache. Its entry is a line with the compiler's word on spills, its length and checksum, then the bytes. An entry that is
+//! anything else is made again.
 
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use cudarc::nvrtc::{result, sys};
 
+use super::cache::Entry;
 use super::library::{Setup, load_nvrtc};
-use crate::kernels;
+use crate::hash::fnv1a64;
+use crate::kernels::{Source, with_includes};
 
 /// A compiled kernel source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,7 @@ pub struct Compiler {
     architecture: String,
     version: (i32, i32),
     cache: Option<PathBuf>,
+    kernels: Option<PathBuf>,
 }
 
 impl Compiler {
@@ -42,31 +44,25 @@ impl Compiler {
         // SAFETY: two places to write to.
         unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result().map_err(|e| failed("give its version", e))?;
         let suffix = if capability == 90 { "a" } else { "" };
-        Ok(Compiler { architecture: format!("sm_{capability}{suffix}"), version: (major, minor), cache: setup.cache.clone() })
+        let (cache, kernels) = (setup.cache.clone(), setup.kernels.clone());
+        Ok(Compiler { architecture: format!("sm_{capability}{suffix}"), version: (major, minor), cache, kernels })
     }
 
-    /// The cubin of `kernels/<source>.cu` with these constants: from the cache, or made and put there. A cache that cannot
-    /// be written costs time at the next start, nothing else.
+    /// The cubin of `kernels/<source>.cu` with these constants: from the cache, or made and put there.
     ///
     /// # Errors
-    /// An unknown source, or the compiler's log.
+    /// A source that is missing, or the compiler's log.
     pub fn compile(&self, source: &str, defines: &[(&str, usize)]) -> Result<Cubin> {
         let options = self.options(defines);
-        let identity = format!(
-            "step1x-edit cubin 1: {source} nvrtc {}.{} kernels {} {}",
-            self.version.0,
-            self.version.1,
-            kernels::HASH,
-            options.join(" ")
-        );
-        let file = self.cache.as_ref().map(|folder| folder.join(format!("{source}-{:016x}.cubin", hash(identity.as_bytes()))));
-        if let Some(cubin) = file.as_deref().and_then(|file| decode(&fs::read(file).ok()?, &identity)) {
+        let describe = || format!("kernels/{source}.cu for {}", options.join(" "));
+        let sources = with_includes(&format!("{source}.cu"), self.kernels.as_deref()).with_context(describe)?;
+        let identity = identity(source, self.version, &sources, &options);
+        let entry = Entry::new(self.cache.as_deref(), source, "cubin", identity);
+        if let Some(cubin) = entry.read().and_then(|contents| decode(&contents)) {
             return Ok(cubin);
         }
-        let cubin = build(source, &options).with_context(|| format!("kernels/{source}.cu for {}", options.join(" ")))?;
-        if let Some(file) = file {
-            let _ = write_aside(&file, &encode(&cubin, &identity));
-        }
+        let cubin = build(&sources, &options).with_context(describe)?;
+        entry.write(&encode(&cubin));
         Ok(cubin)
     }
 
@@ -75,6 +71,13 @@ impl Compiler {
         let fixed = fixed.into_iter().chain(["--std=c++17", "--generate-line-info", "--ptxas-options=-v"].map(String::from));
         fixed.chain(defines.iter().map(|(name, value)| format!("-D{name}={value}"))).collect()
     }
+}
+
+/// Everything that a cubin depends on.
+fn identity(source: &str, (major, minor): (i32, i32), sources: &[Source], options: &[String]) -> String {
+    let bytes: Vec<u8> =
+        sources.iter().flat_map(|(name, text)| [name.as_bytes(), &[0], text.as_bytes(), &[0]].concat()).collect();
+    format!("step1x-edit cubin 2: {source} nvrtc {major}.{minor} sources {:016x} {}", fnv1a64(&bytes), options.join(" "))
 }
 
 fn failed(doing: &str, e: result::NvrtcError) -> anyhow::Error {
@@ -91,23 +94,19 @@ impl Drop for Program {
     }
 }
 
-fn build(source: &str, options: &[String]) -> Result<Cubin> {
-    let text = kernels::source(&format!("{source}.cu")).context("there is no kernel source of this name")?;
-    let text = CString::new(text).context("the kernel source contains a NUL byte")?;
-    let name = CString::new(format!("{source}.cu"))?;
-    let headers: Vec<(CString, CString)> = kernels::SOURCES
-        .iter()
-        .filter(|(name, _)| name.ends_with(".cuh"))
-        .map(|(name, text)| Ok((CString::new(*name)?, CString::new(*text)?)))
-        .collect::<Result<_>>()?;
-    let names: Vec<*const c_char> = headers.iter().map(|(name, _)| name.as_ptr()).collect();
-    let texts: Vec<*const c_char> = headers.iter().map(|(_, text)| text.as_ptr()).collect();
+/// Compiles the first source; the others are what it includes.
+fn build(sources: &[Source], options: &[String]) -> Result<Cubin> {
+    let strings = |(name, text): &Source| Ok((CString::new(&**name)?, CString::new(&**text)?));
+    let strings: Vec<(CString, CString)> =
+        sources.iter().map(strings).collect::<Result<_>>().context("a kernel source contains a NUL byte")?;
+    let names: Vec<*const c_char> = strings.iter().map(|(name, _)| name.as_ptr()).collect();
+    let texts: Vec<*const c_char> = strings.iter().map(|(_, text)| text.as_ptr()).collect();
+    let headers = strings.len() as c_int - 1;
 
     let mut handle = std::ptr::null_mut();
     // SAFETY: all strings end with a NUL and outlive the program.
-    let created = unsafe {
-        sys::nvrtcCreateProgram(&mut handle, text.as_ptr(), name.as_ptr(), headers.len() as c_int, texts.as_ptr(), names.as_ptr())
-    };
+    let created =
+        unsafe { sys::nvrtcCreateProgram(&mut handle, texts[0], names[0], headers, texts[1..].as_ptr(), names[1..].as_ptr()) };
     created.result().map_err(|e| failed("read the source", e))?;
     let program = Program(handle);
     // SAFETY: the program was just created.
@@ -139,58 +138,58 @@ fn spilled(log: &str) -> usize {
     counts.sum()
 }
 
-fn encode(cubin: &Cubin, identity: &str) -> Vec<u8> {
-    let head = format!("{identity}\n{} {} {:016x}\n", cubin.spilled, cubin.image.len(), hash(&cubin.image));
+fn encode(cubin: &Cubin) -> Vec<u8> {
+    let head = format!("{} {} {:016x}\n", cubin.spilled, cubin.image.len(), fnv1a64(&cubin.image));
     [head.as_bytes(), &cubin.image].concat()
 }
 
-fn decode(file: &[u8], identity: &str) -> Option<Cubin> {
-    let rest = file.strip_prefix(identity.as_bytes())?.strip_prefix(b"\n")?;
-    let end = rest.iter().position(|&b| b == b'\n')?;
-    let numbers: Vec<&str> = std::str::from_utf8(&rest[..end]).ok()?.split(' ').collect();
-    let (image, &[spilled, length, checksum]) = (&rest[end + 1..], &numbers[..]) else { return None };
-    let whole = length.parse() == Ok(image.len()) && u64::from_str_radix(checksum, 16) == Ok(hash(image));
+fn decode(contents: &[u8]) -> Option<Cubin> {
+    let end = contents.iter().position(|&b| b == b'\n')?;
+    let numbers: Vec<&str> = std::str::from_utf8(&contents[..end]).ok()?.split(' ').collect();
+    let (image, &[spilled, length, checksum]) = (&contents[end + 1..], &numbers[..]) else { return None };
+    let whole = length.parse() == Ok(image.len()) && u64::from_str_radix(checksum, 16) == Ok(fnv1a64(image));
     whole.then_some(())?;
     Some(Cubin { image: image.to_vec(), spilled: spilled.parse().ok()? })
 }
 
-/// Writes a file that others see whole or not at all.
-pub(super) fn write_aside(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = file.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let thread = hash(format!("{:?}", std::thread::current().id()).as_bytes());
-    let aside = folder.join(format!(".{name}.{}.{thread:x}", std::process::id()));
-    let written = fs::write(&aside, bytes).and_then(|()| fs::rename(&aside, file));
-    if written.is_err() {
-        let _ = fs::remove_file(&aside);
-    }
-    written
-}
-
-/// FNV-1a.
-pub(super) fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::kernels::EMBEDDED;
 
     #[test]
     fn a_damaged_entry_is_no_entry() {
         let cubin = Cubin { image: vec![1, 2, 3, 10, 255], spilled: 8 };
-        let file = encode(&cubin, "what it is");
-        assert_eq!(decode(&file, "what it is"), Some(cubin));
-        assert_eq!(decode(&file, "what it was"), None);
-        for cut in 0..file.len() {
-            assert_eq!(decode(&file[..cut], "what it is"), None, "cut to {cut}");
+        let entry = encode(&cubin);
+        assert_eq!(decode(&entry), Some(cubin));
+        for cut in 0..entry.len() {
+            assert_eq!(decode(&entry[..cut]), None, "cut to {cut}");
         }
-        for at in "what it is\n8 ".len()..file.len() {
-            let mut damaged = file.clone();
+        for at in "8 ".len()..entry.len() {
+            let mut damaged = entry.clone();
             damaged[at] ^= 0x10;
-            assert_eq!(decode(&damaged, "what it is"), None, "byte {at}");
+            assert_eq!(decode(&damaged), None, "byte {at}");
         }
+    }
+
+    #[test]
+    fn an_identity_depends_on_what_is_included_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        let of = |source: &str| {
+            let sources = with_includes(&format!("{source}.cu"), Some(folder.path())).unwrap();
+            identity(source, (13, 0), &sources, &["-DHEADS=24".into()])
+        };
+        EMBEDDED.iter().for_each(|(name, text)| write(name, text));
+        let before = ["attention", "noise"].map(of);
+        write("noise.cu", "// a word more\n");
+        let after = ["attention", "noise"].map(of);
+        assert!(after[0] == before[0] && after[1] != before[1]);
+        write("types.cuh", "// a word more\n");
+        assert_ne!(of("attention"), before[0]);
+        assert!(before[0].ends_with(" -DHEADS=24") && !before[0].contains('\n'));
     }
 
     #[test]
@@ -198,16 +197,5 @@ mod tests {
         let log =
             "ptxas . 8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n0 bytes spill stores, 0 bytes spill loads";
         assert_eq!(spilled(log), 16);
-    }
-
-    #[test]
-    fn writing_leaves_nothing_aside() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("deep/entry.cubin");
-        write_aside(&file, b"one").unwrap();
-        write_aside(&file, b"two").unwrap();
-        assert_eq!(fs::read(&file).unwrap(), b"two");
-        assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1);
-        assert!(write_aside(&file.join("below a file"), b"x").is_err());
     }
 }

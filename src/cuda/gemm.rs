@@ -7,8 +7,6 @@
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt::Write as _;
-use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -18,7 +16,7 @@ use sys::cublasLtMatmulDescAttributes_t as Attribute;
 use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
 use sys::cudaDataType as DataType;
 
-use super::compile::{hash, write_aside};
+use super::cache::Entry;
 use super::device::{Device, Event, Stream};
 use super::launch::{Gemm, Matrix};
 use super::library::{Setup, load_cublaslt};
@@ -39,8 +37,7 @@ const RUNS: usize = 4;
 pub struct Gemms {
     device: Arc<Device>,
     handle: sys::cublasLtHandle_t,
-    identity: String,
-    file: Option<PathBuf>,
+    entry: Entry,
     known: HashMap<String, [u64; 8]>,
     grown: bool,
 }
@@ -69,9 +66,9 @@ impl Gemms {
         // SAFETY: takes nothing.
         let version = unsafe { sys::cublasLtGetVersion() };
         let identity = format!("step1x-edit gemm 2: {} cublasLt {version}", device.name);
-        let file = setup.cache.as_ref().map(|folder| folder.join(format!("gemm-{:016x}.txt", hash(identity.as_bytes()))));
-        let known = file.as_ref().and_then(|f| parse(&fs::read_to_string(f).ok()?, &identity)).unwrap_or_default();
-        Ok(Gemms { device: device.clone(), handle, identity, file, known, grown: false })
+        let entry = Entry::new(setup.cache.as_deref(), "gemm", "txt", identity);
+        let known = entry.read().and_then(|contents| Some(parse(str::from_utf8(&contents).ok()?))).unwrap_or_default();
+        Ok(Gemms { device: device.clone(), handle, entry, known, grown: false })
     }
 
     /// Makes a product ready. A shape that is not known yet is timed with the product's own operands, so its result is
@@ -102,15 +99,15 @@ impl Gemms {
 
     /// Writes down the algorithms chosen since the last time. A cache that cannot be written costs time at the next start.
     pub fn save(&mut self) {
-        if let (Some(file), true) = (&self.file, self.grown) {
+        if self.grown {
             let mut lines: Vec<_> = self.known.iter().collect();
             lines.sort();
-            let mut text = format!("{}\n", self.identity);
+            let mut text = String::new();
             for (key, data) in lines {
                 let words: Vec<String> = data.iter().map(|word| format!("{word:016x}")).collect();
                 let _ = writeln!(text, "{key} = {}", words.join(" "));
             }
-            let _ = write_aside(file, text.as_bytes());
+            self.entry.write(text.as_bytes());
             self.grown = false;
         }
     }
@@ -240,14 +237,14 @@ fn alignment(address: u64) -> u32 {
     1 << (address | 256).trailing_zeros()
 }
 
-fn parse(text: &str, identity: &str) -> Option<HashMap<String, [u64; 8]>> {
-    let lines = text.strip_prefix(identity)?.strip_prefix('\n')?.lines();
+/// Key and algorithm of every whole line.
+fn parse(text: &str) -> HashMap<String, [u64; 8]> {
     let entry = |line: &str| {
         let (key, words) = line.split_once(" = ")?;
         let words: Vec<u64> = words.split(' ').map(|w| u64::from_str_radix(w, 16)).collect::<Result<_, _>>().ok()?;
         Some((key.to_string(), words.try_into().ok()?))
     };
-    Some(lines.filter_map(entry).collect())
+    text.lines().filter_map(entry).collect()
 }
 
 fn data_type(dtype: DType) -> Result<DataType> {
@@ -363,12 +360,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn remembered_algorithms_are_of_this_library_and_whole() {
-        let text = "gemm\na = 1 2 3 4 5 6 7 8\nb = 1 2\nc = x\nd\ne = 0 0 0 0 0 0 0 ff\n";
-        let known = parse(text, "gemm").unwrap();
+    fn remembered_algorithms_are_whole() {
+        let text = "a = 1 2 3 4 5 6 7 8\nb = 1 2\nc = x\nd\ne = 0 0 0 0 0 0 0 ff\n";
+        let known = parse(text);
         assert_eq!(known["a"], [1, 2, 3, 4, 5, 6, 7, 8]);
         assert!(known["e"][7] == 255 && known.len() == 2);
-        assert_eq!(parse(text, "other"), None);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct Setup {
     pub libraries: Vec<PathBuf>,
     /// Folder of compiled kernels and chosen algorithms; none: they are made anew each time.
     pub cache: Option<PathBuf>,
+    /// Folder of kernel sources that are read instead of the embedded ones, while kernels are being written.
+    pub kernels: Option<PathBuf>,
     /// A profiler's library that hears of stages and nodes by NVTX.
     pub profiler: Option<PathBuf>,
 }

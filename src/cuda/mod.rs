@@ -1,5 +1,6 @@
 //! The device: libraries, memory, kernels, matrix products, captured launches. Knows nothing of ops or graphs.
 
+mod cache;
 mod ceilings;
 mod compile;
 mod device;

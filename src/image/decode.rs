@@ -274,7 +274,12 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
+        // Some seconds of mutations.
+        #![proptest_config(ProptestConfig {
+            cases: 12 * ProptestConfig::default().cases,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
 
         /// Small limit: an inflated header shall cost neither memory nor time here.
         #[test]
@@ -296,7 +301,4 @@ mod tests {
             }
         }
     }
-
-    /// Some seconds of mutations.
-    const CASES: u32 = 3000;
 }

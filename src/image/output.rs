@@ -1,10 +1,12 @@
 //! A place for the result, secured before the work that makes it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::aside::Aside;
 
 /// An output path that was usable before the work began. Reserving finds out all that can fail before hours of work, and
 /// leaves nothing behind; committing writes a hidden file beside the target and gives it the target's name in one step, so
@@ -13,15 +15,6 @@ use anyhow::{Context, Result, bail, ensure};
 pub struct Output {
     target: PathBuf,
     force: bool,
-}
-
-/// A file under a name of its own; dropping removes it, if it still has that name.
-struct Aside(PathBuf);
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
 }
 
 impl Output {
@@ -46,7 +39,7 @@ impl Output {
             }
         }
         // A probe, gone at once.
-        create_aside(folder).with_context(|| {
+        Aside::create(folder).with_context(|| {
             format!("cannot write {shown}: no file can be created in {}; choose another folder", folder.display())
         })?;
         Ok(Output { target, force })
@@ -60,17 +53,18 @@ impl Output {
     /// reserved. The target is then as it was, and the hidden file is gone.
     pub fn commit(self, bytes: &[u8]) -> Result<()> {
         let shown = self.target.display();
-        let (aside, mut file) =
-            create_aside(folder_of(&self.target)).with_context(|| format!("cannot write {shown}; is its folder gone?"))?;
-        write_durably(&mut file, bytes).with_context(|| format!("cannot write the {} bytes of {shown}", bytes.len()))?;
+        let mut aside =
+            Aside::create(folder_of(&self.target)).with_context(|| format!("cannot write {shown}; is its folder gone?"))?;
+        write_durably(aside.file(), bytes).with_context(|| format!("cannot write the {} bytes of {shown}", bytes.len()))?;
         if self.force {
             if let Ok(replaced) = fs::metadata(&self.target) {
-                file.set_permissions(replaced.permissions())
-                    .with_context(|| format!("cannot keep the permissions of {shown}"))?;
+                let kept = aside.file().set_permissions(replaced.permissions());
+                kept.with_context(|| format!("cannot keep the permissions of {shown}"))?;
             }
-            fs::rename(&aside.0, &self.target).with_context(|| format!("cannot replace {shown}"))?;
+            aside.rename(&self.target).with_context(|| format!("cannot replace {shown}"))?;
         } else {
-            publish_new(&aside.0, &self.target)
+            let created = aside.rename_to_free(&self.target);
+            created
                 .with_context(|| format!("cannot create {shown}; if something appeared there meanwhile, --force replaces it"))?;
         }
         // The picture is in place; only its survival of a power cut depends on this, and not every system offers it.
@@ -106,33 +100,9 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Creates a file of a name that is free. The process id is part of it, so runs in one folder do not meet; what a killed
-/// run of the same id left is passed over. The target's name is not: near the length limit there is no room to add to it.
-fn create_aside(folder: &Path) -> io::Result<(Aside, File)> {
-    let mut attempt = 0;
-    loop {
-        let path = folder.join(format!(".step1x-edit-{}-{attempt}.part", std::process::id()));
-        match OpenOptions::new().write(true).create_new(true).open(&path) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && attempt < 1000 => attempt += 1,
-            result => return result.map(|file| (Aside(path), file)),
-        }
-    }
-}
-
 fn write_durably(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()
-}
-
-/// Gives `temporary` the name `target` unless that exists. A link is made because a rename would replace; a file system
-/// without links gets a rename after a last look.
-fn publish_new(temporary: &Path, target: &Path) -> io::Result<()> {
-    match fs::hard_link(temporary, target) {
-        Ok(()) => fs::remove_file(temporary).or(Ok(())),
-        Err(error) if matches!(error.kind(), ErrorKind::AlreadyExists | ErrorKind::NotFound) => Err(error),
-        Err(_) if fs::symlink_metadata(target).is_ok() => Err(ErrorKind::AlreadyExists.into()),
-        Err(_) => fs::rename(temporary, target),
-    }
 }
 
 #[cfg(test)]
@@ -261,7 +231,7 @@ mod tests {
 
     #[test]
     fn full_disk_is_an_error() {
-        let Ok(mut full) = OpenOptions::new().write(true).open("/dev/full") else {
+        let Ok(mut full) = File::options().write(true).open("/dev/full") else {
             eprintln!("skipped: no /dev/full here");
             return;
         };

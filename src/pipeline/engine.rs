@@ -12,7 +12,7 @@ use anyhow::Result;
 use super::memory;
 use super::run::{Ran, run_program};
 use super::{EditParameters, Material, Model, Place, Program, Progress};
-use crate::exec::{Cuda, Executor, Gpu, Made, Reference};
+use crate::exec::{self, Cuda, Executor, Gpu, Reference};
 use crate::image::{self, Filter, Rgb};
 use crate::model::edit::EditSpec;
 use crate::plan::{Budget, CONTEXT_BYTES, Plan, Policy};
@@ -87,6 +87,15 @@ impl Edited {
     }
 }
 
+/// What an engine has made so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Made {
+    /// Programs recorded and planned.
+    pub programs: usize,
+    /// What was made on the GPU.
+    pub on_device: exec::Made,
+}
+
 /// Seconds of an edit's parts.
 #[derive(Clone, Debug, Default)]
 pub struct Seconds {
@@ -157,8 +166,14 @@ impl Engine {
     }
 
     /// What has been made so far: a second edit of the same shape makes nothing.
-    pub fn made(&self) -> (usize, Made) {
-        (self.planned, self.gpu.as_ref().map_or_else(Made::default, |gpu| gpu.made()))
+    pub fn made(&self) -> Made {
+        let on_device = self.gpu.as_ref().map_or_else(exec::Made::default, |gpu| gpu.made());
+        Made { programs: self.planned, on_device }
+    }
+
+    /// How many programs are kept.
+    pub fn kept(&self) -> usize {
+        self.programs.len()
     }
 
     fn load(&mut self, spec: &EditSpec, purpose: Purpose) -> Result<usize> {
@@ -173,7 +188,7 @@ impl Engine {
 
     fn fill(&mut self, at: usize, material: &Material) -> Result<&mut Loaded> {
         let loaded = &mut self.programs[at];
-        material.write_inputs(&self.model, &loaded.program, &mut *loaded.exec)?;
+        material.write_inputs(&loaded.program, &mut *loaded.exec)?;
         Ok(loaded)
     }
 

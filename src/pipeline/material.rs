@@ -97,11 +97,11 @@ impl Material {
     ///
     /// # Errors
     /// What the executor reports.
-    pub fn write_inputs(&self, model: &Model, program: &Program, exec: &mut dyn Executor) -> Result<()> {
+    pub fn write_inputs(&self, program: &Program, exec: &mut dyn Executor) -> Result<()> {
         let Material { patches, seed, cfg_scale, guidance_limit, .. } = self;
         let working = self.working.as_ref();
         let host = HostInputs { working, patches, seed: *seed, cfg_scale: *cfg_scale, guidance_limit: *guidance_limit };
-        let values = self.inputs.values(&model.config, &program.tensors, &host);
+        let values = self.inputs.values(program, &host);
         values.into_iter().try_for_each(|(id, values)| exec.write(id, values.values()))
     }
 }

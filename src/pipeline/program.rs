@@ -26,6 +26,8 @@ pub struct Program {
     pub tensors: EditTensors,
     /// The shape of the edit.
     pub spec: EditSpec,
+    /// Rotary table of the transformer's rows: a million sines, the same for every edit of this shape.
+    rope: Vec<f32>,
 }
 
 impl Program {
@@ -36,7 +38,8 @@ impl Program {
     pub fn new(config: &Config, spec: EditSpec, precision: Precision, target: Target) -> Result<Program> {
         let (graph, tensors) = edit::record(config, &spec);
         let plan = Plan::new(graph, itinerary(&tensors.bodies, spec.steps), precision, target)?;
-        Ok(Program { plan: Arc::new(plan), tensors, spec })
+        let rope = spec.step_rows().rope_table(config);
+        Ok(Program { plan: Arc::new(plan), tensors, spec, rope })
     }
 
     /// The program with bodies that can run again and again: each keeps what it starts from.
@@ -137,8 +140,8 @@ pub struct HostInputs<'a> {
 
 impl EditInputs {
     /// The values of every input of a program of this spec.
-    pub fn values(&self, config: &Config, t: &EditTensors, host: &HostInputs) -> Vec<(TensorId, HostValues)> {
-        let (picture, prompts) = (&self.picture, &self.prompts);
+    pub fn values(&self, program: &Program, host: &HostInputs) -> Vec<(TensorId, HostValues)> {
+        let (picture, prompts, t) = (&self.picture, &self.prompts, &program.tensors);
         let mut inputs = vec![
             (t.vision.pixel_values, HostValues::F32(host.patches.pixel_values.clone())),
             (t.vision.window_rows, HostValues::I32(picture.window_rows.clone())),
@@ -149,21 +152,21 @@ impl EditInputs {
         ];
         inputs.extend(t.rgb.zip(host.working).map(|(id, picture)| (id, HostValues::U8(picture.data.clone()))));
         inputs.extend(t.text.key_bias.map(|id| (id, HostValues::F32(prompts.key_bias.clone()))));
-        self.denoising(config, t, host, &mut inputs);
+        self.denoising(program, host, &mut inputs);
         self.noise(t, host.seed, &mut inputs);
         inputs
     }
 
     /// Times, schedule, positions and the state that a run of the steps begins with.
-    fn denoising(&self, config: &Config, t: &EditTensors, host: &HostInputs, inputs: &mut Vec<(TensorId, HostValues)>) {
-        let (rows, d) = (self.spec.step_rows(), &t.denoised);
+    fn denoising(&self, program: &Program, host: &HostInputs, inputs: &mut Vec<(TensorId, HostValues)>) {
+        let (rows, d) = (self.spec.step_rows(), &program.tensors.denoised);
         let schedule = sampling::schedule(self.spec.steps, rows.tokens());
         let times = schedule[..self.spec.steps].iter().flat_map(|&time| vec![time; rows.branches()]).collect();
         let table = sampling::step_table(&schedule, host.guidance_limit, host.cfg_scale);
         inputs.extend([
             (d.times, HostValues::F32(times)),
             (d.schedule, HostValues::F32(table)),
-            (d.rope, HostValues::F32(rows.rope_table(config))),
+            (d.rope, HostValues::F32(program.rope.clone())),
             (d.counter, HostValues::I32(vec![0])),
             (d.fault, HostValues::I32(vec![0])),
         ]);

@@ -348,7 +348,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 4))]
         #[test]
         fn mutated_indexes_never_panic(
             edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..5),

@@ -1,7 +1,7 @@
 //! Synthetic weights, `splitmix-v1`: any element from its tensor's name, shape and a seed.
 //!
 //! ```text
-//! base  = fnv1a64(name) ^ seed * G            (modulo 2^64)
+//! base  = fnv1a64(name.as_bytes()) ^ seed * G            (modulo 2^64)
 //! z     = splitmix64 finaliser of base + (i + 1) * G, for element i in row-major order
 //! v     = 2 * (z >> 40) * 2^-24 - 1           (exact in f32, in [-1, 1))
 //! value = f32(mean + f32(amp * v))            (then rounded to nearest even in the stored dtype)
@@ -13,6 +13,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::decode::f32_to_e4m3;
+use crate::hash::fnv1a64;
 use crate::tensor::{DType, Shape};
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -32,7 +33,7 @@ impl Splitmix {
     /// The values of the tensor that a checkpoint calls `name`; released shapes use seed 0.
     pub fn new(name: &str, shape: &Shape, seed: u64) -> Splitmix {
         let (mean, amp) = mean_amp(name, shape);
-        Splitmix { base: fnv1a64(name) ^ seed.wrapping_mul(GOLDEN), mean, amp }
+        Splitmix { base: fnv1a64(name.as_bytes()) ^ seed.wrapping_mul(GOLDEN), mean, amp }
     }
 
     /// The generator's state before element `i`; each element advances it by `GOLDEN`.
@@ -92,10 +93,6 @@ pub fn fill(name: &str, shape: &Shape, dtype: DType, seed: u64, out: &mut [u8]) 
 fn bf16_bits(value: f32) -> u16 {
     let bits = value.to_bits();
     ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
-}
-
-fn fnv1a64(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ byte as u64).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Centre and half width of the tensor's uniform distribution; the first rule that matches.
@@ -159,8 +156,7 @@ mod tests {
         let shape = Shape::from([301, 997]);
         let mut bytes = vec![0; shape.elements() * 2];
         fill("single_blocks.3.linear1.weight", &shape, DType::BF16, 5, &mut bytes);
-        let digest = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, &b| (hash ^ b as u64).wrapping_mul(0x100_0000_01b3));
-        assert_eq!(digest, MATRIX_DIGEST);
+        assert_eq!(fnv1a64(&bytes), MATRIX_DIGEST);
     }
 
     #[test]

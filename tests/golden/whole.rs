@@ -80,7 +80,7 @@ fn by_program(s: &Setup, savings: Savings) -> Edit {
 fn run(run: &mut dyn Executor, s: &Setup, program: &Program, inputs: &EditInputs, (seed, cfg_scale): (u64, f32)) -> Edit {
     let (working, patches) = (Some(&s.picture), &s.patches);
     let host = HostInputs { working, patches, seed, cfg_scale, guidance_limit: 0.93 };
-    for (id, values) in inputs.values(&s.model.config, &program.tensors, &host) {
+    for (id, values) in inputs.values(program, &host) {
         run.write(id, values.values()).unwrap();
     }
     let t = &program.tensors;
@@ -259,13 +259,12 @@ fn one_program_serves_every_request_of_its_spec() {
     assert!(a.spec == b.spec && first.tokens[0].ids != second.tokens[0].ids);
 
     let program = Program::new(&first.model.config, a.spec.clone(), Precision::F32, Target::Cpu).unwrap();
-    let weights = SyntheticWeights::new(&program.plan.graph, 0);
-    let mut used = Reference::new(&program.plan, &weights).unwrap();
+    let mut used = executor(&program.plan, 0);
     let before = run(&mut used, &first, &program, &a, (SEED, 6.0));
     let mut differing = vec![before];
     for host in [(1 << 40 | 7, 6.0), (SEED, 1.5)] {
         let again = run(&mut used, &second, &program, &b, host);
-        let fresh = run(&mut Reference::new(&program.plan, &weights).unwrap(), &second, &program, &b, host);
+        let fresh = run(&mut executor(&program.plan, 0), &second, &program, &b, host);
         assert!(again == fresh, "{host:?}: what ran before shows");
         assert!(differing.iter().all(|other| other.latents != again.latents), "{host:?}: an input has no effect");
         differing.push(again);

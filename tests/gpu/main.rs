@@ -6,6 +6,7 @@
 #[allow(dead_code)]
 mod common;
 mod edits;
+mod engine;
 mod faults;
 mod instruments;
 mod ops;

@@ -85,7 +85,6 @@ const SEED: u64 = 11;
 
 /// An edit of the tiny preset.
 pub struct TinyEdit {
-    pub model: PresetModel,
     pub program: Program,
     inputs: EditInputs,
     picture: Rgb,
@@ -118,7 +117,7 @@ impl TinyEdit {
         let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap_or_else(|e| panic!("{e:#}"));
         let program = Program::new(&model.config, inputs.spec.clone(), precision, target).unwrap_or_else(|e| panic!("{e:#}"));
         assert_eq!(program.plan.overlaps(), []);
-        TinyEdit { model, program, inputs, picture, patches }
+        TinyEdit { program, inputs, picture, patches }
     }
 
     pub fn plan(&self) -> &Arc<Plan> {
@@ -132,7 +131,7 @@ impl TinyEdit {
     pub fn write_inputs(&self, exec: &mut dyn Executor) -> anyhow::Result<()> {
         let (working, patches) = (Some(&self.picture), &self.patches);
         let host = HostInputs { working, patches, seed: SEED, cfg_scale: 6.0, guidance_limit: 0.93 };
-        let values = self.inputs.values(&self.model.config, &self.program.tensors, &host);
+        let values = self.inputs.values(&self.program, &host);
         values.iter().try_for_each(|(id, values)| exec.write(*id, values.values()))
     }
 

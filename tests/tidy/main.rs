@@ -9,19 +9,21 @@ use std::path::{Path, PathBuf};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Each module and what it may name, from the bottom up.
-const LAYERS: [(&str, &[&str]); 18] = [
+const LAYERS: [(&str, &[&str]); 20] = [
     ("tensor", &[]),
+    ("hash", &[]),
+    ("aside", &[]),
     ("kernels", &[]),
     ("error", &[]),
-    ("cuda", &["error", "kernels", "tensor"]),
+    ("cuda", &["aside", "error", "hash", "kernels", "tensor"]),
     ("ops", &["cuda", "tensor"]),
     ("graph", &["ops", "tensor"]),
     ("plan", &["error", "graph", "ops", "tensor"]),
     ("model", &["graph", "ops", "tensor"]),
     ("sampling", &["ops", "tensor"]),
-    ("image", &[]),
+    ("image", &["aside"]),
     ("prompt", &["image"]),
-    ("weights", &["model", "ops", "tensor"]),
+    ("weights", &["aside", "hash", "model", "ops", "tensor"]),
     ("exec", &["cuda", "error", "graph", "ops", "plan", "tensor", "weights"]),
     ("inputs", &["model", "prompt"]),
     (

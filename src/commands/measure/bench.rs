@@ -16,7 +16,7 @@ use super::{cuda, gpu, sample};
 use crate::cuda::{Ceilings, Device};
 use crate::exec::Executor;
 use crate::graph::BodyId;
-use crate::pipeline::{Edited, Engine, Material, Model, Place, PlaceChoice, Progress, Purpose};
+use crate::pipeline::{Edited, Engine, Made, Material, Model, Place, PlaceChoice, Progress, Purpose};
 use crate::plan::Itinerary;
 
 /// Edits to time.
@@ -73,18 +73,26 @@ impl Bench<'_> {
         let mut engine = Engine::open(model, self.place.clone())?;
         let meter = Meter::new(self.device);
         let (cold, first) = meter.watch(|| engine.make(&edit, progress));
-        let cold = cold?;
+        let (cold, made) = (cold?, engine.made());
+        let warming = Instant::now();
+        let edit = sample(&engine.model, self.size, &self.job.prompt, self.job.steps)?;
+        let inputs = warming.elapsed().as_secs_f64();
         let (warm, second) = meter.watch(|| engine.make(&edit, progress));
         let warm = warm?;
+        let again = Again::new(made, engine.made());
         let rows = edit.spec().step_rows().total();
         let stages = self.stages(&mut engine, &edit)?;
+        let warm = Seconds::from_iter(seconds(&warm).into_iter().chain([("inputs", inputs)]));
+        let host_ms = host_ms(&warm, &stages, self.job.steps);
         drop(engine); // the ceilings need its memory
         Ok(Report {
             device: self.place.name(),
             size: [self.size.0, self.size.1],
             steps: self.job.steps,
             rows,
-            seconds: EditSeconds { open, cold: seconds(&cold), warm: seconds(&warm) },
+            seconds: EditSeconds { open, cold: seconds(&cold), warm },
+            again,
+            host_ms,
             joules: Joules { cold: first.joules, warm: second.joules },
             device_bytes: DeviceBytes {
                 planned: cold.plan.peak_bytes(),
@@ -118,6 +126,14 @@ fn seconds(edited: &Edited) -> Seconds {
     took.stages.iter().copied().chain(whole).collect()
 }
 
+/// Milliseconds of a warm edit in which the device had nothing to do: its whole time, picture and prompts brought into the
+/// model's form included, less the device's own for every stage.
+fn host_ms(warm: &Seconds, stages: &BTreeMap<&'static str, StageTimes>, steps: usize) -> f64 {
+    let runs = |name: &str| if name == "step" { steps as f64 } else { 1.0 };
+    let device: f64 = stages.iter().map(|(name, times)| runs(name) * times.median_ms).sum();
+    1e3 * (warm["edit"] + warm["inputs"]) - device
+}
+
 /// What was measured at one size. It prints as a table and serializes as one JSON object.
 #[derive(Serialize)]
 struct Report {
@@ -128,6 +144,9 @@ struct Report {
     /// Rows of the transformer in a step.
     rows: usize,
     seconds: EditSeconds,
+    again: Again,
+    /// Of the warm edit, beyond the device's own time.
+    host_ms: f64,
     joules: Joules,
     device_bytes: DeviceBytes,
     stages: BTreeMap<&'static str, StageTimes>,
@@ -141,6 +160,29 @@ struct EditSeconds {
     open: f64,
     cold: Seconds,
     warm: Seconds,
+}
+
+/// What the warm edit made that the cold one had made already; all zero if the engine kept it.
+#[derive(Serialize)]
+struct Again {
+    programs: usize,
+    modules: usize,
+    launches: usize,
+    captures: usize,
+    uploaded_bytes: u64,
+}
+
+impl Again {
+    fn new(before: Made, after: Made) -> Again {
+        let (device, earlier) = (after.on_device, before.on_device);
+        Again {
+            programs: after.programs - before.programs,
+            modules: device.modules - earlier.modules,
+            launches: device.launches - earlier.launches,
+            captures: device.captures - earlier.captures,
+            uploaded_bytes: device.uploaded_bytes - earlier.uploaded_bytes,
+        }
+    }
 }
 
 /// Energy of an edit; none without a meter.
@@ -186,6 +228,14 @@ impl fmt::Display for Report {
             (Some(cold), Some(warm)) => writeln!(f, "energy of an edit: {cold:.0} J cold, {warm:.0} J warm")?,
             _ => writeln!(f, "energy of an edit: not known, NVML (libnvidia-ml.so.1) has no meter of this device")?,
         }
+        let Again { programs, modules, launches, captures, uploaded_bytes } = &self.again;
+        writeln!(
+            f,
+            "the warm edit: {:.1} ms beyond the device's own time; made again: {programs} programs, {modules} kernels, {launches} \
+             launches, {captures} captures, {:.2} GB of weights",
+            self.host_ms,
+            *uploaded_bytes as f64 / 1e9
+        )?;
         writeln!(f, "copy bandwidth, read and written: {:.0} GB/s", self.copy_gb_per_s)?;
         writeln!(f, "model's files opened and checked: {:.3} s", self.seconds.open)?;
         writeln!(f, "{:<14}{:>10}{:>10}{:>14}{:>10}{:>10}", "stage", "cold s", "warm s", "median ms", "min", "max")?;
@@ -216,6 +266,8 @@ mod tests {
                 cold: BTreeMap::from([("edit", 5.0), ("prepare", 1.0), ("step", 4.0)]),
                 warm: BTreeMap::from([("edit", 3.5), ("step", 3.25)]),
             },
+            again: Again::new(Made::default(), Made { programs: 1, ..Made::default() }),
+            host_ms: 12.34,
             joules: Joules { cold, warm },
             device_bytes: DeviceBytes { planned: 27_000_000_000, before: Some(500_000_000), peak: Some(27_500_000_000) },
             stages: BTreeMap::from([("step", StageTimes::of(vec![641.0, 650.0, 630.0]))]),
@@ -229,8 +281,17 @@ mod tests {
         let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
         assert!(lines.contains(&vec!["step", "4.000", "3.250", "641.00", "630.00", "650.00"]), "{table}");
         assert!(lines.contains(&vec!["prepare", "1.000", "-"]), "{table}");
+        assert!(table.contains("12.3 ms beyond the device's own time; made again: 1 programs, 0 kernels"), "{table}");
         assert!(table.contains("peak 27.50 GB") && table.contains("energy of an edit: not known"), "{table}");
         assert!(report(Some(9000.4), Some(8000.6)).to_string().contains("9000 J cold, 8001 J warm"));
+    }
+
+    #[test]
+    fn the_hosts_share_is_what_the_device_does_not_take() {
+        let warm = BTreeMap::from([("edit", 3.5), ("inputs", 0.02), ("step", 3.25)]);
+        let times = |ms| StageTimes::of(vec![ms; 3]);
+        let stages = BTreeMap::from([("step", times(800.0)), ("text", times(300.0))]);
+        assert!((host_ms(&warm, &stages, 4) - 20.0).abs() < 1e-9);
     }
 
     #[test]
@@ -238,6 +299,7 @@ mod tests {
         let expected = json!({
             "device": "cuda:0 Made-up", "size": [64, 48], "steps": 4, "rows": 12, "copy_gb_per_s": 3000.0,
             "seconds": {"open": 0.5, "cold": {"edit": 5.0, "prepare": 1.0, "step": 4.0}, "warm": {"edit": 3.5, "step": 3.25}},
+            "again": {"programs": 1, "modules": 0, "launches": 0, "captures": 0, "uploaded_bytes": 0}, "host_ms": 12.34,
             "joules": {"cold": null, "warm": null},
             "device_bytes": {"planned": 27_000_000_000_u64, "before": 500_000_000, "peak": 27_500_000_000_u64},
             "stages": {"step": {"runs": 3, "min_ms": 630.0, "median_ms": 641.0, "max_ms": 650.0}},

@@ -221,7 +221,7 @@ fn pairs_that_do_not_fit_are_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases / 4))]
     #[test]
     fn lora_sums_are_the_same_however_they_are_cut(mut cuts in prop::collection::vec(0..=N * WIDTH, 1..6)) {
         let source = adapted();

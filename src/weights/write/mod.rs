@@ -16,6 +16,7 @@ use super::json::METADATA;
 use super::layout::{DIT_V1_0, DIT_V1_1, QWEN, QWEN_CONFIG, QWEN_INDEX, QWEN_SINGLE, QWEN_TOKENIZER, SETTINGS, VAE};
 use super::splitmix::Splitmix;
 use super::{ModelError, Result};
+use crate::aside::Aside;
 use crate::model::Version;
 use crate::tensor::{DType, Spec};
 
@@ -218,15 +219,6 @@ impl Drop for Written {
     }
 }
 
-/// The file a complete one is made from; on drop it is removed, if it still has this name.
-struct Aside(PathBuf);
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
 /// A file about to be written.
 struct FilePlan<'a> {
     path: PathBuf,
@@ -276,17 +268,14 @@ impl<'a> FilePlan<'a> {
     /// Writes it aside, then renames; `progress` gets the bytes of each buffer.
     fn write(&self, seed: u64, buffer: usize, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
         let io = |e: io::Error| ModelError::io("write it", &self.path, &e);
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        let aside = format!(".{name}.partial-{}", std::process::id());
-        let aside = Aside(self.path.with_file_name(aside));
-        let mut file = File::create(&aside.0).map_err(io)?;
-        file.write_all(&self.header).map_err(io)?;
-        self.stream(file, seed, buffer, progress).map_err(io)?;
-        fs::rename(&aside.0, &self.path).map_err(io)
+        let mut aside = Aside::create(&parent(&self.path)).map_err(io)?;
+        aside.file().write_all(&self.header).map_err(io)?;
+        self.stream(aside.file(), seed, buffer, progress).map_err(io)?;
+        aside.rename(&self.path).map_err(io)
     }
 
     /// Fills buffers on this thread, and rayon's, while another writes them.
-    fn stream(&self, mut file: File, seed: u64, buffer: usize, progress: &mut dyn FnMut(u64) -> bool) -> io::Result<()> {
+    fn stream(&self, file: &mut File, seed: u64, buffer: usize, progress: &mut dyn FnMut(u64) -> bool) -> io::Result<()> {
         let (full, to_write) = sync_channel::<(Vec<u8>, usize)>(1);
         let (written, empty) = channel();
         let capacity = usize::try_from(self.data_bytes).map_or(buffer, |n| n.min(buffer));

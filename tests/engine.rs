@@ -1,0 +1,89 @@
+//! One engine, many edits: what a second edit finds, what makes room, what a stopped edit leaves. On the CPU, with the demo
+//! model; `gpu` holds the same for a device.
+
+use anyhow::{Result, bail};
+use step1x_edit::image::Rgb;
+use step1x_edit::pipeline::{DeviceChoice, EditParameters, Engine, Model, Place, PlaceChoice, Progress, Silent};
+
+fn engine() -> Engine {
+    let choice = PlaceChoice { device: DeviceChoice::Cpu, ..PlaceChoice::default() };
+    Engine::open(Model::demo().unwrap(), Place::open(&choice).unwrap()).unwrap()
+}
+
+fn picture(width: usize, height: usize) -> Rgb {
+    Rgb { width, height, data: (0..width * height * 3).map(|i| (i * i / 7 + i / 3) as u8).collect() }
+}
+
+fn edit(prompt: &str, seed: u64) -> EditParameters {
+    EditParameters { steps: 2, seed, size_level: Some(64), ..EditParameters::new(prompt) }
+}
+
+#[test]
+fn a_second_edit_of_the_same_shape_plans_nothing_and_gives_what_it_would_give_alone() {
+    let (source, mut engine) = (picture(64, 64), engine());
+    let first = edit("make the circle blue", 1);
+    let other = EditParameters { cfg_scale: 3.0, ..edit("make the square pink", 2) };
+    let made = engine.edit(&first, Some(&source), &mut Silent).unwrap().picture;
+    let before = engine.made();
+    let second = engine.edit(&other, Some(&source), &mut Silent).unwrap().picture;
+    assert_eq!((before.programs, engine.made()), (1, before), "another prompt of as many tokens, another seed and scale");
+    assert!(made != second);
+    assert!(second == self::engine().edit(&other, Some(&source), &mut Silent).unwrap().picture);
+    assert!(made == engine.edit(&first, Some(&source), &mut Silent).unwrap().picture, "nothing is left of the second");
+}
+
+#[test]
+fn programs_are_kept_by_the_shape_of_the_edit() {
+    let mut engine = engine();
+    for (round, (width, height)) in [(64, 64), (96, 48), (64, 64), (96, 48)].into_iter().enumerate() {
+        engine.edit(&edit("make the circle blue", 1), Some(&picture(width, height)), &mut Silent).unwrap();
+        assert_eq!((engine.kept(), engine.made().programs), ((round + 1).min(2), (round + 1).min(2)));
+    }
+    let unguided = EditParameters { cfg_scale: 1.0, ..edit("make the circle blue", 1) };
+    engine.edit(&unguided, Some(&picture(64, 64)), &mut Silent).unwrap();
+    assert_eq!(engine.made().programs, 3, "one branch is another program");
+}
+
+/// Stops an edit after so many nodes.
+struct Stop(usize);
+
+impl Progress for Stop {
+    fn place(&mut self, _: &Place) {}
+
+    fn stage(&mut self, _: &str, _: usize, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn node(&mut self) -> Result<()> {
+        self.0 = match self.0.checked_sub(1) {
+            Some(left) => left,
+            None => bail!("enough"),
+        };
+        Ok(())
+    }
+
+    fn notice(&mut self, _: &str) {}
+}
+
+#[test]
+fn an_edit_after_one_that_was_stopped_is_as_good_as_any() {
+    let (source, mut engine) = (picture(64, 64), engine());
+    let wanted = edit("make the circle blue", 1);
+    let alone = self::engine().edit(&wanted, Some(&source), &mut Silent).unwrap().picture;
+    for nodes in [0, 10, 100, 200] {
+        let stopped = engine.edit(&wanted, Some(&source), &mut Stop(nodes)).err().expect("it was stopped");
+        assert!(stopped.to_string().contains("enough"), "{stopped:#}");
+        assert!(engine.edit(&wanted, Some(&source), &mut Silent).unwrap().picture == alone, "after {nodes} nodes");
+    }
+    assert_eq!(engine.made().programs, 1);
+}
+
+#[test]
+fn what_cannot_be_edited_leaves_the_engine_usable() {
+    let mut engine = engine();
+    let (wanted, tiny) = (edit("make the circle blue", 1), picture(1, 4000));
+    assert!(engine.edit(&wanted, Some(&tiny), &mut Silent).is_err());
+    assert!(engine.edit(&edit("<|image_pad|>", 1), Some(&picture(64, 64)), &mut Silent).is_err());
+    assert_eq!(engine.kept(), 0);
+    engine.edit(&wanted, Some(&picture(64, 64)), &mut Silent).unwrap();
+}
