@@ -13,26 +13,13 @@ use anyhow::{Context, Result, bail, ensure};
 use half::bf16;
 use step1x_edit::cli;
 use step1x_edit::cuda::Device;
-use step1x_edit::exec::{Cuda, Executor};
+use step1x_edit::exec::{Cuda, Executor, Gpu, HostWeights};
 use step1x_edit::graph::Graph;
 use step1x_edit::ops::{Arch, Attention, HostValues, Segment, Values};
-use step1x_edit::plan::{Plan, Precision, Target};
-use step1x_edit::tensor::{Component, DType, Spec};
-use step1x_edit::weights::{ModelError, WeightSource};
+use step1x_edit::plan::{Itinerary, Plan, Precision, Target};
+use step1x_edit::tensor::DType;
 
 const RUNS: usize = 25;
-
-struct NoWeights;
-
-impl WeightSource for NoWeights {
-    fn spec(&self, _: Component, _: &str) -> Option<Spec> {
-        None
-    }
-
-    fn read_at(&self, _: Component, name: &str, _: usize, _: &mut [u8]) -> step1x_edit::weights::Result<()> {
-        Err(ModelError::new(format!("there is no {name}")))
-    }
-}
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
@@ -80,7 +67,7 @@ fn run(folder: &Path, op: Attention, width: usize, calls: usize) -> Result<f64> 
     // The values are the last columns of a wider buffer, as behind a fused projection.
     let mut graph = Graph::new();
     let (mut inputs, mut results) = (Vec::new(), Vec::new());
-    graph.stage("attention", 2, |g| {
+    let (body, ()) = graph.body("attention", |g| {
         let fused = g.input("fused", DType::BF16, [keys, 3 * k_cols]);
         let operands = [g.input("q", DType::BF16, [queries, q_cols]), g.input("k", DType::BF16, [keys, k_cols])];
         let gap = vec![f32::NAN; 2 * k_cols];
@@ -99,12 +86,14 @@ fn run(folder: &Path, op: Attention, width: usize, calls: usize) -> Result<f64> 
         }
     });
     let device = Device::open(0)?;
-    let plan = Plan::new(graph, Precision::Bf16, Target::Cuda(Arch(device.capability)))?;
+    let itinerary = Itinerary::of_all(&graph).repeatable();
+    let plan = Arc::new(Plan::new(graph, itinerary, Precision::Bf16, Target::Cuda(Arch(device.capability)))?);
     eprintln!("{}", plan.kernels[0]);
-    let mut exec = Cuda::new(&plan, Arc::new(NoWeights), &device, &cli::setup())?;
+    let gpu = Gpu::open(&device, &cli::setup(), Arc::new(HostWeights::default()))?;
+    let mut exec = Cuda::load(&gpu, plan.clone())?;
     inputs.iter().try_for_each(|(id, values)| exec.write(*id, Values::F32(values)))?;
-    exec.begin(&["attention"])?;
-    let mut times = exec.time_runs("attention", RUNS)?;
+    exec.begin(&plan.itinerary)?;
+    let mut times = exec.time_runs(body, RUNS)?;
     times.sort_by(f32::total_cmp);
     let all = results.iter().map(|&y| exec.read(y)).collect::<Result<Vec<_>>>()?;
     let HostValues::F32(first) = &all[0] else { bail!("attention gives floats") };

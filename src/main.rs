@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::{register, register_conditional_shutdown};
 use step1x_edit::cli::{self, Command, EditArgs};
-use step1x_edit::commands::{demo, doctor, inspect, judge, measure, synth, verify};
+use step1x_edit::commands::{demo, doctor, inspect, judge, measure, op, synth, verify};
 use step1x_edit::error::{Interrupted, ResourceError, UsageError};
 use step1x_edit::pipeline::run_edit;
 use step1x_edit::progress::{Display, byte_bar, case_bar, say};
@@ -47,6 +47,7 @@ fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
         }
         Command::Bench(args) => measure::bench(&args.job()?, silent, &mut print)?,
         Command::Profile(args) => measure::profile(&args.job(), silent, &mut print)?,
+        Command::Op(args) => op::run(&args.job(), &mut print)?,
         Command::Verify(args) => {
             let (text, held) = verify::run(&args.job()?, silent)?;
             print(&text)?;

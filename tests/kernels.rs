@@ -37,8 +37,7 @@ fn compiler_setup() -> Option<Setup> {
 /// The kernels of the ops' cases, of dense operands and of columns of wider ones, by name.
 fn kernels_of_cases(arch: Arch, kernels: &mut BTreeMap<String, Kernel>) {
     for case in cases() {
-        let mut specs = case.op.infer(&case.inputs).unwrap();
-        specs.iter_mut().zip(&case.outputs).for_each(|(spec, &dtype)| spec.dtype = dtype);
+        let specs = case.results().unwrap();
         for pad in [0, 8, 4, 1] {
             let view = |spec: &_| {
                 let dense = View::dense(spec);

@@ -16,11 +16,16 @@ pub(super) const EXAMPLES: &str = "Examples:
   step1x-edit edit -i examples/shapes.png -p \"make the circle blue\" -o edited.png
   step1x-edit edit -m MODEL_FOLDER -i photo.jpg -p \"turn day into night\" -o night.png";
 
+pub(super) const OP_EXAMPLES: &str = "Examples:
+  step1x-edit op --list
+  step1x-edit op attention --case 14
+  step1x-edit op linear --case gelu --shape 4096x3072,12288x3072,12288";
+
 /// What people come for, and the commands that do it.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Use", &["edit", "demo"]),
     ("Look", &["inspect", "doctor"]),
-    ("Measure", &["bench", "profile"]),
+    ("Measure", &["bench", "profile", "op"]),
     ("Check", &["verify", "compare", "judge"]),
     ("Make", &["synth"]),
 ];

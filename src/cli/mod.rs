@@ -7,6 +7,7 @@ mod help;
 mod judge;
 mod look;
 mod measure;
+mod op;
 mod place;
 mod values;
 
@@ -21,6 +22,7 @@ pub use self::help::parse;
 pub use self::judge::JudgeArgs;
 pub use self::look::{DoctorArgs, InspectArgs, SynthArgs};
 pub use self::measure::{BenchArgs, CompareArgs, ProfileArgs, VerifyArgs};
+pub use self::op::OpArgs;
 pub use self::place::PlaceArgs;
 
 /// Edit pictures with Step1X-Edit.
@@ -49,6 +51,9 @@ pub enum Command {
     Bench(BenchArgs),
     /// Time every node of an edit's stages on a GPU, beside what the GPU could do at best
     Profile(ProfileArgs),
+    /// Check one op's kernels against the CPU and time them, at its cases or at any shape
+    #[command(after_help = help::OP_EXAMPLES)]
+    Op(OpArgs),
     /// Check model and program against the official code: repeat an edit that it recorded
     Verify(VerifyArgs),
     /// Check a GPU against the CPU: run an edit on both and name the first node that differs

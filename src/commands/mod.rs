@@ -5,5 +5,6 @@ pub mod doctor;
 pub mod inspect;
 pub mod judge;
 pub mod measure;
+pub mod op;
 pub mod synth;
 pub mod verify;

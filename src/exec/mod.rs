@@ -5,6 +5,7 @@ mod compare;
 mod cuda;
 mod fetch;
 mod gpu;
+mod one_node;
 mod reference;
 mod values;
 
@@ -17,6 +18,7 @@ use crate::plan::{Itinerary, Plan};
 pub use compare::{Compared, Difference, Report, compare};
 pub use cuda::Cuda;
 pub use gpu::{Gpu, Made};
+pub use one_node::{Form, HostWeights, OneNode, aliases};
 pub use reference::Reference;
 
 /// Called after each node, or each replay of a captured body, is done or under way, with what runs it; an error stops the

@@ -98,6 +98,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(Activation::Silu, spec(56, 3072), DType::BF16),
         Case::new(Activation::GeluErf, spec(81, 5120), DType::BF16),
         Case::new(Activation::Silu, spec(3, 7), DType::BF16),
+        Case::new(Activation::Silu, spec(19180, 16384), DType::BF16).timed(),
     ]
 }
 

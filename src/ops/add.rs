@@ -82,5 +82,6 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(Add, vec![spec(81, 1280), spec(81, 1280)], DType::BF16),
         Case::new(Add, vec![Spec::new(DType::F32, [6, 5, 128]), Spec::new(DType::F32, [6, 5, 128])], DType::F32),
         Case::new(Add, vec![spec(3, 7), spec(1, 7)], DType::BF16),
+        Case::new(Add, vec![Spec::new(DType::F32, [1024, 1024, 128]); 2], DType::F32).timed(),
     ]
 }

@@ -1,13 +1,17 @@
-//! What tests, parity runs and benches share: an op with operands of some size and the bound on a kernel's error.
+//! What tests, parity runs and the op laboratory share: an op with operands of some size and the bound on a kernel's error.
 
-use super::{HostValues, How, Kernel, Op, ProductConfig, round};
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use super::{HostValues, How, Kernel, Op, Operand, Output, ProductConfig, round};
 use crate::tensor::{DType, Spec};
 
 /// A worked example of an op: operands' specs, how to fill them, and how closely a kernel must meet the reference.
 #[derive(Debug)]
 pub struct Case {
     /// The op with its attributes.
-    pub op: Box<dyn Op>,
+    pub op: Arc<dyn Op>,
     /// Operands.
     pub inputs: Vec<Spec>,
     /// Type of each output (shapes follow from `infer`).
@@ -20,6 +24,8 @@ pub struct Case {
     pub bound: f64,
     /// Why that bound.
     pub reason: &'static str,
+    /// Of a released edit's size, for timing on a GPU: its reference takes up to some seconds of 16 cores.
+    pub timed: bool,
 }
 
 /// bf16 keeps 8 bits: one rounding errs by at most 2^-9 of the value, in mean square by about (2^-9)²/3.
@@ -28,7 +34,42 @@ pub(super) const ONE_ROUNDING: f64 = 1.3e-6;
 impl Case {
     pub(super) fn new(op: impl Op + 'static, inputs: Vec<Spec>, output: DType) -> Case {
         let reason = "one rounding to bf16 and another summation order";
-        Case { op: Box::new(op), inputs, outputs: vec![output], index_bound: 0, broken: None, bound: 4.0 * ONE_ROUNDING, reason }
+        Case {
+            op: Arc::new(op),
+            inputs,
+            outputs: vec![output],
+            index_bound: 0,
+            broken: None,
+            bound: 4.0 * ONE_ROUNDING,
+            reason,
+            timed: false,
+        }
+    }
+
+    /// The same, of a released edit's size.
+    pub(super) fn timed(self) -> Case {
+        Case { timed: true, ..self }
+    }
+
+    /// Specs of the results.
+    ///
+    /// # Errors
+    /// What about the operands does not fit.
+    pub fn results(&self) -> Result<Vec<Spec>> {
+        let mut specs = self.op.infer(&self.inputs)?;
+        specs.iter_mut().zip(&self.outputs).for_each(|(spec, &dtype)| spec.dtype = dtype);
+        Ok(specs)
+    }
+
+    /// The results by the reference, rounded to their types; `operands`: of [`Case::operands`].
+    ///
+    /// # Errors
+    /// As for [`Case::results`].
+    pub fn expected(&self, operands: &[HostValues]) -> Result<Vec<HostValues>> {
+        let mut outputs: Vec<Output> = self.results()?.into_iter().map(Output::zeros).collect();
+        let inputs = self.inputs.iter().zip(operands).map(|(spec, v)| Operand { spec: spec.clone(), values: v.values() });
+        self.op.reference(&inputs.collect::<Vec<_>>(), &mut outputs);
+        Ok(outputs.into_iter().map(Output::rounded).collect())
     }
 
     /// The bound for a kernel. cuBLASLt's products of rows at multiples of 8 bytes round once more before they add the bias:

@@ -77,6 +77,7 @@ pub(super) fn cases() -> Vec<Case> {
         case(Spec::new(DType::BF16, [640, 3584]), Some(97)),
         case(Spec::new(DType::F16, [33, 40]), Some(1)),
         case(Spec::new(DType::BF16, [3, 7]), Some(5)),
+        case(Spec::new(DType::BF16, [19180, 4096]), None).timed(),
     ]
 }
 

@@ -7,6 +7,8 @@
 //! The official code rounds the product before the sum where the two are separate operations (attention branches,
 //! connector), and once where its compiler fused them (the transformer's MLP branches, single blocks).
 
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
@@ -146,12 +148,14 @@ pub(super) fn cases() -> Vec<Case> {
     let normed = |rows: &[usize], round_product, stream: [usize; 2], table: [usize; 2]| {
         let shapes = [stream, stream, table, table, table];
         Case {
-            op: Box::new(GateResidual { norm: true, ..op(rows, round_product) }),
+            op: Arc::new(GateResidual { norm: true, ..op(rows, round_product) }),
             outputs: vec![DType::BF16; 2],
             reason: "the sum rounds once to bf16, its norm once more, with sums in another order",
             ..Case::new(op(rows, round_product), shapes.map(|s| Spec::new(DType::BF16, s)).to_vec(), DType::BF16)
         }
     };
+    let rows = BranchRows::of(&[352, 333]).then(&BranchRows::of(&[8192, 8192]));
+    let single_block = Arc::new(GateResidual { rows, round_product: false, norm: true });
     vec![
         Case::new(op(&[40, 13], true), vec![spec(53, 3072), spec(53, 3072), spec(2, 3072)], DType::BF16),
         Case::new(op(&[11, 7], true), vec![spec(18, 512), spec(18, 512), spec(6, 512)], DType::BF16),
@@ -160,6 +164,10 @@ pub(super) fn cases() -> Vec<Case> {
         normed(&[40, 13], true, [53, 3072], [2, 3072]),
         normed(&[11, 7, 20], false, [76, 512], [6, 512]),
         normed(&[2, 1], false, [3, 7], [2, 7]),
+        // An image stream's, and a single block's, of 512x512 and of 1024x1024 pixels.
+        normed(&[2048, 2048], true, [4096, 3072], [2, 3072]).timed(),
+        normed(&[8192, 8192], true, [16384, 3072], [2, 3072]).timed(),
+        Case { op: single_block, ..normed(&[352, 333], false, [17069, 3072], [2, 3072]) }.timed(),
     ]
 }
 

@@ -167,5 +167,10 @@ pub(super) fn cases() -> Vec<Case> {
         case(&[67, 73, 512], true, DType::F32, DType::F16),
         // A matrix, whose rows may lie apart.
         case(&[1100, 256], false, DType::BF16, DType::BF16),
+        // The autoencoder's, of 1024x1024 pixels.
+        case(&[128, 128, 512], true, DType::BF16, DType::BF16).timed(),
+        case(&[1024, 1024, 128], true, DType::BF16, DType::BF16).timed(),
+        case(&[512, 512, 512], true, DType::F32, DType::F16).timed(),
+        case(&[1024, 1024, 128], true, DType::F32, DType::F16).timed(),
     ]
 }

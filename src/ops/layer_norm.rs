@@ -125,6 +125,9 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(LayerNorm { modulation: None }, vec![spec(53, 4096), vector(4096), vector(4096)], DType::BF16),
         Case::new(modulated(&[3]), vec![spec(6, 256), spec(2, 256), spec(2, 256)], DType::BF16),
         Case::new(modulated(&[2, 1]), vec![spec(3, 7), spec(2, 7), spec(2, 7)], DType::BF16),
+        // An image stream's, and the connector's of all steps, of 1024x1024 pixels.
+        Case::new(modulated(&[8192, 8192]), vec![spec(16384, 3072), spec(2, 3072), spec(2, 3072)], DType::BF16).timed(),
+        Case::new(LayerNorm { modulation: None }, vec![spec(19180, 4096), vector(4096), vector(4096)], DType::BF16).timed(),
     ]
 }
 

@@ -157,6 +157,17 @@ pub(super) fn cases() -> Vec<Case> {
         case(130, 512, 256, false, false),
         case(256, 3072, 64, true, false),
         case(1, 256, 3072, true, false),
+        // The transformer's blocks, of 512x512 and of 1024x1024 pixels.
+        case(4096, 3072, 9216, true, false).timed(),
+        case(4781, 3072, 12288, true, true).timed(),
+        case(4781, 15360, 3072, true, false).timed(),
+        case(16384, 3072, 3072, true, false).timed(),
+        case(16384, 3072, 9216, true, false).timed(),
+        case(16384, 3072, 12288, true, true).timed(),
+        case(16384, 12288, 3072, true, false).timed(),
+        case(17069, 3072, 9216, true, false).timed(),
+        case(17069, 3072, 12288, true, true).timed(),
+        case(17069, 15360, 3072, true, false).timed(),
     ]
 }
 

@@ -122,6 +122,9 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(QkNormRope, inputs(53, 48, 2), DType::BF16),
         Case::new(QkNormRope, inputs(7, 2, 1), DType::BF16),
         Case::new(QkNormRope, inputs(9, 54, 2), DType::BF16),
+        // All rows of 512x512 and of 1024x1024 pixels.
+        Case::new(QkNormRope, inputs(4781, 48, 2), DType::BF16).timed(),
+        Case::new(QkNormRope, inputs(17069, 48, 2), DType::BF16).timed(),
     ]
 }
 

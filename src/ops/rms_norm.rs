@@ -82,5 +82,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(RmsNorm, inputs(61, 3584), DType::BF16),
         Case::new(RmsNorm, inputs(80, 1280), DType::BF16),
         Case::new(RmsNorm, inputs(3, 7), DType::BF16),
+        Case::new(RmsNorm, inputs(573, 3584), DType::BF16).timed(),
+        Case::new(RmsNorm, inputs(1296, 1280), DType::BF16).timed(),
     ]
 }

@@ -112,5 +112,7 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         Case::new(RopeHalf, inputs(61, 32, 128, DType::BF16), DType::BF16),
         Case::new(RopeHalf, inputs(64, 32, 80, DType::F32), DType::BF16),
+        Case::new(RopeHalf, inputs(573, 32, 128, DType::BF16), DType::BF16).timed(),
+        Case::new(RopeHalf, inputs(1296, 32, 80, DType::F32), DType::BF16).timed(),
     ]
 }

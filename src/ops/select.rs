@@ -132,10 +132,13 @@ impl fmt::Display for Kernel {
     }
 }
 
+/// Whether a variant takes an op's operands and results, and in which configuration.
+type Fits<O> = fn(&O, Arch, &[View], &[View]) -> Result<Kernel, Unsupported>;
+
 /// One of several kernels of an op.
 pub(super) struct Variant<O> {
     /// What it requires of the operands, and the configuration for them.
-    pub(super) fits: fn(&O, Arch, &[View], &[View]) -> Result<Kernel, Unsupported>,
+    pub(super) fits: Fits<O>,
     /// Its launch.
     pub(super) launch: fn(&O, &Kernel, &Args) -> Launch,
 }

@@ -75,6 +75,9 @@ impl Op for StepSlice {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let inputs = vec![Spec::new(DType::BF16, [8 * 53, 256]), Spec::new(DType::I32, [1])];
-    vec![Case { index_bound: 8, bound: 0.0, reason: "a copy", ..Case::new(StepSlice { rows: 53 }, inputs, DType::BF16) }]
+    let case = |steps: usize, rows: usize, cols: usize| {
+        let inputs = vec![Spec::new(DType::BF16, [steps * rows, cols]), Spec::new(DType::I32, [1])];
+        Case { index_bound: steps, bound: 0.0, reason: "a copy", ..Case::new(StepSlice { rows }, inputs, DType::BF16) }
+    };
+    vec![case(8, 53, 256), case(28, 2, 1056768).timed()]
 }

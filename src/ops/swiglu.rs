@@ -67,5 +67,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new(SwiGlu, inputs(61, 18944), DType::BF16),
         Case::new(SwiGlu, inputs(80, 3420), DType::BF16),
         Case::new(SwiGlu, inputs(3, 7), DType::BF16),
+        Case::new(SwiGlu, inputs(573, 18944), DType::BF16).timed(),
+        Case::new(SwiGlu, inputs(1296, 3420), DType::BF16).timed(),
     ]
 }

@@ -103,6 +103,15 @@ impl Output {
         Output { spec, values }
     }
 
+    /// The results as a tensor of their type holds them.
+    pub fn rounded(mut self) -> HostValues {
+        let dtype = self.spec.dtype;
+        if let HostValues::F32(values) = &mut self.values {
+            values.iter_mut().for_each(|v| *v = round(dtype, *v));
+        }
+        self.values
+    }
+
     /// Float results.
     pub fn f32(&mut self) -> &mut [f32] {
         match &mut self.values {

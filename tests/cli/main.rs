@@ -11,6 +11,7 @@ mod interrupt;
 mod judge;
 mod layouts;
 mod models;
+mod op;
 mod output;
 mod pictures;
 mod support;

@@ -38,7 +38,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
             "weights",
         ],
     ),
-    ("cli", &["commands", "cuda", "error", "image", "model", "ops", "pipeline", "plan", "sampling"]),
+    ("cli", &["commands", "cuda", "error", "image", "model", "ops", "pipeline", "plan", "sampling", "tensor"]),
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
@@ -196,6 +196,15 @@ fn every_kernel_has_its_rust_file() {
         let (_, rust) = files.iter().find(|(name, _)| name == named).unwrap_or_else(|| panic!("{stem}.cu names {named}"));
         assert!(rust.contains(&format!("\"{stem}\"")), "{named} does not launch {stem}.cu");
         assert!(named.contains('/') || named == format!("{stem}.rs"), "{stem}.cu belongs to {named}");
+    }
+    let chosen = |text: &str| -> Vec<String> {
+        let calls = ["Kernel::new(\"", "_kernel(\""].into_iter().flat_map(|call| text.split(call).skip(1));
+        calls.filter_map(|rest| rest.split('"').next()).map(Into::into).collect()
+    };
+    for (name, text) in &files {
+        for stem in chosen(text) {
+            assert!(Path::new(ROOT).join(format!("kernels/{stem}.cu")).is_file(), "{name} chooses {stem}, which has no source");
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 mod bench;
 mod compare;
 mod meter;
-mod profile;
+pub(super) mod profile;
 mod report;
-mod roofline;
+pub(super) mod roofline;
 mod trace;
 
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::pipeline::{EditParameters, Loaded, Material, Model, Place, PlaceChoic
 use crate::plan::Precision;
 
 /// The GPU that was asked for; `who` needs it.
-fn gpu(who: &str, choice: &PlaceChoice) -> Result<(Place, Arc<Device>)> {
+pub(super) fn gpu(who: &str, choice: &PlaceChoice) -> Result<(Place, Arc<Device>)> {
     let place = Place::open(&PlaceChoice { precision: Some(Precision::Bf16), ..choice.clone() })?;
     match place.device().cloned() {
         Some(device) => Ok((place, device)),

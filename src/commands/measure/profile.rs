@@ -63,7 +63,7 @@ pub fn run(job: &ProfileJob, progress: &mut dyn Progress, print: &mut dyn FnMut(
     let name = engine.place.name();
     drop(engine); // the ceilings need its memory
     // The device is still at work's temperature and clocks when its ceilings are measured.
-    let rates = measure_rates(&stages, &device, &job.place.setup)?;
+    let rates = measure_rates(stages.iter().flat_map(|stage| &stage.nodes), &device, &job.place.setup)?;
     let profile = Profile { device: name, size: [job.size.0, job.size.1], rows, rates, stages };
     if let Some(output) = output {
         output.commit(trace(&profile).to_string().as_bytes())?;
@@ -115,18 +115,22 @@ fn time_stage(exec: &mut Cuda, program: &Program, body: BodyId, steps: usize, pr
     })
 }
 
-fn measure_rates(stages: &[Stage], device: &Arc<Device>, setup: &Setup) -> Result<Rates> {
+/// The device's rates, and times of copies of as many bytes as each node moves.
+pub(in crate::commands) fn measure_rates<'n>(
+    nodes: impl Iterator<Item = &'n Timed>,
+    device: &Arc<Device>,
+    setup: &Setup,
+) -> Result<Rates> {
     let mut ceilings = Ceilings::new(device, setup)?;
     let (bf16_tflops, tf32_tflops) = (ceilings.tflops(DType::BF16)?, ceilings.tflops(DType::F32)?);
-    let mut copies: BTreeMap<u64, f64> =
-        stages.iter().flat_map(|stage| &stage.nodes).map(|node| (node.cost.bytes, 0.0)).collect();
+    let mut copies: BTreeMap<u64, f64> = nodes.map(|node| (node.cost.bytes, 0.0)).collect();
     for (&bytes, ms) in &mut copies {
         *ms = ceilings.copy_milliseconds(bytes)?;
     }
     Ok(Rates { copy_gb_per_s: ceilings.copy_gb_per_s()?, bf16_tflops, tf32_tflops, copies })
 }
 
-fn median(mut times: Vec<f32>) -> f64 {
+pub(in crate::commands) fn median(mut times: Vec<f32>) -> f64 {
     times.sort_by(f32::total_cmp);
     times[times.len() / 2] as f64
 }

@@ -12,35 +12,35 @@ const NEAR: f64 = 0.9;
 
 /// Rates of the device.
 #[derive(Clone, Debug)]
-pub(super) struct Rates {
+pub(in crate::commands) struct Rates {
     /// GB/s, read and written, of a large copy.
-    pub(super) copy_gb_per_s: f64,
+    pub(in crate::commands) copy_gb_per_s: f64,
     /// TFLOP/s of a large product of bf16 matrices; f16 has the same.
-    pub(super) bf16_tflops: f64,
+    pub(in crate::commands) bf16_tflops: f64,
     /// Of f32 matrices, multiplied as TF32.
-    pub(super) tf32_tflops: f64,
+    pub(in crate::commands) tf32_tflops: f64,
     /// Milliseconds of a copy that reads and writes so many bytes, timed as nodes are.
-    pub(super) copies: BTreeMap<u64, f64>,
+    pub(in crate::commands) copies: BTreeMap<u64, f64>,
 }
 
 /// A node with what it took.
 #[derive(Clone, Debug)]
-pub(super) struct Timed {
-    pub(super) name: String,
-    pub(super) kind: &'static str,
+pub(in crate::commands) struct Timed {
+    pub(in crate::commands) name: String,
+    pub(in crate::commands) kind: &'static str,
     /// The kernel with its constants.
-    pub(super) kernel: String,
+    pub(in crate::commands) kernel: String,
     /// Of a product or convolution the two operands, of anything else the first.
-    pub(super) shapes: String,
+    pub(in crate::commands) shapes: String,
     /// Whether tensor cores multiply f32 operands.
-    pub(super) tf32: bool,
-    pub(super) cost: Cost,
-    pub(super) ms: f64,
+    pub(in crate::commands) tf32: bool,
+    pub(in crate::commands) cost: Cost,
+    pub(in crate::commands) ms: f64,
 }
 
 impl Timed {
     /// A body's nodes with the milliseconds of each.
-    pub(super) fn of_body(plan: &Plan, body: BodyId, times: &[f64]) -> Vec<Timed> {
+    pub(in crate::commands) fn of_body(plan: &Plan, body: BodyId, times: &[f64]) -> Vec<Timed> {
         let nodes = plan.graph.nodes_of(body);
         let timed = |(at, &ms): (usize, &f64)| {
             let node = &plan.graph.nodes[at];
@@ -64,14 +64,14 @@ impl Timed {
     }
 
     /// What nodes have in common that do the same.
-    pub(super) fn group(&self) -> String {
+    pub(in crate::commands) fn group(&self) -> String {
         format!("{} {}", self.kernel, self.shapes)
     }
 }
 
 /// What keeps a node from being faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Bound {
+pub(in crate::commands) enum Bound {
     /// Tensor cores.
     Compute,
     /// Memory's bandwidth.
@@ -81,7 +81,7 @@ pub(super) enum Bound {
 }
 
 impl Bound {
-    pub(super) fn name(self) -> &'static str {
+    pub(in crate::commands) fn name(self) -> &'static str {
         match self {
             Bound::Compute => "compute",
             Bound::Memory => "memory",
@@ -92,9 +92,9 @@ impl Bound {
 
 /// Nodes together.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Sum {
-    pub(super) count: usize,
-    pub(super) ms: f64,
+pub(in crate::commands) struct Sum {
+    pub(in crate::commands) count: usize,
+    pub(in crate::commands) ms: f64,
     flops: f64,
     bytes: f64,
     /// Milliseconds that the operations take at the rate of a large product.
@@ -102,14 +102,14 @@ pub(super) struct Sum {
     /// Milliseconds that the bytes take at the rate of a large copy.
     memory_ms: f64,
     /// The larger of both, node by node.
-    pub(super) roofline_ms: f64,
+    pub(in crate::commands) roofline_ms: f64,
     /// Milliseconds of copies of as many bytes.
     copy_ms: f64,
 }
 
 impl Sum {
     /// Adds nodes up.
-    pub(super) fn of<'t>(nodes: impl IntoIterator<Item = &'t Timed>, rates: &Rates) -> Sum {
+    pub(in crate::commands) fn of<'t>(nodes: impl IntoIterator<Item = &'t Timed>, rates: &Rates) -> Sum {
         let mut sum = Sum::default();
         for node in nodes {
             let peak = if node.tf32 { rates.tf32_tflops } else { rates.bf16_tflops };
@@ -128,31 +128,31 @@ impl Sum {
     }
 
     /// Operations a second, in units of 10^12.
-    pub(super) fn tflops(&self) -> f64 {
+    pub(in crate::commands) fn tflops(&self) -> f64 {
         ratio(self.flops, self.ms) / 1e9
     }
 
     /// Bytes a second, in units of 10^9.
-    pub(super) fn gb_per_s(&self) -> f64 {
+    pub(in crate::commands) fn gb_per_s(&self) -> f64 {
         ratio(self.bytes, self.ms) / 1e6
     }
 
     /// The roofline's time as a share of the time it took.
-    pub(super) fn of_roofline(&self) -> f64 {
+    pub(in crate::commands) fn of_roofline(&self) -> f64 {
         ratio(self.roofline_ms, self.ms)
     }
 
     /// The time of copies of as many bytes, timed as the nodes are, as a share of the time it took.
-    pub(super) fn of_copy(&self) -> f64 {
+    pub(in crate::commands) fn of_copy(&self) -> f64 {
         ratio(self.copy_ms, self.ms)
     }
 
     /// Milliseconds above the roofline.
-    pub(super) fn lost_ms(&self) -> f64 {
+    pub(in crate::commands) fn lost_ms(&self) -> f64 {
         self.ms - self.roofline_ms
     }
 
-    pub(super) fn bound(&self) -> Bound {
+    pub(in crate::commands) fn bound(&self) -> Bound {
         if self.copy_ms >= 2.0 * self.roofline_ms {
             Bound::Launch
         } else if self.compute_ms >= self.memory_ms {
@@ -163,7 +163,7 @@ impl Sum {
     }
 
     /// What would close the gap to the roofline.
-    pub(super) fn remedy(&self) -> String {
+    pub(in crate::commands) fn remedy(&self) -> String {
         let micros = |ms: f64| 1e3 * ratio(ms, self.count as f64);
         let (own, copy) = (micros(self.ms), micros(self.copy_ms));
         let peak = ratio(self.flops, self.compute_ms) / 1e9;
@@ -190,7 +190,7 @@ fn ratio(a: f64, b: f64) -> f64 {
 }
 
 /// Sums of nodes by what `key` says of them, the longest first.
-pub(super) fn grouped<K: Ord>(nodes: &[Timed], rates: &Rates, key: impl Fn(&Timed) -> K) -> Vec<(K, Sum)> {
+pub(in crate::commands) fn grouped<K: Ord>(nodes: &[Timed], rates: &Rates, key: impl Fn(&Timed) -> K) -> Vec<(K, Sum)> {
     let mut groups: BTreeMap<K, Vec<&Timed>> = BTreeMap::new();
     nodes.iter().for_each(|node| groups.entry(key(node)).or_default().push(node));
     let mut sums: Vec<(K, Sum)> = groups.into_iter().map(|(key, nodes)| (key, Sum::of(nodes, rates))).collect();
@@ -199,16 +199,16 @@ pub(super) fn grouped<K: Ord>(nodes: &[Timed], rates: &Rates, key: impl Fn(&Time
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::commands) mod tests {
     use super::*;
 
     /// A device of 1000 GB/s and 100 TFLOP/s, half of it for TF32; no copy is done in less than 2 µs.
-    pub(in super::super) fn rates(nodes: &[Timed]) -> Rates {
+    pub(in crate::commands) fn rates(nodes: &[Timed]) -> Rates {
         let copy = |node: &Timed| (node.cost.bytes, (node.cost.bytes as f64 / 1e9).max(0.002));
         Rates { copy_gb_per_s: 1000.0, bf16_tflops: 100.0, tf32_tflops: 50.0, copies: nodes.iter().map(copy).collect() }
     }
 
-    pub(in super::super) fn timed(name: &str, kind: &'static str, flops: u64, bytes: u64, ms: f64) -> Timed {
+    pub(in crate::commands) fn timed(name: &str, kind: &'static str, flops: u64, bytes: u64, ms: f64) -> Timed {
         let kernel = format!("{kind} VECTOR=8");
         Timed { name: name.into(), kind, kernel, shapes: "bf16[4, 4]".into(), tf32: false, cost: Cost { flops, bytes }, ms }
     }

@@ -260,6 +260,20 @@ pub(super) fn cases() -> Vec<Case> {
         Segment { q: vec![129..260, 388..700], k: vec![129..130, 388..700] },
     ];
     let causal = Attention { heads: 7, kv_heads: 1, causal: true, segments: shared_prefix };
+    // The transformer's two branches: 352 and 333 rows of text, and the image's rows.
+    let edit = |image: usize| {
+        let branch = |text: Range<usize>, at: usize| vec![text, 685 + at..685 + at + image];
+        let segment = |rows: Vec<Range<usize>>| Segment { q: rows.clone(), k: rows };
+        let segments = vec![segment(branch(0..352, 0)), segment(branch(352..685, image))];
+        let rows = 685 + 2 * image;
+        case(DType::BF16, full(24, segments), [rows, rows, 128], 685).timed()
+    };
+    let text_model = vec![
+        Segment::all(0..544),
+        Segment { q: vec![544..568], k: vec![0..544, 544..568] },
+        Segment { q: vec![568..573], k: vec![0..544, 568..573] },
+    ];
+    let text_model = Attention { heads: 28, kv_heads: 4, causal: true, segments: text_model };
     vec![
         case(DType::BF16, full(2, two_branches), [242, 242, 128], 50),
         case(DType::BF16, causal, [86, 86, 128], 0),
@@ -274,6 +288,14 @@ pub(super) fn cases() -> Vec<Case> {
         case(DType::BF16, Attention { kv_heads: 2, ..full(6, unequal) }, [700, 700, 128], 260),
         case(DType::BF16, full(1, vec![Segment::all(0..257)]), [257, 257, 128], 0),
         case(DType::F16, full(1, vec![Segment::all(0..130)]), [130, 130, 128], 0),
+        // The transformer's of 512x512, 768x768 and 1024x1024 pixels; the others' of 1024x1024.
+        edit(2048),
+        edit(4608),
+        edit(8192),
+        case(DType::BF16, text_model, [573, 573, 128], 0).timed(),
+        case(DType::BF16, full(16, vec![Segment::all(0..1296)]), [1296, 1296, 80], 0).timed(),
+        case(DType::BF16, full(1, vec![Segment::all(0..16384)]), [16384, 16384, 512], 0).timed(),
+        case(DType::F16, full(1, vec![Segment::all(0..16384)]), [16384, 16384, 512], 0).timed(),
     ]
 }
 

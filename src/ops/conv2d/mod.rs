@@ -209,6 +209,16 @@ pub(super) fn cases() -> Vec<Case> {
         case(6, 17, 16, 256, Conv2d::SAME, F32, F32),
         case(6, 70, 16, 64, Conv2d::SAME, F16, F32),
         case(5, 33, 16, 32, Conv2d::SAME, BF16, BF16),
+        // The autoencoder's, of 1024x1024 pixels.
+        case(1024, 1024, 3, 128, Conv2d::SAME, BF16, BF16).timed(),
+        case(1024, 1024, 128, 128, Conv2d::SAME, BF16, BF16).timed(),
+        case(1024, 1024, 128, 128, Conv2d::HALVE, BF16, BF16).timed(),
+        case(256, 256, 512, 512, Conv2d::SAME, BF16, BF16).timed(),
+        case(128, 128, 16, 512, Conv2d::SAME, F16, F32).timed(),
+        case(512, 512, 256, 256, Conv2d::SAME, F16, F32).timed(),
+        case(1024, 1024, 128, 128, Conv2d::SAME, F16, F32).timed(),
+        case(128, 128, 512, 512, Conv2d::DOUBLE, F32, F32).timed(),
+        case(1024, 1024, 128, 3, Conv2d::SAME, F16, F32).timed(),
     ];
     for case in cases.iter_mut().filter(|case| case.outputs == [F32]) {
         let f16 = case.inputs[0].dtype == F16;
