@@ -86,7 +86,7 @@ fn flags(command: &Command) -> BTreeSet<String> {
 
 /// A word's flag, with `-` for `_` as the program reads it; none for values.
 fn flag(word: &str) -> Option<String> {
-    let name = word.split('=').next()?.trim_end_matches([',', '.', ';', ':', ')']).replace('_', "-");
+    let name = word.strip_prefix('-').and(word.split('=').next())?.trim_end_matches([',', '.', ';', ':', ')']).replace('_', "-");
     let letters = name.trim_start_matches('-');
     let plain =
         letters.starts_with(|c: char| c.is_ascii_lowercase()) && letters.chars().all(|c| c == '-' || c.is_ascii_alphanumeric());
@@ -300,7 +300,7 @@ fn the_readmes_second_command_is_what_ci_runs() {
 
 #[test]
 fn unknown_commands_and_flags_are_found() {
-    let text = "Say `--stepps`, `--cfg_guidance` or `cargo test --workspace`.\n\n```sh\nstep1x-edit paint -m MODEL\n\
+    let text = "Say `--stepps`, `__sync`, `--cfg_guidance` or `cargo test --workspace`.\n\n```sh\nstep1x-edit paint -m MODEL\n\
                 step1x-edit edit \\\n  --steps 8 --size 4x4 # --nothing\ncargo run --release -- judge --no-cases\ncargo test --release\n```\n";
     let faults = unknown_commands_and_flags(text, &Cli::command());
     let expected =
