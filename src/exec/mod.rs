@@ -58,11 +58,10 @@ pub trait Executor {
         }
     }
 
-    /// Announces what will run, so that weights can be fetched ahead. It need not be the plan's own itinerary: a part of it,
-    /// or bodies that keep what they start from again.
+    /// Announces what will run, so that weights can be fetched ahead: the plan's itinerary, or a part of it.
     ///
     /// # Errors
-    /// An itinerary that names bodies which the plan has not.
+    /// An itinerary that the plan cannot be run along ([`Itinerary::check_run`]).
     fn begin(&mut self, itinerary: &Itinerary) -> Result<()>;
 
     /// Runs a body once.

@@ -90,7 +90,7 @@ impl Executor for Reference {
     }
 
     fn begin(&mut self, itinerary: &Itinerary) -> Result<()> {
-        itinerary.check_run(&self.plan.graph)
+        self.plan.itinerary.check_run(itinerary, &self.plan.graph)
     }
 
     fn run(&mut self, body: BodyId, watch: &mut Watch) -> Result<()> {

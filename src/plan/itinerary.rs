@@ -147,12 +147,22 @@ impl Itinerary {
         Ok(())
     }
 
-    /// Checks that a plan for the graph can be run so: a part of its bodies, in any order.
+    /// Checks that a plan made for this itinerary can be run along `run`: a part of it, since what a leg starts from is gone
+    /// once a later one has begun. Within a leg bodies may run in any order and as often as they like.
     ///
     /// # Errors
-    /// The first leg that breaks a rule.
-    pub fn check_run(&self, graph: &Graph) -> Result<()> {
-        self.0.iter().try_for_each(|leg| leg.check(graph))
+    /// A leg that breaks a rule, or a body that comes too late.
+    pub fn check_run(&self, run: &Itinerary, graph: &Graph) -> Result<()> {
+        run.0.iter().try_for_each(|leg| leg.check(graph))?;
+        let leg_of = |body: &BodyId| self.0.iter().position(|leg| leg.bodies.contains(body));
+        for pair in run.visits().windows(2) {
+            let [before, after] = [pair[0], pair[1]].map(|body| graph.bodies[body.0].name);
+            ensure!(
+                leg_of(&pair[0]) <= leg_of(&pair[1]),
+                "{after} cannot run after {before}: what it starts from is gone by then"
+            );
+        }
+        Ok(())
     }
 
     /// The itinerary with the bodies' names.
@@ -228,7 +238,19 @@ mod tests {
         assert!(refused(vec![once(&[0]), leg(&[1, 2], Turns::Mask(vec![0, 2]))]).contains("body 2 of a leg that has 2"));
         assert!(refused(vec![leg(&[0], Turns::Times(0))]).contains("first has no turn"));
         assert!(refused(vec![once(&[7])]).contains("names body [7] of 4"));
-        Itinerary(vec![once(&[3]), once(&[1])]).check_run(&g).unwrap();
-        assert!(Itinerary(vec![once(&[4])]).check_run(&g).is_err());
+    }
+
+    #[test]
+    fn a_run_takes_a_part_of_the_journey_in_its_order() {
+        let g = graph();
+        let middle = leg(&[1, 2], Turns::Mask(vec![0, 1]));
+        let planned = Itinerary(vec![leg(&[0], Turns::Times(1)), middle, leg(&[3], Turns::Times(1))]);
+        let run = |bodies: &[usize]| planned.check_run(&Itinerary::once(bodies.iter().map(|&n| BodyId(n))), &g);
+        for fine in [&[0, 1, 2, 3][..], &[2, 1, 1, 2], &[3], &[1, 3, 3], &[]] {
+            run(fine).unwrap();
+        }
+        let text = run(&[1, 0]).unwrap_err().to_string();
+        assert!(text.contains("first cannot run after step"), "{text}");
+        assert!(run(&[3, 2]).is_err() && run(&[4]).is_err());
     }
 }

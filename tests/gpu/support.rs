@@ -14,7 +14,7 @@ use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
 use step1x_edit::ops::{Arch, H100_GRID_THREADS, HostValues};
 use step1x_edit::pipeline::{EditInputs, HostInputs, Program, Request};
-use step1x_edit::plan::{Itinerary, Plan, Precision, Target};
+use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::prompt::{self, Patches};
 use step1x_edit::weights::WeightSource;
 
@@ -135,16 +135,11 @@ impl TinyEdit {
         values.iter().try_for_each(|(id, values)| exec.write(*id, values.values()))
     }
 
-    /// Runs it; gives what each stage, and each step, leaves.
+    /// Runs it along the executor's itinerary; gives what each stage, and each step, leaves.
     pub fn run(&self, exec: &mut dyn Executor) -> anyhow::Result<Vec<(String, HostValues)>> {
-        self.run_legs(exec, &self.plan().itinerary)
-    }
-
-    /// Runs a part of it.
-    pub fn run_legs(&self, exec: &mut dyn Executor, itinerary: &Itinerary) -> anyhow::Result<Vec<(String, HostValues)>> {
-        let t = &self.program.tensors;
+        let (t, itinerary) = (&self.program.tensors, exec.plan().itinerary.clone());
         self.write_inputs(exec)?;
-        exec.begin(itinerary)?;
+        exec.begin(&itinerary)?;
         let mut results = Vec::new();
         for (turn, body) in itinerary.visits().into_iter().enumerate() {
             exec.run(body, &mut unwatched)?;

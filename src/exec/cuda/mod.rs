@@ -229,7 +229,7 @@ impl Executor for Cuda {
     }
 
     fn begin(&mut self, itinerary: &Itinerary) -> Result<()> {
-        itinerary.check_run(&self.plan.graph)?;
+        self.plan.itinerary.check_run(itinerary, &self.plan.graph)?;
         self.gpu.device.make_current()?;
         self.finish()?;
         self.gpu.feed(&self.plan, &self.region, &self.keys, itinerary)
