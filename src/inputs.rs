@@ -75,7 +75,7 @@ impl PromptInputs {
         share_prefix: bool,
         collapse_padding: bool,
     ) -> Result<PromptInputs> {
-        // What lies beyond the last kept token influences nothing: the model is causal.
+        // Which rows are computed. What lies beyond the last kept token influences nothing: the model is causal.
         let ends: Vec<usize> = branches.iter().map(|t| settings.cut + t.kept(settings)).collect();
         let shared = branches.iter().map(PromptTokens::shared_prefix).min().unwrap_or(0);
         let prefix = if share_prefix && ends.iter().all(|&end| end > shared) { shared } else { 0 };
@@ -90,6 +90,8 @@ impl PromptInputs {
             key_bias: vec![],
             embedding_rows: vec![],
         };
+        // What each row is: the shared prefix and the first branch's tail, then the other branches' tails. Then which rows
+        // make up the embedding, zeros for padding.
         let mut positions = Vec::new();
         for (branch, tokens) in branches.iter().enumerate() {
             let axes = tokens.positions(picture.merged)?;
@@ -102,6 +104,8 @@ impl PromptInputs {
             let embedded = (settings.cut..ends[branch]).map(|at| rows.row(branch, at) as i32);
             inputs.embedding_rows.extend(embedded.chain(vec![-1; inputs.prompt.padding[branch]]));
         }
+
+        // Where each row stands.
         inputs.rope = text::rope_table(&positions, &config.text);
         inputs.text.hidden_keys = inputs.key_bias.iter().any(|b| *b != 0.0);
         debug_assert_eq!(inputs.rope.len(), inputs.text.total() * HEAD_WIDTH);

@@ -39,9 +39,6 @@ impl Ceilings {
     }
 
     /// Gigabytes a second, read and written, of the fastest large copy: what a kernel bound by memory can hope for.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub fn copy_gb_per_s(&self) -> Result<f64> {
         let times = self.times(|_| self.copy(0, COPY))?;
         Ok((2 * COPY) as f64 / times[0] / 1e6)
@@ -49,9 +46,6 @@ impl Ceilings {
 
     /// Milliseconds of a copy that reads and writes `bytes` together, with an event on each side: what a launch with so
     /// little to do takes. The runs walk through the memory, so that nothing is in a cache. The median of some.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub fn copy_milliseconds(&self, bytes: u64) -> Result<f64> {
         let each = (bytes as usize / 2).clamp(1, COPY);
         let apart = each.next_multiple_of(256);

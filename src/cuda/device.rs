@@ -70,9 +70,6 @@ impl Device {
     }
 
     /// Its place on the bus, as NVML takes it: domain:bus:device.function.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub fn bus(&self) -> Result<String> {
         let mut text = [0u8; 32];
         // SAFETY: it writes at most as many bytes as it is told, with a NUL.
@@ -82,18 +79,12 @@ impl Device {
     }
 
     /// Makes the context current on the calling thread.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub fn make_current(&self) -> Result<()> {
         // SAFETY: the context lives as long as self.
         unsafe { result::ctx::set_current(self.context) }.map_err(of("use the device"))
     }
 
     /// Free and total bytes of the device's memory.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.make_current()?;
         result::mem_get_info().map_err(of("read the free memory"))
@@ -157,9 +148,6 @@ impl Memory {
     }
 
     /// Sets every byte, in the order of a stream.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub fn fill(&self, byte: u8, stream: &Stream) -> Result<()> {
         // SAFETY: the range is ours.
         unsafe { result::memset_d8_async(self.address, byte, self.bytes, stream.handle) }.map_err(of("fill memory"))
@@ -208,18 +196,12 @@ unsafe impl Sync for Stream {}
 
 impl Stream {
     /// A stream that does not wait for the default one.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub fn new(device: &Arc<Device>) -> Result<Stream> {
         let handle = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(of("open a stream"))?;
         Ok(Stream { _device: device.clone(), handle })
     }
 
     /// Lets what follows wait for an event.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub fn wait(&self, event: &Event) -> Result<()> {
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: both are alive.
@@ -239,9 +221,6 @@ impl Stream {
     ///
     /// # Safety
     /// The range is memory that nothing else uses at that point of the stream.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub unsafe fn zero(&self, address: u64, bytes: usize) -> Result<()> {
         // SAFETY: asked of the caller.
         unsafe { result::memset_d8_async(address, 0, bytes, self.handle) }.map_err(of("clear memory"))
@@ -251,9 +230,6 @@ impl Stream {
     ///
     /// # Safety
     /// The ranges are memory, do not overlap, and nothing else uses them at that point of the stream.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub unsafe fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<()> {
         // SAFETY: asked of the caller.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.handle) }.map_err(of("copy memory"))
@@ -263,9 +239,6 @@ impl Stream {
     ///
     /// # Safety
     /// Source and destination stay valid and untouched until an event recorded after it has come.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub unsafe fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
         // SAFETY: asked of the caller.
         unsafe { result::memcpy_htod_async(address, bytes, self.handle) }.map_err(of("read bytes from the host"))
@@ -293,9 +266,6 @@ unsafe impl Sync for Event {}
 
 impl Event {
     /// A mark that nothing has reached yet; `timed` ones can be subtracted.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub fn new(device: &Arc<Device>, timed: bool) -> Result<Event> {
         let flags = if timed { sys::CUevent_flags::CU_EVENT_DEFAULT } else { sys::CUevent_flags::CU_EVENT_DISABLE_TIMING };
         let handle = result::event::create(flags).map_err(of("make an event"))?;
@@ -303,9 +273,6 @@ impl Event {
     }
 
     /// Comes when all before it in the stream is done.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub fn record(&self, stream: &Stream) -> Result<()> {
         // SAFETY: both are alive.
         unsafe { result::event::record(self.handle, stream.handle) }.map_err(of("record an event"))
@@ -321,9 +288,6 @@ impl Event {
     }
 
     /// Milliseconds from `earlier` to this; both timed and come.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub fn milliseconds_since(&self, earlier: &Event) -> Result<f32> {
         // SAFETY: both are alive.
         unsafe { result::event::elapsed(earlier.handle, self.handle) }.map_err(of("measure time"))
@@ -350,9 +314,6 @@ unsafe impl Send for Pinned {}
 
 impl Pinned {
     /// Takes memory; it holds anything.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Pinned> {
         // SAFETY: freed when dropped; zeroed below before it is lent out.
         let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(of("lock host memory")).context("for uploads")?;

@@ -47,7 +47,7 @@ pub struct Gemms {
 pub struct Product {
     gemm: Gemm,
     descriptor: Descriptor,
-    layouts: [Layout; 3],
+    layouts: [MatrixLayout; 3],
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
@@ -259,7 +259,7 @@ fn data_type(dtype: DType) -> Result<DataType> {
 impl Product {
     fn new(gemm: &Gemm) -> Result<Product> {
         ensure!(gemm.x.dtype == gemm.w.dtype, "the operands of a matrix product must have one type");
-        let layout = |m: &Matrix, rows: usize, cols: usize| Layout::new(data_type(m.dtype)?, cols, rows, m.stride);
+        let layout = |m: &Matrix, rows: usize, cols: usize| MatrixLayout::new(data_type(m.dtype)?, cols, rows, m.stride);
         let layouts = [layout(&gemm.w, gemm.n, gemm.k)?, layout(&gemm.x, gemm.m, gemm.k)?, layout(&gemm.y, gemm.m, gemm.n)?];
         let algorithm = sys::cublasLtMatmulAlgo_t { data: [0; 8] };
         Ok(Product { gemm: *gemm, descriptor: Descriptor::new(gemm)?, layouts, algorithm })
@@ -267,16 +267,16 @@ impl Product {
 }
 
 #[derive(Debug)]
-struct Layout(sys::cublasLtMatrixLayout_t);
+struct MatrixLayout(sys::cublasLtMatrixLayout_t);
 
-impl Layout {
-    fn new(dtype: DataType, rows: usize, cols: usize, stride: usize) -> Result<Layout> {
+impl MatrixLayout {
+    fn new(dtype: DataType, rows: usize, cols: usize, stride: usize) -> Result<MatrixLayout> {
         let made = result::create_matrix_layout(dtype, rows as u64, cols as u64, stride as i64);
-        Ok(Layout(made.map_err(failed("describe a matrix"))?))
+        Ok(MatrixLayout(made.map_err(failed("describe a matrix"))?))
     }
 }
 
-impl Drop for Layout {
+impl Drop for MatrixLayout {
     fn drop(&mut self) {
         // SAFETY: made by `new`.
         let _ = unsafe { result::destroy_matrix_layout(self.0) };

@@ -125,9 +125,6 @@ impl Stream {
     ///
     /// # Safety
     /// The addresses in the launch's parameters are valid for what the kernel does with them.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub unsafe fn launch(&self, function: &Function, launch: &KernelLaunch) -> Result<()> {
         let [x, y, z] = launch.grid;
         // The driver copies the parameters before it returns, but asks for a mutable pointer to them.
@@ -176,9 +173,6 @@ impl Captured {
     ///
     /// # Safety
     /// What it was recorded from is still there.
-    ///
-    /// # Errors
-    /// What the driver reports.
     pub unsafe fn replay(&self, stream: &Stream) -> Result<()> {
         // SAFETY: both are alive.
         unsafe { result::graph::launch(self.handle, stream.handle) }.map_err(of("replay a graph"))

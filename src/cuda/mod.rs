@@ -1,4 +1,6 @@
 //! The device: libraries, memory, kernels, matrix products, captured launches. Knows nothing of ops or graphs.
+//!
+//! Where nothing else is said, an error is what the driver reports.
 
 mod cache;
 mod ceilings;
@@ -23,4 +25,4 @@ pub use launch::{Gemm, KernelLaunch, Launch, Matrix, TensorMap};
 pub use library::{Setup, load_cublaslt, load_driver, load_nvrtc};
 pub use nvml::{EnergyMeter, Nvml};
 pub use nvtx::{Nvtx, Range};
-pub use upload::{Fill, PIECE, Piece, Staging, Uploads};
+pub use upload::{Fill, PIECE, Piece, Staging, Upload};

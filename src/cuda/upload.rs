@@ -59,7 +59,7 @@ impl Staging {
 type Slot = Option<(Pinned, Option<Arc<Event>>)>;
 
 /// An upload under way; dropping it stops it.
-pub struct Uploads {
+pub struct Upload {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -93,20 +93,20 @@ impl Shared {
     }
 }
 
-impl Uploads {
+impl Upload {
     /// Starts to send pieces in order. `gates`: how many there are; all are closed.
     ///
     /// # Errors
     /// No memory or threads for it.
-    pub fn start(staging: &Arc<Staging>, pieces: Vec<Piece>, gates: usize, fill: Arc<Fill<'static>>) -> Result<Uploads> {
+    pub fn start(staging: &Arc<Staging>, pieces: Vec<Piece>, gates: usize, fill: Arc<Fill<'static>>) -> Result<Upload> {
         ensure!(pieces.iter().all(|p| p.bytes <= PIECE && p.gate < gates), "a piece is too large or has no gate");
         let largest = pieces.iter().map(|p| p.bytes).max().unwrap_or(0);
         let count = THREADS.min(pieces.len());
         let state = State { sent: vec![None; pieces.len()], gates: vec![None; gates], ..State::default() };
         let shared = Arc::new(Shared { staging: staging.clone(), pieces, state: Mutex::new(state), changed: Condvar::new() });
-        let mut uploads = Uploads { shared, threads: vec![] };
+        let mut upload = Upload { shared, threads: vec![] };
         for number in 0..count {
-            let (shared, fill) = (uploads.shared.clone(), fill.clone());
+            let (shared, fill) = (upload.shared.clone(), fill.clone());
             let work = move || {
                 // Whoever waits for a piece must hear of any end.
                 let sent = catch_unwind(AssertUnwindSafe(|| send(&shared, &*fill, largest)));
@@ -115,9 +115,9 @@ impl Uploads {
                     shared.changed.notify_all();
                 }
             };
-            uploads.threads.push(std::thread::Builder::new().name(format!("upload {number}")).spawn(work)?);
+            upload.threads.push(std::thread::Builder::new().name(format!("upload {number}")).spawn(work)?);
         }
-        Ok(uploads)
+        Ok(upload)
     }
 
     /// Opens a gate: its pieces go up once `after` has come, or at once.
@@ -144,7 +144,7 @@ impl Uploads {
     }
 }
 
-impl Drop for Uploads {
+impl Drop for Upload {
     fn drop(&mut self) {
         self.shared.lock().stopped = true;
         self.shared.changed.notify_all();

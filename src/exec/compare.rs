@@ -39,7 +39,12 @@ impl Difference {
         };
         let one_kind = std::mem::discriminant(got) == std::mem::discriminant(expected);
         let (got, expected) = (widened(got), widened(expected));
-        ensure!(one_kind && got.len() == expected.len() && !got.is_empty(), "results of another kind or number");
+        ensure!(
+            one_kind && got.len() == expected.len() && !got.is_empty(),
+            "the results differ in kind or number: {} and {} values",
+            got.len(),
+            expected.len()
+        );
         let apart = |(&a, &b): (&f32, &f32)| match a == b || (a.is_nan() && b.is_nan()) {
             true => 0.0,
             false if a.is_finite() && b.is_finite() => (a as f64 - b as f64).powi(2),

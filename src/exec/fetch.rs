@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cuda::{Device, Event, PIECE, Piece, Staging, Stream, Uploads};
+use crate::cuda::{Device, Event, PIECE, Piece, Staging, Stream, Upload};
 use crate::graph::{BodyId, Graph, Kind, StorageId};
 use crate::plan::{Arrival, Plan};
 use crate::weights::{WeightForm, WeightKey, WeightSource};
@@ -18,7 +18,7 @@ pub(super) struct Feed {
     visits: Vec<usize>,
     /// Which visit is under way; none before the first.
     at: Option<usize>,
-    upload: Uploads,
+    upload: Upload,
     /// For each storage, the visits before which it comes, with its pieces, until somebody has waited for them. They arrive
     /// in any order.
     pieces: HashMap<StorageId, VecDeque<(usize, Range<usize>)>>,
@@ -53,8 +53,8 @@ impl Feed {
         let mut of_storage: HashMap<StorageId, VecDeque<_>> = HashMap::new();
         for Arrival { storage, visit, gate } in plan.weights.arrivals(graph, &visits, resident) {
             let first = pieces.len();
-            let start = region + plan.weights.offsets[storage.0].context("a weight without a place")? as u64;
-            let key = keys[storage.0].as_ref().context("a weight that no node reads")?;
+            let start = region + plan.weights.offsets[storage.0].context("the weight has no place on the device")? as u64;
+            let key = keys[storage.0].as_ref().context("no node reads the weight")?;
             for origin in origins_of(key, graph.storages[storage.0].spec.shape.elements()) {
                 let size = key.form.dtype.bytes();
                 let address = start + (origin.elements.start * size) as u64;
@@ -67,7 +67,7 @@ impl Feed {
         let weights = weights.clone();
         let fill =
             move |piece: usize, bytes: &mut [u8]| Ok(origins[piece].key.fill(&*weights, origins[piece].elements.start, bytes)?);
-        let upload = Uploads::start(staging, pieces, visits.len().max(1), Arc::new(fill))?;
+        let upload = Upload::start(staging, pieces, visits.len().max(1), Arc::new(fill))?;
         Ok(Feed { plan: plan.clone(), visits, at: None, upload, pieces: of_storage, bytes, leaves: vec![] })
     }
 
@@ -85,7 +85,10 @@ impl Feed {
         let visit = match found {
             Some(visit) => visit,
             None if again => return Ok(()), // more turns than were announced, with what is there
-            None => anyhow::bail!("the body {} is not among those announced that are left", self.plan.graph.bodies[body.0].name),
+            None => anyhow::bail!(
+                "{} was not announced to run now; begin with an itinerary that has it",
+                self.plan.graph.bodies[body.0].name
+            ),
         };
         let event = Event::new(device, false)?;
         event.record(stream)?;
@@ -125,7 +128,7 @@ pub(super) fn weight_keys(graph: &Graph) -> Result<Vec<Option<WeightKey>>> {
             let Kind::Weight(component) = storage.kind else { continue };
             let form = WeightForm { dtype: storage.spec.dtype, order: node.op.weight_order(input) };
             let key = keys[number].get_or_insert_with(|| WeightKey { component, name: storage.name.as_str().into(), form });
-            ensure!(key.form == form, "{} is used in two orders, at {}", storage.name, node.name);
+            ensure!(key.form == form, "{} is wanted in two orders, by {} and a node before it", storage.name, node.name);
         }
     }
     Ok(keys)

@@ -162,7 +162,7 @@ impl Gpu {
         let mut weights = self.weights();
         match &mut weights.feed {
             Some(feed) if feed.is_of(plan) => work(feed),
-            _ => anyhow::bail!("no itinerary was announced"),
+            _ => anyhow::bail!("nothing was announced to run; begin with an itinerary"),
         }
     }
 

@@ -32,7 +32,12 @@ impl Reference {
         for (component, storage) in plan.graph.weights() {
             let found = weights.spec(component, &storage.name);
             let n = found.with_context(|| format!("the {component} weights lack {}", storage.name))?.shape.elements();
-            ensure!(n == storage.spec.shape.elements(), "{} has {n} elements, not those of {}", storage.name, storage.spec.shape);
+            ensure!(
+                n == storage.spec.shape.elements(),
+                "{} has {n} elements, but {} is needed",
+                storage.name,
+                storage.spec.shape
+            );
         }
         let arena = vec![u128::MAX; plan.arena_bytes.div_ceil(16)]; // all bits set is a NaN in bf16, f16 and f32
         Ok(Reference { plan, weights, arena })
@@ -62,12 +67,12 @@ impl Reference {
             let values = load_weight(&*self.weights, component, &storage.name, tensor, self.plan.precision)?;
             return Ok(Loaded::F32(Cow::Owned(values)));
         }
-        let offset = self.plan.offsets[tensor.storage.0].context("a storage without a place in the arena")?;
+        let offset = self.plan.offsets[tensor.storage.0].context("the storage has no place in the arena")?;
         load(&bytemuck::cast_slice::<u128, u8>(&self.arena)[offset..][..storage.spec.bytes()], tensor)
     }
 
     fn store(&mut self, tensor: &Tensor, values: Values) -> Result<()> {
-        let offset = self.plan.offsets[tensor.storage.0].context("a storage without a place in the arena")?;
+        let offset = self.plan.offsets[tensor.storage.0].context("the storage has no place in the arena")?;
         let size = self.plan.graph.storages[tensor.storage.0].spec.bytes();
         store(&mut bytemuck::cast_slice_mut::<u128, u8>(&mut self.arena)[offset..][..size], tensor, values)
     }
@@ -82,7 +87,7 @@ impl Executor for Reference {
         let tensor = self.plan.graph.tensor(id).clone();
         check_count(&tensor, &values)
             .and_then(|()| self.store(&tensor, values))
-            .with_context(|| format!("input {}", self.plan.graph.storage_of(id).name))
+            .with_context(|| format!("cannot write {}", self.plan.graph.storage_of(id).name))
     }
 
     fn read(&self, id: TensorId) -> Result<HostValues> {

@@ -47,7 +47,7 @@ pub(super) fn check_count(tensor: &Tensor, values: &Values) -> Result<()> {
         Values::I32(v) => v.len(),
         Values::U8(v) => v.len(),
     };
-    ensure!(n == tensor.spec.shape.elements(), "{n} values for {}", tensor.spec);
+    ensure!(n == tensor.spec.shape.elements(), "{n} values were given for {}; give one for each element", tensor.spec);
     Ok(())
 }
 
@@ -59,7 +59,7 @@ pub(super) fn load<'a>(storage: &'a [u8], tensor: &Tensor) -> Result<Loaded<'a>>
         DType::U8 => Loaded::U8(dense(storage, tensor)),
         DType::BF16 => widened(&dense::<bf16>(bytemuck::cast_slice(storage), tensor), |v| v.to_f32()),
         DType::F16 => widened(&dense::<f16>(bytemuck::cast_slice(storage), tensor), |v| v.to_f32()),
-        other => bail!("{other} is no type of the arena"),
+        other => bail!("the arena holds no {other}"),
     })
 }
 
@@ -75,7 +75,7 @@ pub(super) fn store(storage: &mut [u8], tensor: &Tensor, values: Values) -> Resu
         (DType::F16, Values::F32(v)) => scatter(bytemuck::cast_slice_mut(storage), tensor, v, f16::from_f32),
         (DType::I32, Values::I32(v)) => scatter(bytemuck::cast_slice_mut(storage), tensor, v, |v| v),
         (DType::U8, Values::U8(v)) => scatter(storage, tensor, v, |v| v),
-        (dtype, _) => bail!("values of another kind than {dtype}"),
+        (dtype, _) => bail!("the tensor holds {dtype}; give values of that kind"),
     }
     Ok(())
 }
@@ -88,7 +88,7 @@ pub(super) fn load_weight(
     tensor: &Tensor,
     precision: Precision,
 ) -> Result<Vec<f32>> {
-    ensure!(tensor.is_dense(), "a weight is read by whole rows");
+    ensure!(tensor.is_dense(), "weights are read by whole rows, not by columns");
     let Some(spec) = weights.spec(component, name) else { bail!("the {component} weights lack {name}") };
     let mut values = vec![0.0; tensor.spec.shape.elements()];
     read_f32(weights, component, name, tensor.offset, &mut values)?;

@@ -100,10 +100,11 @@ fn parse_settings(json: Option<&Value>) -> Result<(PromptSettings, [usize; 3], u
     let mut json = json.cloned().unwrap_or_else(|| json!({}));
     let object = json.as_object_mut().context("step1x.json is not a JSON object")?;
     let (axes, size_level) = (object.remove("axes"), object.remove("size_level"));
-    let axes = axes.map_or(Ok(AXES), serde_json::from_value).context("step1x.json: axes are three numbers")?;
-    let size_level = size_level.map_or(Ok(SIZE_LEVEL), serde_json::from_value).context("step1x.json: size_level is a number")?;
+    let axes = axes.map_or(Ok(AXES), serde_json::from_value).context("step1x.json: axes must be three numbers")?;
+    let size_level =
+        size_level.map_or(Ok(SIZE_LEVEL), serde_json::from_value).context("step1x.json: size_level must be a number")?;
     let (least, most) = SIZE_LEVELS.into_inner();
-    ensure!(SIZE_LEVELS.contains(&size_level), "step1x.json: size_level is {size_level}; wanted {least} to {most}");
+    ensure!(SIZE_LEVELS.contains(&size_level), "step1x.json: size_level is {size_level}; it must lie between {least} and {most}");
     Ok((serde_json::from_value(json).context("step1x.json")?, axes, size_level))
 }
 

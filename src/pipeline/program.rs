@@ -104,7 +104,7 @@ impl EditInputs {
     /// Tokens that do not fit the model, or another number of prompts than one or two.
     pub fn new(config: &Config, settings: &PromptSettings, request: &Request) -> Result<EditInputs> {
         let (branches, savings) = (request.tokens.len(), request.savings);
-        ensure!((1..=2).contains(&branches), "guidance takes one or two prompts, not {branches}");
+        ensure!((1..=2).contains(&branches), "{branches} prompts were given; guidance takes one or two");
         let picture = PictureInputs::new(request.grid, config);
         let prompts =
             PromptInputs::new(request.tokens, &picture, settings, config, savings.share_prefix, savings.collapse_padding)?;
@@ -236,7 +236,7 @@ mod tests {
         assert!(known.insert(spec(&["a red cat"])) && known.insert(spec(&["a red cat on a mat", ""])));
         for prompts in [&[][..], &["a", "b", "c"]] {
             let refused = inputs(&model, prompts, Savings::ALL).err().unwrap().to_string();
-            assert!(refused.contains("one or two prompts, not"), "{refused}");
+            assert!(refused.contains("guidance takes one or two"), "{refused}");
         }
     }
 }

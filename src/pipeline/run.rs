@@ -52,7 +52,7 @@ pub fn run_program(exec: &mut dyn Executor, program: &Program, progress: &mut dy
     ensure!(faults == 0, "{faults} values of the picture are not finite after the stage vae_decode; nothing was written");
     match exec.read(t.pixels)? {
         HostValues::U8(pixels) => Ok(Ran { pixels, seconds, until_step }),
-        _ => bail!("the picture is not made of pixels"),
+        _ => bail!("the pixels are not bytes"),
     }
 }
 

@@ -74,7 +74,7 @@ impl Leg {
         ensure!(!numbers.is_empty(), "a leg of the itinerary has no body");
         ensure!(
             numbers.iter().all(|&n| n < graph.bodies.len()),
-            "the itinerary names body {numbers:?} of {}",
+            "the itinerary names the bodies {numbers:?}, but there are {}",
             graph.bodies.len()
         );
         ensure!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "bodies {numbers:?} of a leg are not recorded in a row");
@@ -237,7 +237,7 @@ mod tests {
         assert!(refused(vec![once(&[0, 2])]).contains("not recorded in a row"));
         assert!(refused(vec![once(&[0]), leg(&[1, 2], Turns::Mask(vec![0, 2]))]).contains("body 2 of a leg that has 2"));
         assert!(refused(vec![leg(&[0], Turns::Times(0))]).contains("first has no turn"));
-        assert!(refused(vec![once(&[7])]).contains("names body [7] of 4"));
+        assert!(refused(vec![once(&[7])]).contains("names the bodies [7], but there are 4"));
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Cuda {
     /// A [`ResourceError`] if the plan needs more memory than is free (before any is taken) or a library is missing;
     /// a kernel that does not compile or a product that cuBLASLt cannot do, by node.
     pub fn load(gpu: &Arc<Gpu>, plan: Arc<Plan>) -> Result<Cuda> {
-        ensure!(plan.target != Target::Cpu, "the plan is for the CPU");
+        ensure!(plan.target != Target::Cpu, "the plan was made for the CPU; plan again for this GPU");
         let device = &gpu.device;
         device.make_current()?;
         check_memory(&plan, gpu)?;
@@ -184,7 +184,7 @@ impl Cuda {
 
     /// Where a storage of the arena lies.
     fn place(&self, storage: StorageId) -> Result<usize> {
-        self.plan.offsets[storage.0].context("a storage without a place in the arena")
+        self.plan.offsets[storage.0].context("the storage has no place in the arena")
     }
 
     /// A storage's bytes, aligned for any type.
@@ -207,7 +207,7 @@ impl Executor for Cuda {
         let tensor = self.plan.graph.tensor(id).clone();
         let storage = self.plan.graph.storage_of(id);
         check_count(&tensor, &values).with_context(|| storage.name.clone())?;
-        ensure!(tensor.is_dense(), "{} has gaps", storage.name);
+        ensure!(tensor.is_dense(), "{} has gaps between its rows; write the whole buffer", storage.name);
         let bytes = storage.spec.bytes();
         let mut words = vec![0u128; bytes.div_ceil(16)];
         store(&mut bytemuck::cast_slice_mut(&mut words)[..bytes], &tensor, values).with_context(|| storage.name.clone())?;
@@ -322,7 +322,7 @@ fn launches(plan: &Plan, node: &Node, at: usize, arena: &Memory, region: &Memory
 fn prepare(launch: Launch, module: Option<&Arc<Module>>, gemms: &mut Gemms, stream: &Stream, device: &Device) -> Result<Work> {
     Ok(match launch {
         Launch::Kernel(launch) => {
-            let Some(module) = module else { bail!("a kernel without a source") };
+            let Some(module) = module else { bail!("the node has a kernel launch, but no compiled kernel") };
             Work::Kernel(module.function(launch.entry, launch.shared_bytes)?, launch.ready(device)?)
         }
         // SAFETY: the addresses are the plan's, and nothing is in the arena yet.

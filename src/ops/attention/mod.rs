@@ -112,14 +112,21 @@ impl Op for Attention {
         super::portable(arch)?;
         let dtype = inputs[0].spec.dtype;
         if !matches!(dtype, DType::BF16 | DType::F16) {
-            return Unsupported::new(format!("queries of {dtype}; the kernel takes bf16 and f16"));
+            return Unsupported::new(format!("the queries are {dtype}; the kernel takes bf16 and f16"));
         }
         if let Some(s) = self.segments.iter().find(|s| s.q.len() > 2 || s.k.len() > 2) {
-            return Unsupported::new(format!("{} and {} row ranges in a segment; the kernel takes two", s.q.len(), s.k.len()));
+            return Unsupported::new(format!(
+                "a segment has {} and {} row ranges; the kernel takes at most two",
+                s.q.len(),
+                s.k.len()
+            ));
         }
         for operand in inputs[..3].iter().chain(outputs) {
             if operand.spec.dtype != dtype {
-                return Unsupported::new(format!("{} beside queries of {dtype}; all must be of one type", operand.spec));
+                return Unsupported::new(format!(
+                    "an operand is {}, the queries are {dtype}; all must have one type",
+                    operand.spec
+                ));
             }
             if operand.alignment() < 16 {
                 return Unsupported::new(format!(
@@ -130,7 +137,7 @@ impl Op for Attention {
             }
         }
         if let Some(bias) = inputs.get(3).filter(|b| b.spec.dtype != DType::F32) {
-            return Unsupported::new(format!("a key bias of {}; the kernel takes f32", bias.spec));
+            return Unsupported::new(format!("the key bias is {}; the kernel takes f32", bias.spec));
         }
         first_fit(&VARIANTS, self, arch, inputs, outputs)
     }

@@ -20,10 +20,10 @@ fn fits(op: &Attention, arch: Arch, inputs: &[View], _: &[View]) -> Result<Kerne
         (512, 90 | 100 | 103) => (64, 64), // 227 KB
         (512, 80 | 87) => (64, 32),        // 163 KB
         (512, _) => (64, 16),              // 99 KB
-        _ => return Unsupported::new(format!("head width {width}; kernels exist for 80, 128 and 512")),
+        _ => return Unsupported::new(format!("the head width is {width}; there are kernels for 80, 128 and 512")),
     };
     if width == 512 && (op.causal || biased) {
-        return Unsupported::new("a causal mask or key bias with head width 512; the kernel takes neither");
+        return Unsupported::new("there is a causal mask or a key bias; the kernel for a head width of 512 takes neither");
     }
     let defines = [
         ("HEAD_WIDTH", width),

@@ -92,14 +92,20 @@ impl Op for Conv2d {
         super::portable(arch)?;
         dense(inputs)?;
         dense(outputs)?;
-        let [x, w, bias] = inputs else { return Unsupported::new("a picture, a weight and a bias are needed") };
+        let [x, w, bias] = inputs else { return Unsupported::new("a convolution needs a picture, a weight and a bias") };
         let y = &outputs[0];
         let types = [x, w, bias, y].map(|l| l.spec.dtype);
         if types[0] != types[1] || ![DType::BF16, DType::F16, DType::F32].contains(&types[0]) {
-            return Unsupported::new(format!("a picture {} with a weight {}; both must be bf16, f16 or f32", x.spec, w.spec));
+            return Unsupported::new(format!(
+                "the picture is {} and the weight {}; both must be bf16, both f16 or both f32",
+                x.spec, w.spec
+            ));
         }
         if types[2] != types[3] || ![DType::BF16, DType::F32].contains(&types[3]) {
-            return Unsupported::new(format!("a bias {} for {}; both must be bf16 or f32", bias.spec, y.spec));
+            return Unsupported::new(format!(
+                "the bias is {} and the result {}; both must be bf16 or both f32",
+                bias.spec, y.spec
+            ));
         }
         if ![Conv2d::SAME, Conv2d::HALVE, Conv2d::DOUBLE].contains(self) || w.spec.shape.0[2] != 3 {
             return Unsupported::new(format!(
@@ -110,7 +116,7 @@ impl Op for Conv2d {
         }
         let rows = y.spec.shape.0[0];
         if w.spec.shape.elements() > u32::MAX as usize || rows.div_ceil(LOWEST_TILE) > 65535 {
-            return Unsupported::new(format!("{} rows of {}: more than 32-bit offsets or a grid hold", rows, w.spec));
+            return Unsupported::new(format!("{} rows of {} are more than the kernel counts in 32 bits", rows, w.spec));
         }
         first_fit(&VARIANTS, self, arch, inputs, outputs)
     }
