@@ -13,7 +13,7 @@ use crate::model::edit::{NoiseSource, Savings};
 use crate::model::{Config, Preset, Version};
 use crate::ops::{Arch, H100_GRID_THREADS};
 use crate::pipeline::{EditInputs, Model, Program, Request};
-use crate::plan::{BodyMemory, Budget, Plan, Policy, Precision, Target, format_bytes};
+use crate::plan::{BodyMemory, Budget, CONTEXT_BYTES, Plan, Policy, Precision, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
 use crate::tensor::{Component, DType, Shape, Spec};
 
@@ -78,7 +78,7 @@ pub fn run(job: &InspectJob) -> Result<String> {
     let subject = Subject::new(&job.networks)?;
     let mut program = plan_edit(&subject.config, &subject.settings, &subject.tokenizer, &job.plan)?;
     if let Some(allowed) = job.max_vram {
-        program = program.fit(Budget::Allowed(allowed), Policy::RESIDENT)?;
+        program = program.fit(Budget::Allowed(allowed), Policy::RESIDENT, CONTEXT_BYTES)?;
     }
     if job.json {
         return Ok(format!("{:#}\n", subject.json(&program.plan)));

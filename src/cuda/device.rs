@@ -1,6 +1,7 @@
 //! A GPU: its context, memory, streams and events.
 
 use std::ffi::{CStr, c_void};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
@@ -8,7 +9,11 @@ use cudarc::driver::{result, sys};
 use sys::CUdevice_attribute_enum as Attribute;
 
 use super::library::load_driver;
+use super::nvml::Nvml;
 use crate::error::ResourceError;
+
+/// Bytes that a context may take.
+const CONTEXT_RANGE: RangeInclusive<usize> = 50_000_000..=2_000_000_000;
 
 /// A GPU with its primary context, which is current on the thread that opened it.
 #[derive(Debug)]
@@ -23,6 +28,8 @@ pub struct Device {
     pub capability: u32,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
+    /// Bytes of its memory that the process's context takes, before anything else does; none where NVML does not tell.
+    pub context_bytes: Option<usize>,
 }
 
 // SAFETY: contexts may be used from any thread that makes them current.
@@ -49,9 +56,16 @@ impl Device {
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
+        let (nvml, bus) = (Nvml::open(), bus_of(handle)?);
+        let in_use = || nvml.as_ref().and_then(|nvml| nvml.bytes_in_use(&bus));
+        let before = in_use();
         // SAFETY: as above; released when the device is dropped.
         let context = unsafe { result::primary_ctx::retain(handle) }.map_err(of("open the device"))?;
-        let device = Device { handle, context, ordinal, name, capability: (10 * major + minor) as u32, multiprocessors };
+        // A context that was there already, or other processes that come and go, give other differences.
+        let taken = before.zip(in_use()).map(|(before, after)| after.saturating_sub(before) as usize);
+        let context_bytes = taken.filter(|bytes| CONTEXT_RANGE.contains(bytes));
+        let capability = (10 * major + minor) as u32;
+        let device = Device { handle, context, ordinal, name, capability, multiprocessors, context_bytes };
         device.make_current()?;
         Ok(Arc::new(device))
     }
@@ -71,11 +85,7 @@ impl Device {
 
     /// Its place on the bus, as NVML takes it: domain:bus:device.function.
     pub fn bus(&self) -> Result<String> {
-        let mut text = [0u8; 32];
-        // SAFETY: it writes at most as many bytes as it is told, with a NUL.
-        let code = unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), text.len() as i32, self.handle) };
-        code.result().map_err(of("give its place on the bus"))?;
-        Ok(CStr::from_bytes_until_nul(&text)?.to_string_lossy().into_owned())
+        bus_of(self.handle)
     }
 
     /// Makes the context current on the calling thread.
@@ -97,6 +107,15 @@ impl Device {
     pub fn synchronize(&self) -> Result<()> {
         result::ctx::synchronize().map_err(of("finish its work"))
     }
+}
+
+/// A device's place on the bus: domain:bus:device.function.
+fn bus_of(handle: sys::CUdevice) -> Result<String> {
+    let mut text = [0u8; 32];
+    // SAFETY: it writes at most as many bytes as it is told, with a NUL.
+    let code = unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), text.len() as i32, handle) };
+    code.result().map_err(of("give its place on the bus"))?;
+    Ok(CStr::from_bytes_until_nul(&text)?.to_string_lossy().into_owned())
 }
 
 impl Drop for Device {

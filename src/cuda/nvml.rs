@@ -46,15 +46,28 @@ impl Nvml {
         (code == SUCCESS).then(|| text.to_string())
     }
 
-    /// The meter of a device, which is found by its place on the bus, since NVML may count devices otherwise. None if the
-    /// device has no meter.
-    pub fn energy_meter(self, device: &Device) -> Option<EnergyMeter> {
+    /// Bytes in use of the memory of the device at this place on the bus, by everyone.
+    pub fn bytes_in_use(&self, bus: &str) -> Option<u64> {
+        type Get = unsafe extern "C" fn(*mut c_void, *mut [c_ulonglong; 3]) -> c_int;
+        let (handle, mut total_free_used) = (self.find(bus)?, [0; 3]);
+        // SAFETY: the type is that of nvml.h, whose nvmlMemory_t has three numbers; the handle is this library's.
+        let code = unsafe { self.0.get::<Get>(c"nvmlDeviceGetMemoryInfo").ok()?(handle, &mut total_free_used) };
+        (code == SUCCESS).then_some(total_free_used[2])
+    }
+
+    /// The handle of the device at a place on the bus, since NVML may count devices otherwise than the driver.
+    fn find(&self, bus: &str) -> Option<*mut c_void> {
         type Find = unsafe extern "C" fn(*const c_char, *mut *mut c_void) -> c_int;
-        let bus = CString::new(device.bus().ok()?).ok()?;
-        let mut handle = std::ptr::null_mut();
+        let (bus, mut handle) = (CString::new(bus).ok()?, std::ptr::null_mut());
         // SAFETY: the type is that of nvml.h; the string ends with a NUL.
         let code = unsafe { self.0.get::<Find>(c"nvmlDeviceGetHandleByPciBusId_v2").ok()?(bus.as_ptr(), &mut handle) };
-        let meter = (code == SUCCESS).then_some(EnergyMeter { nvml: self, device: handle })?;
+        (code == SUCCESS).then_some(handle)
+    }
+
+    /// The meter of a device; none if it has no meter.
+    pub fn energy_meter(self, device: &Device) -> Option<EnergyMeter> {
+        let handle = self.find(&device.bus().ok()?)?;
+        let meter = EnergyMeter { nvml: self, device: handle };
         meter.millijoules().is_some().then_some(meter)
     }
 }

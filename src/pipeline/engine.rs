@@ -225,11 +225,12 @@ impl Engine {
     /// programs for which no room is left.
     fn fit(&mut self, program: Program, gpu: &Gpu, purpose: Purpose) -> Result<Program> {
         let own = |loaded: &Loaded| loaded.program.plan.arena_bytes + PROGRAM_BYTES;
+        let context = gpu.device.context_bytes.unwrap_or(CONTEXT_BYTES);
         let kept: usize = self.programs.iter().map(own).sum();
-        let free = gpu.device.memory()?.0 + gpu.region_bytes() + kept + CONTEXT_BYTES;
+        let free = gpu.device.memory()?.0 + gpu.region_bytes() + kept + context;
         // What is measured keeps more than an edit needs.
         let budget = Budget::of(self.place.max_vram.filter(|_| purpose == Purpose::Edit), free);
-        let program = program.fit(budget, self.fastest)?;
+        let program = program.fit(budget, self.fastest, context)?;
         let plan = &program.plan;
         if plan.weights.policy != self.fastest || plan.weights.bytes > gpu.region_bytes() {
             // Weights get other places, which programs have baked into their launches.

@@ -52,12 +52,13 @@ impl Program {
         Ok(Program { plan: Arc::new(plan), ..self })
     }
 
-    /// The program with the fastest residency that fits.
+    /// The program with the fastest residency that fits, beside a context of so many bytes.
     ///
     /// # Errors
     /// As for [`Plan::fit`].
-    pub fn fit(self, budget: Budget, fastest: Policy) -> Result<Program> {
-        Ok(Program { plan: Arc::new(Arc::unwrap_or_clone(self.plan).fit(budget, fastest)?), ..self })
+    pub fn fit(self, budget: Budget, fastest: Policy, context_bytes: usize) -> Result<Program> {
+        let plan = Plan { context_bytes, ..Arc::unwrap_or_clone(self.plan) };
+        Ok(Program { plan: Arc::new(plan.fit(budget, fastest)?), ..self })
     }
 }
 

@@ -10,7 +10,7 @@ use super::residency::{Policy, Residency};
 use super::{BodyPlan, Plan};
 use crate::error::ResourceError;
 
-/// Device memory of a process's context; 552 MB on an H100.
+/// Device memory of a process's context where it is not measured; 552 MB on an H100.
 pub const CONTEXT_BYTES: usize = 560_000_000;
 /// Device memory of loaded kernels, cuBLASLt and the ops' tables; 19 MB on an H100.
 pub const KERNEL_BYTES: usize = 40_000_000;
@@ -66,7 +66,7 @@ impl Plan {
 
     /// Bytes of the device's memory that the process takes in all, with driver and kernels: what `nvidia-smi` shows.
     pub fn peak_bytes(&self) -> usize {
-        self.device_bytes() + CONTEXT_BYTES + KERNEL_BYTES
+        self.device_bytes() + self.context_bytes + KERNEL_BYTES
     }
 
     /// The plan with another residency.
@@ -101,7 +101,7 @@ impl Plan {
             bytes(self.peak_bytes()),
             bytes(self.weights.bytes),
             bytes(self.arena_bytes),
-            bytes(CONTEXT_BYTES + KERNEL_BYTES)
+            bytes(self.context_bytes + KERNEL_BYTES)
         )
     }
 
@@ -144,7 +144,7 @@ impl Plan {
             bytes(peak),
             bytes(self.weights.bytes),
             bytes(self.arena_bytes),
-            bytes(CONTEXT_BYTES + KERNEL_BYTES)
+            bytes(self.context_bytes + KERNEL_BYTES)
         )?;
         for (policy, peak) in self.peaks() {
             let mark = if policy == self.weights.policy { '*' } else { ' ' };

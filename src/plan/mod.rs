@@ -68,6 +68,8 @@ pub struct Plan {
     pub arena_bytes: usize,
     /// Where in the arena the node that runs finds working memory.
     pub scratch_offset: usize,
+    /// Device memory of the process's context: an H100's, unless the place has measured its own.
+    pub context_bytes: usize,
     /// Where weights lie on a device.
     pub weights: Residency,
     /// Demands by body.
@@ -110,6 +112,7 @@ impl Plan {
             lifetimes,
             arena_bytes,
             scratch_offset,
+            context_bytes: CONTEXT_BYTES,
             weights,
             bodies,
             kernels,
