@@ -201,6 +201,10 @@ impl<'a> Recorded<'a> {
             rng: Rng::Cpu, // the host gives the noise
             ..EditParameters::new(official.text("prompt")?)
         };
+        ensure!(
+            edit.cfg_scale != 1.0,
+            "the run was recorded at a guidance scale of 1, where one branch runs; record it at another"
+        );
         let material = Material::of_working_size(&edit, model, working, &mut Silent)?;
         Ok(Recorded { golden, material, steps: edit.steps, width: model.config.text.hidden })
     }

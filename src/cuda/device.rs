@@ -12,8 +12,8 @@ use super::library::load_driver;
 use super::nvml::Nvml;
 use crate::error::ResourceError;
 
-/// Bytes that a context may take.
-const CONTEXT_RANGE: RangeInclusive<usize> = 50_000_000..=2_000_000_000;
+/// What a context can take; 552 MB on an H100.
+const CONTEXT_RANGE: RangeInclusive<usize> = 200_000_000..=900_000_000;
 
 /// A GPU with its primary context, which is current on the thread that opened it.
 #[derive(Debug)]
@@ -56,12 +56,12 @@ impl Device {
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
-        let (nvml, bus) = (Nvml::open(), bus_of(handle)?);
-        let in_use = || nvml.as_ref().and_then(|nvml| nvml.bytes_in_use(&bus));
+        let (nvml, bus) = (Nvml::open(), bus_of(handle).ok());
+        let in_use = || nvml.as_ref()?.bytes_in_use(bus.as_ref()?);
         let before = in_use();
         // SAFETY: as above; released when the device is dropped.
         let context = unsafe { result::primary_ctx::retain(handle) }.map_err(of("open the device"))?;
-        // A context that was there already, or other processes that come and go, give other differences.
+        // A context that was there already, or another process that comes or goes meanwhile, gives other differences.
         let taken = before.zip(in_use()).map(|(before, after)| after.saturating_sub(before) as usize);
         let context_bytes = taken.filter(|bytes| CONTEXT_RANGE.contains(bytes));
         let capability = (10 * major + minor) as u32;

@@ -133,8 +133,9 @@ impl Upload {
     pub fn wait_for(&self, piece: usize, stream: &Stream) -> Result<()> {
         let mut state = self.shared.lock();
         loop {
-            if let Some(e) = &state.failed {
-                return Err(anyhow!("{e:#}"));
+            if let Some(e) = state.failed.take() {
+                state.failed = Some(anyhow!("{e:#}")); // the first who waits hears of it as it is, others in words
+                return Err(e);
             }
             if let Some(event) = &state.sent[piece] {
                 return stream.wait(event);

@@ -14,6 +14,8 @@ use crate::weights::{WeightForm, WeightKey, WeightSource};
 /// A run with the upload that feeds it.
 pub(super) struct Feed {
     plan: Arc<Plan>,
+    /// The program whose run it feeds, by number.
+    pub(super) program: u64,
     /// The segments that the run visits, in order.
     visits: Vec<usize>,
     /// Which visit is under way; none before the first.
@@ -36,10 +38,10 @@ struct Origin {
 }
 
 impl Feed {
-    /// Starts to fetch what a run of bodies lacks. `region`: address of the weights' region. `resident`: for each storage,
+    /// Starts to fetch what a program's run of bodies lacks. `region`: address of the weights' region. `resident`: for each storage,
     /// whether it is a weight that is there; then, whether it will be after the run.
     pub(super) fn start(
-        plan: &Arc<Plan>,
+        (program, plan): (u64, &Arc<Plan>),
         keys: &[Option<WeightKey>],
         bodies: &[BodyId],
         resident: &mut [bool],
@@ -68,28 +70,25 @@ impl Feed {
         let fill =
             move |piece: usize, bytes: &mut [u8]| Ok(origins[piece].key.fill(&*weights, origins[piece].elements.start, bytes)?);
         let upload = Upload::start(staging, pieces, visits.len().max(1), Arc::new(fill))?;
-        Ok(Feed { plan: plan.clone(), visits, at: None, upload, pieces: of_storage, bytes, leaves: vec![] })
+        Ok(Feed { plan: plan.clone(), program, visits, at: None, upload, pieces: of_storage, bytes, leaves: vec![] })
     }
 
-    pub(super) fn is_of(&self, plan: &Arc<Plan>) -> bool {
-        Arc::ptr_eq(&self.plan, plan)
-    }
-
-    /// Says that a body is about to run: what ran before it on `stream` is what gates wait for. A body whose last turns are
-    /// left out is passed over.
+    /// Says that a body is about to run: what ran before it on `stream` is what gates wait for. Turns that the host leaves out
+    /// are passed over, unless weights were to come for them: those would come into places that are in use by then.
     pub(super) fn enter(&mut self, body: BodyId, device: &Arc<Device>, stream: &Stream) -> Result<()> {
         let segments = &self.plan.weights.segments;
         let next = self.at.map_or(0, |at| at + 1);
         let found = (next..self.visits.len()).find(|&visit| segments[self.visits[visit]].body == body);
         let again = self.at.is_some_and(|at| segments[self.visits[at]].body == body);
+        let name = self.plan.graph.bodies[body.0].name;
         let visit = match found {
             Some(visit) => visit,
-            None if again => return Ok(()), // more turns than were announced, with what is there
-            None => anyhow::bail!(
-                "{} was not announced to run now; begin with an itinerary that has it",
-                self.plan.graph.bodies[body.0].name
-            ),
+            // More turns than were announced, with what is there.
+            None if again && self.plan.itinerary.comes_round(body) => return Ok(()),
+            None => anyhow::bail!("{name} was not announced to run now; begin with an itinerary that has it"),
         };
+        let passed_over = self.pieces.values().flatten().any(|(wanted, _)| (next..visit).contains(wanted));
+        ensure!(!passed_over, "{name} cannot run before the weights of what was announced before it; begin again without that");
         let event = Event::new(device, false)?;
         event.record(stream)?;
         let event = Arc::new(event);
@@ -110,6 +109,11 @@ impl Feed {
             self.pieces.remove(&storage);
         }
         Ok(())
+    }
+
+    /// Whether weights of the visit under way are still to be waited for.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.pieces.values().flatten().any(|(visit, _)| Some(*visit) <= self.at)
     }
 
     /// Whether all that was announced has been waited for.

@@ -2,6 +2,7 @@
 //! weights with the region that they lie in. Programs are loaded onto it ([`super::Cuda::load`]) and run one at a time.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Result, ensure};
@@ -20,6 +21,7 @@ pub struct Gpu {
     weights: Mutex<DeviceWeights>,
     staging: Arc<Staging>,
     made: Mutex<Made>,
+    programs: AtomicU64,
     pub(super) source: Arc<dyn WeightSource + Send + Sync>,
     pub(super) nvtx: Nvtx,
     pub(super) stream: Stream,
@@ -63,12 +65,18 @@ impl Gpu {
             gemms: Mutex::new(Gemms::new(device, setup)?),
             weights: Mutex::default(),
             made: Mutex::default(),
+            programs: AtomicU64::new(0),
             staging: Staging::new(device),
             source,
             nvtx: Nvtx::attach(setup.profiler.as_deref()),
             stream: Stream::new(device)?,
             device: device.clone(),
         }))
+    }
+
+    /// A number for a program that is loaded.
+    pub(super) fn next_program(&self) -> u64 {
+        self.programs.fetch_add(1, Ordering::Relaxed)
     }
 
     /// What has been made so far.
@@ -126,6 +134,11 @@ impl Gpu {
         self.weights().region.as_ref().map_or(0, |region| region.bytes)
     }
 
+    /// Bytes that giving up the region would free: none while a program holds it.
+    pub(super) fn free_region_bytes(&self) -> usize {
+        self.weights().region.as_ref().filter(|region| Arc::strong_count(region) == 1).map_or(0, |region| region.bytes)
+    }
+
     /// Gives up the weights' region with what lies in it. Programs that were loaded before no longer run.
     pub fn forget_weights(&self) {
         *self.weights() = DeviceWeights::default();
@@ -134,7 +147,7 @@ impl Gpu {
     /// Starts to bring what a run lacks. `keys`: which weight each storage of the plan is.
     pub(super) fn feed(
         &self,
-        plan: &Arc<Plan>,
+        (program, plan): (u64, &Arc<Plan>),
         region: &Arc<Memory>,
         keys: &[Option<WeightKey>],
         itinerary: &Itinerary,
@@ -149,7 +162,8 @@ impl Gpu {
             |(i, key): (usize, &Option<WeightKey>)| key.as_ref().is_some_and(|key| weights.there.get(key).copied() == offset(i));
         let mut resident: Vec<bool> = keys.iter().enumerate().map(there).collect();
         weights.there.clear(); // until the upload has ended well
-        let mut feed = Feed::start(plan, keys, &itinerary.visits(), &mut resident, &self.staging, region.address, &self.source)?;
+        let mut feed =
+            Feed::start((program, plan), keys, &itinerary.visits(), &mut resident, &self.staging, region.address, &self.source)?;
         self.count(|made| made.uploaded_bytes += feed.bytes);
         let left = keys.iter().enumerate().filter(|(i, _)| resident[*i]);
         feed.leaves = left.filter_map(|(i, key)| Some((key.clone()?, offset(i)?))).collect();
@@ -157,19 +171,19 @@ impl Gpu {
         Ok(())
     }
 
-    /// Lets the upload that feeds a plan's run do something.
-    pub(super) fn with_feed<T>(&self, plan: &Arc<Plan>, work: impl FnOnce(&mut Feed) -> Result<T>) -> Result<T> {
+    /// Lets the upload that feeds a program's run do something.
+    pub(super) fn with_feed<T>(&self, program: u64, work: impl FnOnce(&mut Feed) -> Result<T>) -> Result<T> {
         let mut weights = self.weights();
         match &mut weights.feed {
-            Some(feed) if feed.is_of(plan) => work(feed),
+            Some(feed) if feed.program == program => work(feed),
             _ => anyhow::bail!("nothing was announced to run; begin with an itinerary"),
         }
     }
 
-    /// Ends the upload that feeds a plan's run, if there is one.
-    pub(super) fn stop_feed(&self, plan: &Arc<Plan>) {
+    /// Ends the upload that feeds a program's run, if there is one.
+    pub(super) fn stop_feed(&self, program: u64) {
         let mut weights = self.weights();
-        if weights.feed.as_ref().is_some_and(|feed| feed.is_of(plan)) {
+        if weights.feed.as_ref().is_some_and(|feed| feed.program == program) {
             weights.settle();
         }
     }

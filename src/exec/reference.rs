@@ -21,6 +21,8 @@ pub struct Reference {
     weights: Arc<dyn WeightSource + Send + Sync>,
     /// 16-byte words, so that every aligned offset can be read as any element type.
     arena: Vec<u128>,
+    /// The bodies that were announced.
+    announced: Vec<BodyId>,
 }
 
 impl Reference {
@@ -40,7 +42,7 @@ impl Reference {
             );
         }
         let arena = vec![u128::MAX; plan.arena_bytes.div_ceil(16)]; // all bits set is a NaN in bf16, f16 and f32
-        Ok(Reference { plan, weights, arena })
+        Ok(Reference { plan, weights, arena, announced: vec![] })
     }
 
     fn execute(&mut self, node: &Node) -> Result<()> {
@@ -95,11 +97,15 @@ impl Executor for Reference {
     }
 
     fn begin(&mut self, itinerary: &Itinerary) -> Result<()> {
-        self.plan.itinerary.check_run(itinerary, &self.plan.graph)
+        self.plan.itinerary.check_run(itinerary, &self.plan.graph)?;
+        self.announced = itinerary.visits();
+        Ok(())
     }
 
     fn run(&mut self, body: BodyId, watch: &mut Watch) -> Result<()> {
         let plan = self.plan.clone();
+        let name = plan.graph.bodies[body.0].name;
+        ensure!(self.announced.contains(&body), "{name} was not announced to run; begin with an itinerary that has it");
         for node in &plan.graph.nodes[plan.graph.nodes_of(body)] {
             self.execute(node).with_context(|| node.name.clone())?;
             watch(node, self)?;

@@ -21,7 +21,7 @@ const SIZE_LEVEL: usize = 512;
 
 /// What the user should know who has not named a model.
 const DEMO_NOTICE: &str = "this is the built-in demo model, which knows pictures of 128x128 pixels with simple shapes; for real pictures \
-                           give the folder of the released model with -m (README.md: Model folders)";
+                           give the folder of the released model with -m (docs/models.md)";
 
 /// A model folder, opened and checked.
 pub struct Model {

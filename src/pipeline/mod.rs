@@ -79,7 +79,7 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
     let mut engine = Engine::open(model, place)?;
     let begun = job.started.elapsed().as_secs_f64();
     let edited = engine.make(&material, progress)?;
-    let Engine { model, place, .. } = engine; // what it held of the device is free before the picture is encoded
+    let (model, place) = engine.close(); // the device is free before the picture is encoded
 
     let picture = image::resize(&edited.picture, last.0, last.1, Filter::Bicubic);
     let parameters = Parameters::new(job, &model, &edited, last);

@@ -81,6 +81,13 @@ impl Leg {
         if let Turns::Mask(letters) = &self.turns {
             let most = letters.iter().max().map_or(0, |&letter| letter as usize);
             ensure!(most < numbers.len(), "a mask asks for body {most} of a leg that has {}", numbers.len());
+            // A body may read what one recorded before it has written.
+            let first = |n: usize| letters.iter().position(|&letter| letter as usize == n);
+            let firsts: Vec<_> = (0..numbers.len()).map(first).collect();
+            ensure!(
+                firsts.is_sorted() && !firsts.contains(&None),
+                "a mask must begin the bodies of its leg in their order, each once"
+            );
         }
         ensure!(!self.visits().is_empty(), "the body {} has no turn", graph.bodies[numbers[0]].name);
         Ok(())
@@ -110,8 +117,8 @@ impl Itinerary {
         Itinerary::once((0..graph.bodies.len()).map(BodyId))
     }
 
-    /// The same legs, none of a single turn: every body may run again at any time while the others keep what they start
-    /// from. It costs memory; measurements need it.
+    /// The same legs, none of a single turn: every body may run again and again before the next begins. It costs memory;
+    /// measurements need it.
     pub fn repeatable(mut self) -> Itinerary {
         for leg in &mut self.0 {
             if let Turns::Times(n) = &mut leg.turns {
@@ -124,6 +131,11 @@ impl Itinerary {
     /// The bodies in the order in which they run, at most, each as often as it runs.
     pub fn visits(&self) -> Vec<BodyId> {
         self.0.iter().flat_map(Leg::visits).collect()
+    }
+
+    /// Whether a body's leg comes round, so that what it starts from is kept.
+    pub fn comes_round(&self, body: BodyId) -> bool {
+        self.0.iter().any(|leg| leg.bodies.contains(&body) && leg.comes_round())
     }
 
     /// How often a body runs, at most.
@@ -148,19 +160,21 @@ impl Itinerary {
     }
 
     /// Checks that a plan made for this itinerary can be run along `run`: a part of it, since what a leg starts from is gone
-    /// once a later one has begun. Within a leg bodies may run in any order and as often as they like.
+    /// once a later one has begun. In a leg of several turns bodies may run in any order and as often as they like.
     ///
     /// # Errors
     /// A leg that breaks a rule, or a body that comes too late.
     pub fn check_run(&self, run: &Itinerary, graph: &Graph) -> Result<()> {
         run.0.iter().try_for_each(|leg| leg.check(graph))?;
-        let leg_of = |body: &BodyId| self.0.iter().position(|leg| leg.bodies.contains(body));
+        let leg_of = |body: BodyId| self.0.iter().position(|leg| leg.bodies.contains(&body));
         for pair in run.visits().windows(2) {
-            let [before, after] = [pair[0], pair[1]].map(|body| graph.bodies[body.0].name);
-            ensure!(
-                leg_of(&pair[0]) <= leg_of(&pair[1]),
-                "{after} cannot run after {before}: what it starts from is gone by then"
-            );
+            let (before, after) = (pair[0], pair[1]);
+            let later = match leg_of(before) == leg_of(after) {
+                true => before < after || self.comes_round(after),
+                false => leg_of(before) < leg_of(after),
+            };
+            let [before, after] = [before, after].map(|body| graph.bodies[body.0].name);
+            ensure!(later, "{after} cannot run after {before}: what it starts from is gone by then");
         }
         Ok(())
     }
@@ -236,6 +250,8 @@ mod tests {
         assert!(refused(vec![once(&[1])]).contains("comes to body 1 where 0"));
         assert!(refused(vec![once(&[0, 2])]).contains("not recorded in a row"));
         assert!(refused(vec![once(&[0]), leg(&[1, 2], Turns::Mask(vec![0, 2]))]).contains("body 2 of a leg that has 2"));
+        let unwritten = |letters| refused(vec![once(&[0]), leg(&[1, 2], Turns::Mask(letters))]);
+        assert!(unwritten(vec![1, 0]).contains("in their order") && unwritten(vec![0, 0]).contains("each once"));
         assert!(refused(vec![leg(&[0], Turns::Times(0))]).contains("first has no turn"));
         assert!(refused(vec![once(&[7])]).contains("names the bodies [7], but there are 4"));
     }
@@ -246,8 +262,11 @@ mod tests {
         let middle = leg(&[1, 2], Turns::Mask(vec![0, 1]));
         let planned = Itinerary(vec![leg(&[0], Turns::Times(1)), middle, leg(&[3], Turns::Times(1))]);
         let run = |bodies: &[usize]| planned.check_run(&Itinerary::once(bodies.iter().map(|&n| BodyId(n))), &g);
-        for fine in [&[0, 1, 2, 3][..], &[2, 1, 1, 2], &[3], &[1, 3, 3], &[]] {
+        for fine in [&[0, 1, 2, 3][..], &[2, 1, 1, 2], &[3], &[1, 1, 3], &[]] {
             run(fine).unwrap();
+        }
+        for twice in [&[3, 3][..], &[0, 0]] {
+            assert!(run(twice).unwrap_err().to_string().contains("is gone by then"), "{twice:?} keep nothing for a second turn");
         }
         let text = run(&[1, 0]).unwrap_err().to_string();
         assert!(text.contains("first cannot run after step"), "{text}");

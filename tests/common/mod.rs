@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use step1x_edit::exec::Reference;
+use step1x_edit::exec::{Executor, Reference};
 use step1x_edit::graph::Graph;
 use step1x_edit::image::Rgb;
 use step1x_edit::model::{Config, DitConfig, HEAD_WIDTH, TextConfig, Version, VisionConfig};
@@ -292,9 +292,12 @@ pub fn planned_for(graph: Graph, itinerary: Itinerary, precision: Precision) -> 
 /// sums in another order.
 pub const ONE_ROW: f32 = 1e-5;
 
-/// The CPU executor of a plan with synthetic weights.
+/// The CPU executor of a plan with synthetic weights, with the plan's itinerary announced.
 pub fn executor(plan: &Arc<Plan>, seed: u64) -> Reference {
-    Reference::new(plan.clone(), Arc::new(SyntheticWeights::new(&plan.graph, seed))).expect("the weights are there")
+    let weights = Arc::new(SyntheticWeights::new(&plan.graph, seed));
+    let mut executor = Reference::new(plan.clone(), weights).expect("the weights are there");
+    executor.begin(&plan.itinerary).expect("the plan's own itinerary");
+    executor
 }
 
 /// Asserts that every value is within `bound` of the expected one, and gives the largest absolute difference.

@@ -1,7 +1,8 @@
 //! One engine, many edits on a device, with the demo model.
 
+use anyhow::{Result, bail};
 use step1x_edit::image::Rgb;
-use step1x_edit::pipeline::{DeviceChoice, EditParameters, Engine, Model, Place, PlaceChoice, Silent};
+use step1x_edit::pipeline::{DeviceChoice, EditParameters, Engine, Model, Place, PlaceChoice, Progress, Silent};
 
 use crate::support::{Gpu, gpu};
 
@@ -61,5 +62,61 @@ fn programs_make_room_for_others() {
             }
         }
         assert!(tight.made().programs > 3, "what made room is planned again");
+    }
+}
+
+/// Stops an edit after so many nodes.
+struct Stop(usize);
+
+impl Progress for Stop {
+    fn place(&mut self, _: &Place) {}
+
+    fn stage(&mut self, _: &str, _: usize, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn node(&mut self) -> Result<()> {
+        self.0 = match self.0.checked_sub(1) {
+            Some(left) => left,
+            None => bail!("enough"),
+        };
+        Ok(())
+    }
+
+    fn notice(&mut self, _: &str) {}
+}
+
+/// An upload that was cut off leaves weights of which nobody knows: they come again.
+#[test]
+fn an_edit_after_one_that_was_stopped_is_as_good_as_any() {
+    let Some(gpu) = gpu() else { return };
+    let (source, wanted) = (picture(128, 128), edit("make the circle blue", 1));
+    let alone = engine(&gpu, None).edit(&wanted, Some(&source), &mut Silent).unwrap();
+    for allowed in [None, Some(alone.plan.peak_bytes() - alone.plan.weights.bytes / 4)] {
+        let mut engine = engine(&gpu, allowed);
+        for nodes in [0, 1, 30, 100, 200] {
+            let stopped = engine.edit(&wanted, Some(&source), &mut Stop(nodes)).err().expect("it was stopped");
+            assert!(stopped.to_string().contains("enough"), "{stopped:#}");
+            let edited = engine.edit(&wanted, Some(&source), &mut Silent).unwrap();
+            assert!(edited.picture == alone.picture, "after {nodes} nodes, weights {}", edited.plan.weights.policy);
+        }
+        assert_eq!(engine.made().programs, 1);
+    }
+}
+
+/// Text-to-image lacks the encoder's weights, so that others lie elsewhere: programs of both kinds take turns on one region.
+#[test]
+fn edits_and_pictures_from_text_take_turns() {
+    let Some(gpu) = gpu() else { return };
+    let (source, wanted) = (picture(128, 128), EditParameters { size: (128, 128), ..edit("a blue circle", 1) });
+    let one = |picture: Option<&Rgb>| engine(&gpu, None).edit(&wanted, picture, &mut Silent).unwrap();
+    let (edited, made) = (one(Some(&source)), one(None));
+    let peak = edited.plan.peak_bytes().max(made.plan.peak_bytes());
+    for allowed in [None, Some(peak - edited.plan.weights.bytes / 4)] {
+        let mut engine = engine(&gpu, allowed);
+        for _ in 0..2 {
+            assert!(engine.edit(&wanted, Some(&source), &mut Silent).unwrap().picture == edited.picture, "{allowed:?}");
+            assert!(engine.edit(&wanted, None, &mut Silent).unwrap().picture == made.picture, "{allowed:?}");
+        }
     }
 }

@@ -72,6 +72,7 @@ fn weights_that_cannot_be_read_end_the_run_with_their_error() {
             let weights = Arc::new(Failing { weights: edit.weights(), left: reads.into() });
             let mut exec = Cuda::load(&gpu.open(weights.clone()), edit.plan().clone()).unwrap();
             let error = edit.run(&mut exec).expect_err("not all weights can be read");
+            assert!(error.downcast_ref::<ModelError>().is_some(), "{error:#} is a fault of the model's files");
             // The same executor, once the disk is back.
             weights.left.store(usize::MAX, Ordering::Relaxed);
             let again = edit.run(&mut exec).expect("what failed to come is fetched again");

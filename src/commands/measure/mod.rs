@@ -29,7 +29,10 @@ pub(super) fn gpu(who: &str, choice: &PlaceChoice) -> Result<(Place, Arc<Device>
     let place = Place::open(&PlaceChoice { precision: Some(Precision::Bf16), ..choice.clone() })?;
     match place.device().cloned() {
         Some(device) => Ok((place, device)),
-        None => Err(usage(anyhow::anyhow!("{who} needs a GPU; name one with --device cuda"))),
+        None => {
+            let why = place.why_cpu().map_or(String::new(), |why| format!(" ({why})"));
+            Err(usage(anyhow::anyhow!("{who} needs a GPU; name one with --device cuda{why}")))
+        }
     }
 }
 

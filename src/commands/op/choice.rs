@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::OpJob;
 use crate::error::usage;
 use crate::ops::{Case, cases};
-use crate::tensor::Spec;
+use crate::tensor::{Shape, Spec};
 
 /// A case with its number among those of its op, from 1 on.
 pub(super) struct Numbered {
@@ -74,6 +74,11 @@ fn reshaped(mut picked: Vec<Numbered>, job: &OpJob) -> Result<Vec<Numbered>> {
     let first = picked.iter().position(|n| n.case.inputs.len() == count);
     let first = first.ok_or_else(|| anyhow!("--shape gives {count} operands; no case that was picked has so many"))?;
     let mut one = picked.swap_remove(first);
+    let fewer = job.shapes[0].rows() < one.case.inputs[0].shape.rows();
+    ensure!(!(fewer && one.case.index_bound > 1), "--shape gives the first operand fewer rows than the case's indices reach");
+    let elements = |shape: &Shape| shape.0.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64));
+    let countable = job.shapes.iter().all(|shape| elements(shape).is_some_and(|n| n <= u32::MAX.into()));
+    ensure!(countable, "--shape gives an operand 2^32 elements or more; the kernels count them in 32 bits");
     one.case.inputs.iter_mut().zip(&job.shapes).for_each(|(spec, shape)| spec.shape = shape.clone());
     one.case.results().map_err(|e| anyhow!("{} does not take these shapes: {e}", one.case.op.kind()))?;
     Ok(vec![one])
@@ -109,7 +114,6 @@ pub(super) fn list_json(all: &[Numbered]) -> Value {
 mod tests {
     use super::*;
     use crate::pipeline::PlaceChoice;
-    use crate::tensor::Shape;
 
     fn job(name: &str, case: Option<&str>, shapes: &[&[usize]]) -> OpJob {
         let shapes = shapes.iter().map(|shape| Shape(shape.to_vec())).collect();

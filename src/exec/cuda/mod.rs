@@ -27,6 +27,8 @@ const IN_FLIGHT: usize = 2;
 
 /// A plan on a GPU.
 pub struct Cuda {
+    /// Its number among the GPU's programs.
+    number: u64,
     plan: Arc<Plan>,
     /// Which weight each storage is.
     keys: Vec<Option<WeightKey>>,
@@ -79,6 +81,7 @@ impl Cuda {
         arena.fill(0xff, &gpu.stream)?; // products were timed on it
         gpu.stream.synchronize()?;
         Ok(Cuda {
+            number: gpu.next_program(),
             keys: weight_keys(&plan.graph)?,
             warm: vec![false; plan.graph.bodies.len()],
             plan,
@@ -99,16 +102,11 @@ impl Cuda {
         self
     }
 
-    /// Whether a body has been captured.
-    pub fn has_captured(&self, body: BodyId) -> bool {
-        self.captured.contains_key(&body)
-    }
-
     /// Enqueues one node.
     ///
     /// # Errors
     /// A weight that could not be fetched, or what the driver reports.
-    pub fn run_node(&mut self, at: usize) -> Result<()> {
+    pub(super) fn run_node(&mut self, at: usize) -> Result<()> {
         self.fetch(at)?;
         self.enqueue(at)
     }
@@ -122,14 +120,14 @@ impl Cuda {
     pub(super) fn enter(&mut self, body: BodyId) -> Result<()> {
         let gpu = &self.gpu;
         gpu.device.make_current()?;
-        gpu.with_feed(&self.plan, |feed| feed.enter(body, &gpu.device, &gpu.stream))
+        gpu.with_feed(self.number, |feed| feed.enter(body, &gpu.device, &gpu.stream))
     }
 
     /// Lets the stream wait for a node's weights.
     fn fetch(&self, at: usize) -> Result<()> {
         let graph = &self.plan.graph;
         let weights = graph.nodes[at].inputs.iter().map(|&id| graph.tensor(id).storage).filter(|s| self.keys[s.0].is_some());
-        self.gpu.with_feed(&self.plan, |feed| weights.into_iter().try_for_each(|s| feed.wait_for(s, &self.gpu.stream)))
+        self.gpu.with_feed(self.number, |feed| weights.into_iter().try_for_each(|s| feed.wait_for(s, &self.gpu.stream)))
     }
 
     fn enqueue(&self, at: usize) -> Result<()> {
@@ -232,14 +230,16 @@ impl Executor for Cuda {
         self.plan.itinerary.check_run(itinerary, &self.plan.graph)?;
         self.gpu.device.make_current()?;
         self.finish()?;
-        self.gpu.feed(&self.plan, &self.region, &self.keys, itinerary)
+        self.gpu.feed((self.number, &self.plan), &self.region, &self.keys, itinerary)
     }
 
     fn run(&mut self, body: BodyId, watch: &mut Watch) -> Result<()> {
         let plan = self.plan.clone();
         let _range = self.gpu.nvtx.range(plan.graph.bodies[body.0].name);
         self.enter(body)?;
-        if !(self.capture && plan.itinerary.runs_of(body) > 1 && self.warm[body.0]) {
+        // A replay needs all weights before its first node.
+        let waiting = self.gpu.with_feed(self.number, |feed| Ok(feed.is_waiting()))?;
+        if !(self.capture && plan.itinerary.runs_of(body) > 1 && self.warm[body.0]) || waiting {
             return self.run_nodes(body, watch);
         }
         self.replay(body)?;
@@ -263,7 +263,7 @@ impl Executor for Cuda {
 impl Drop for Cuda {
     fn drop(&mut self) {
         let _ = self.gpu.device.make_current();
-        self.gpu.stop_feed(&self.plan); // its threads end
+        self.gpu.stop_feed(self.number); // its threads end
         let _ = self.gpu.stream.synchronize();
     }
 }
@@ -271,9 +271,11 @@ impl Drop for Cuda {
 /// Refuses a plan that does not fit, before anything is taken.
 fn check_memory(plan: &Plan, gpu: &Gpu) -> Result<()> {
     let (device, (free, _)) = (&gpu.device, gpu.device.memory()?);
-    let region = gpu.region_bytes();
     // A region that is large enough stays; another is given up before a larger one is taken.
-    let (free, missing) = if region >= plan.weights.bytes { (free, 0) } else { (free + region, plan.weights.bytes) };
+    let (free, missing) = match gpu.region_bytes() >= plan.weights.bytes {
+        true => (free, 0),
+        false => (free + gpu.free_region_bytes(), plan.weights.bytes),
+    };
     let needed = plan.arena_bytes + missing + KERNEL_BYTES;
     if needed > free {
         let (needed, free) = (format_bytes(needed), format_bytes(free));
