@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_void};
 use std::ops::RangeInclusive;
+use std::ptr::null_mut;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
@@ -172,14 +173,17 @@ impl Memory {
         unsafe { result::memset_d8_async(self.address, byte, self.bytes, stream.handle) }.map_err(of("fill memory"))
     }
 
-    /// Copies bytes to `offset`, and waits.
+    /// Copies bytes to `offset`, and waits until they are there. (The driver's call returns once it has read them; streams that
+    /// do not wait for the default one could run ahead of the rest.)
     ///
     /// # Errors
     /// A range outside, or what the driver reports.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         ensure!(offset + bytes.len() <= self.bytes, "cannot write {} bytes at {offset} of {} bytes", bytes.len(), self.bytes);
         // SAFETY: the range was just checked.
-        unsafe { result::memcpy_htod_sync(self.address + offset as u64, bytes) }.map_err(of("read bytes from the host"))
+        unsafe { result::memcpy_htod_sync(self.address + offset as u64, bytes) }.map_err(of("read bytes from the host"))?;
+        // SAFETY: null is the default stream, which the copy is in.
+        unsafe { result::stream::synchronize(null_mut()) }.map_err(of("read bytes from the host"))
     }
 
     /// Copies bytes from `offset`, and waits.

@@ -9,12 +9,12 @@ use indicatif::ProgressBar;
 use step1x_edit::commands::synth::{self, SynthJob};
 use step1x_edit::cuda::Device;
 use step1x_edit::error::ResourceError;
-use step1x_edit::exec::{Cuda, Reference};
+use step1x_edit::exec::{Cuda, Executor, Reference, unwatched};
 use step1x_edit::graph::Graph;
 use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::Savings;
-use step1x_edit::ops::Cast;
+use step1x_edit::ops::{Cast, Values};
 use step1x_edit::pipeline::Model;
 use step1x_edit::plan::{Itinerary, KERNEL_BYTES, Plan, Precision, Target};
 use step1x_edit::tensor::{Component, DType, Spec};
@@ -147,4 +147,27 @@ fn a_plan_beyond_the_free_memory_is_refused_before_any_is_taken() {
     let text = &error.downcast_ref::<ResourceError>().expect("a ResourceError").0;
     assert!(text.contains("needs") && text.contains("free"), "{text}");
     assert_eq!(free(&gpu.device), before, "nothing was taken");
+}
+
+/// A copy from the host's memory returns before the last bytes have arrived; no node may run ahead of them.
+#[test]
+fn what_was_written_is_there_when_a_node_runs() {
+    let Some(gpu) = gpu() else { return };
+    let (mut graph, shape) = (Graph::new(), [1024, 4096]);
+    let (body, (x, y)) = graph.body("copy", |g| {
+        let x = g.input("x", DType::F32, shape);
+        let y = g.op("y", Cast(DType::BF16), &[x]);
+        g.output(y);
+        (x, y)
+    });
+    let itinerary = Itinerary::of_all(&graph);
+    let plan = Arc::new(Plan::new(graph, itinerary, Precision::Bf16, gpu.target()).unwrap());
+    let mut exec = gpu.executor(&plan, Arc::new(SyntheticWeights::new(&plan.graph, 0)));
+    for round in 0..40 {
+        let values = vec![round as f32; shape[0] * shape[1]];
+        exec.write(x, Values::F32(&values)).unwrap();
+        exec.begin(&plan.itinerary).unwrap();
+        exec.run(body, &mut unwatched).unwrap();
+        assert!(exec.read_f32(y).unwrap() == values, "round {round}: some values are of the round before");
+    }
 }
