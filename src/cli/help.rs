@@ -63,7 +63,8 @@ mod tests {
         let mut grouped: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| *names).copied().collect();
         let commands = Cli::command();
         let mut known: Vec<&str> = commands.get_subcommands().map(clap::Command::get_name).collect();
-        (grouped.sort_unstable(), known.sort_unstable());
+        grouped.sort_unstable();
+        known.sort_unstable();
         assert_eq!(grouped, known);
         let help = command().render_help().to_string();
         assert!(known.iter().all(|name| help.contains(&format!("\n  {name:<9}"))), "{help}");

@@ -42,6 +42,9 @@ pub struct Gemms {
     grown: bool,
 }
 
+// SAFETY: a handle of cuBLASLt may be used from any thread.
+unsafe impl Send for Gemms {}
+
 /// A product ready to run.
 #[derive(Debug)]
 pub struct Product {
