@@ -46,8 +46,7 @@ impl Device {
     pub fn open(ordinal: usize) -> Result<Arc<Device>> {
         let count = Device::count()?;
         if ordinal >= count {
-            let text =
-                format!("there is no CUDA device {ordinal}: the driver shows {count}; use --device cpu to run without a GPU");
+            let text = format!("there is no CUDA device {ordinal}: the driver shows {count}");
             return Err(ResourceError(text).into());
         }
         let handle = result::device::get(ordinal as i32).map_err(of("find the device"))?;
@@ -77,9 +76,7 @@ impl Device {
     /// A [`ResourceError`]: no driver, or one that does not start.
     pub fn count() -> Result<usize> {
         load_driver()?;
-        let not_started = |e| {
-            ResourceError(format!("the NVIDIA driver does not start ({}); use --device cpu to run without a GPU", describe(e)))
-        };
+        let not_started = |e| ResourceError(format!("the NVIDIA driver does not start ({})", describe(e)));
         result::init().map_err(not_started)?;
         Ok(result::device::get_count().map_err(of("count the devices"))? as usize)
     }

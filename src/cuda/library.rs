@@ -34,7 +34,7 @@ pub fn load_driver() -> Result<()> {
     // SAFETY: opening the driver's library runs its initialisers, nothing else.
     match unsafe { driver::sys::is_culib_present() } {
         true => Ok(()),
-        false => missing("no NVIDIA driver: libcuda.so.1 is not installed; use --device cpu to run without a GPU"),
+        false => missing("no NVIDIA driver: libcuda.so.1 is not installed"),
     }
 }
 

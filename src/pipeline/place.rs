@@ -60,21 +60,29 @@ impl Place {
         let on_cpu = |why_cpu: Option<String>| {
             Ok(Place { device: None, why_cpu, precision: precision.unwrap_or(Precision::F32), max_vram, setup: setup.clone() })
         };
-        let on_gpu = |device| {
-            Ok(Place { device: Some(device), why_cpu: None, precision: Precision::Bf16, max_vram, setup: setup.clone() })
-        };
         match (choice.device, precision) {
             (DeviceChoice::Cpu, _) => on_cpu(None),
             (DeviceChoice::Auto, Some(Precision::F32)) => on_cpu(Some("only the CPU runs --precision f32".into())),
             (DeviceChoice::Cuda(_), Some(Precision::F32)) => {
                 Err(usage(anyhow::anyhow!("only the CPU runs --precision f32; use --device cpu, or --precision bf16")))
             }
-            (DeviceChoice::Auto, _) => match usable(0, &setup) {
-                Ok(device) => on_gpu(device),
-                Err(e) => on_cpu(Some(format!("{e:#}"))),
-            },
-            (DeviceChoice::Cuda(ordinal), _) => on_gpu(usable(ordinal, &setup)?),
+            (DeviceChoice::Auto, _) => Place::open_gpu(choice).or_else(|e| on_cpu(Some(format!("{e:#}")))),
+            (DeviceChoice::Cuda(_), _) => Place::open_gpu(choice).map_err(|e| match e.downcast::<ResourceError>() {
+                Ok(ResourceError(text)) => ResourceError(format!("{text}; use --device cpu to run without a GPU")).into(),
+                Err(other) => other,
+            }),
         }
+    }
+
+    /// A GPU in bf16, for what nothing else can do: the one that is chosen, or the first.
+    ///
+    /// # Errors
+    /// A [`ResourceError`] if it cannot be used.
+    pub fn open_gpu(choice: &PlaceChoice) -> Result<Place> {
+        let ordinal = if let DeviceChoice::Cuda(ordinal) = choice.device { ordinal } else { 0 };
+        let PlaceChoice { max_vram, setup, .. } = choice.clone();
+        let device = Some(usable(ordinal, &setup)?);
+        Ok(Place { device, why_cpu: None, precision: Precision::Bf16, max_vram, setup })
     }
 
     /// The GPU, if it is one.
@@ -108,7 +116,7 @@ fn usable(ordinal: usize, setup: &Setup) -> Result<Arc<Device>> {
     let device = Device::open(ordinal)?;
     if device.capability < LEAST_CAPABILITY {
         let text = format!(
-            "{} has compute capability {}.{}; the kernels need 8.0, the first with bf16; use --device cpu",
+            "{} has compute capability {}.{}; the kernels need 8.0, the first with bf16",
             device.name,
             device.capability / 10,
             device.capability % 10

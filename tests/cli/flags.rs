@@ -47,7 +47,7 @@ fn measuring_commands_say_what_they_lack() {
     place.run(&["verify", "-m", "nowhere", "--golden", "no-such-folder"]).refused(3, &["full_512_inputs.safetensors"]);
     place.run(&["bench", "-m", "nowhere", "--device", "cpu"]).refused(2, &["bench needs a GPU"]);
     place.run(&["compare", "-m", "nowhere", "--device", "cpu"]).refused(2, &["compare needs a GPU"]);
-    place.run(&["bench", "-m", "nowhere", "--device", "cuda:999"]).refused(4, &["--device cpu"]);
+    place.run(&["bench", "-m", "nowhere", "--device", "cuda:999"]).refused(4, &["driver"]);
     place.run(&["profile", "-m", "nowhere", "--device", "cpu"]).refused(2, &["profile needs a GPU"]);
     place.write("trace.json", "mine");
     let trace = ["profile", "-m", "nowhere", "--device", "cpu", "--trace", "trace.json"];

@@ -21,19 +21,16 @@ use crate::error::usage;
 use crate::exec::Cuda;
 use crate::graph::Graph;
 use crate::image::Rgb;
-use crate::pipeline::{EditParameters, Loaded, Material, Model, Place, PlaceChoice, Program, Silent};
-use crate::plan::Precision;
+use crate::pipeline::{DeviceChoice, EditParameters, Loaded, Material, Model, Place, PlaceChoice, Program, Silent};
 
 /// The GPU that was asked for; `who` needs it.
 pub(super) fn gpu(who: &str, choice: &PlaceChoice) -> Result<(Place, Arc<Device>)> {
-    let place = Place::open(&PlaceChoice { precision: Some(Precision::Bf16), ..choice.clone() })?;
-    match place.device().cloned() {
-        Some(device) => Ok((place, device)),
-        None => {
-            let why = place.why_cpu().map_or(String::new(), |why| format!(" ({why})"));
-            Err(usage(anyhow::anyhow!("{who} needs a GPU; name one with --device cuda{why}")))
-        }
+    if choice.device == DeviceChoice::Cpu {
+        return Err(usage(anyhow::anyhow!("{who} needs a GPU; name one with --device cuda")));
     }
+    let place = Place::open_gpu(choice)?;
+    let device = place.device().cloned().context("a GPU's place has a device")?;
+    Ok((place, device))
 }
 
 /// Refuses stages that there are not.
