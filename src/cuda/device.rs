@@ -56,8 +56,8 @@ impl Device {
         let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32;
-        let (nvml, bus) = (Nvml::open(), bus_of(handle).ok());
-        let in_use = || nvml.as_ref()?.bytes_in_use(bus.as_ref()?);
+        let nvml = Nvml::open().and_then(|nvml| Some((nvml, bus_of(handle).ok()?)));
+        let in_use = || nvml.as_ref().and_then(|(nvml, bus)| nvml.bytes_in_use(bus));
         let before = in_use();
         // SAFETY: as above; released when the device is dropped.
         let context = unsafe { result::primary_ctx::retain(handle) }.map_err(of("open the device"))?;
