@@ -159,7 +159,7 @@ impl Subject {
         json!({
             "model": self.config.version.to_string(), "files": files.collect::<Vec<_>>(),
             "components": components,
-            "plan": {"precision": plan.precision.to_string(), "arena_bytes": plan.arena_bytes, "weight_bytes": plan.weight_bytes(),
+            "plan": {"precision": plan.precision.to_string(), "itinerary": plan.itinerary.named(&plan.graph).to_string(), "arena_bytes": plan.arena_bytes, "weight_bytes": plan.weight_bytes(),
                      "device": device(plan), "stages": stages.collect::<Vec<_>>()},
         })
     }

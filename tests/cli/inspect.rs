@@ -32,6 +32,7 @@ fn json_has_components_and_plan() {
     assert_eq!(json["components"][0]["parameters"], 12_427_800_384u64);
     assert!(json["plan"]["arena_bytes"].as_u64().unwrap() > 1 << 30, "{json}");
     assert_eq!(json["plan"]["stages"].as_array().unwrap().len(), 6);
+    assert_eq!(json["plan"]["itinerary"], "vae_encode, vision, text, conditioning, step x28, vae_decode");
 }
 
 #[test]

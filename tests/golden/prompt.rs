@@ -59,7 +59,7 @@ fn prompt_tokens() {
     }
     println!("{} rows of v1.1 equal", rows.len());
     if !later.is_empty() {
-        println!("skipped {} rows of v1p1 and v1p2: these templates are a later issue", later.len());
+        println!("skipped {} rows of v1p1 and v1p2: these templates are not there yet", later.len());
     }
 }
 

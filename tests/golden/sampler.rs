@@ -28,7 +28,7 @@ struct Run {
     reference: bool,
 }
 
-/// All runs of the file. TeaCache's are left out: skipping steps is a later issue.
+/// All runs of the file. TeaCache's are left out: steps are not skipped yet.
 fn runs(golden: &Golden) -> Vec<Run> {
     let mut runs = Vec::new();
     for (prefix, version) in golden.versions() {
@@ -37,7 +37,7 @@ fn runs(golden: &Golden) -> Vec<Run> {
             let parts: Vec<&str> = run.split('.').collect();
             let (times, limit, reference) = match parts[1..] {
                 ["teacache", _] => {
-                    println!("skipped {run}: TeaCache is a later issue");
+                    println!("skipped {run}: TeaCache is not there yet");
                     continue;
                 }
                 ["t2i"] => (format!("{run}.timesteps"), 0.93, false),
