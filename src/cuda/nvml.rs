@@ -5,8 +5,6 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_ulonglong, c_void};
 
 use libloading::Library;
 
-use super::device::Device;
-
 /// `NVML_SUCCESS`.
 const SUCCESS: c_int = 0;
 /// `NVML_SYSTEM_DRIVER_VERSION_BUFFER_SIZE`.
@@ -64,9 +62,9 @@ impl Nvml {
         (code == SUCCESS).then_some(handle)
     }
 
-    /// The meter of a device; none if it has no meter.
-    pub fn energy_meter(self, device: &Device) -> Option<EnergyMeter> {
-        let handle = self.find(&device.bus().ok()?)?;
+    /// The meter of the device at this place on the bus; none if it has no meter.
+    pub fn energy_meter(self, bus: &str) -> Option<EnergyMeter> {
+        let handle = self.find(bus)?;
         let meter = EnergyMeter { nvml: self, device: handle };
         meter.millijoules().is_some().then_some(meter)
     }

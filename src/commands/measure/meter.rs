@@ -26,7 +26,7 @@ pub(super) struct Meter {
 
 impl Meter {
     pub(super) fn new(device: &Arc<Device>) -> Meter {
-        Meter { device: device.clone(), energy: Nvml::open().and_then(|nvml| nvml.energy_meter(device)) }
+        Meter { device: device.clone(), energy: Nvml::open().and_then(|nvml| nvml.energy_meter(&device.bus().ok()?)) }
     }
 
     /// Does the work and says what it took.
