@@ -29,8 +29,8 @@ pub struct EditParameters {
     pub negative_prompt: String,
     /// Denoising steps.
     pub steps: usize,
-    /// Guidance scale. At 1 the prompt's branch runs alone, in half the time, and its velocity is used as it is at every step.
-    /// (The official rule with two branches rounds u + 1·(c − u), and above `guidance_limit` divides c − u by a power of its
+    /// Guidance scale. At 1 the prompt's branch runs alone, with half the operations, and its velocity is used as it is at every
+    /// step. (The official rule with two branches rounds u + 1·(c − u), and above `guidance_limit` divides c − u by a power of its
     /// norm.)
     pub cfg_scale: f32,
     /// Times above it use the norm-limited rule.
