@@ -22,7 +22,7 @@ fn edit(prompt: &str, seed: u64) -> EditParameters {
 fn a_second_edit_of_the_same_shape_plans_nothing_and_gives_what_it_would_give_alone() {
     let (source, mut engine) = (picture(64, 64), engine());
     let first = edit("make the circle blue", 1);
-    let other = EditParameters { cfg_scale: 3.0, ..edit("make the square pink", 2) };
+    let other = EditParameters { cfg_scale: Some(3.0), ..edit("make the square pink", 2) };
     let made = engine.edit(&first, Some(&source), &mut Silent).unwrap().picture;
     let before = engine.made();
     let second = engine.edit(&other, Some(&source), &mut Silent).unwrap().picture;
@@ -39,7 +39,7 @@ fn programs_are_kept_by_the_shape_of_the_edit() {
         engine.edit(&edit("make the circle blue", 1), Some(&picture(width, height)), &mut Silent).unwrap();
         assert_eq!((engine.kept(), engine.made().programs), ((round + 1).min(2), (round + 1).min(2)));
     }
-    let unguided = EditParameters { cfg_scale: 1.0, ..edit("make the circle blue", 1) };
+    let unguided = EditParameters { cfg_scale: Some(1.0), ..edit("make the circle blue", 1) };
     engine.edit(&unguided, Some(&picture(64, 64)), &mut Silent).unwrap();
     assert_eq!(engine.made().programs, 3, "one branch is another program");
 }

@@ -82,22 +82,23 @@ pub struct EditArgs {
     /// Denoising steps
     #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Sampling")]
     steps: u32,
-    /// Guidance scale: how far the result is led away from the negative prompt
+    /// Guidance scale: how far the result is led away from the negative prompt [default: the model's, usually 6]
     #[arg(
         long,
         alias = "cfg-guidance",
-        default_value_t = 6.0,
-        allow_negative_numbers = true,
+        value_parser = values::cfg_scale,
+        allow_hyphen_values = true,
         help_heading = "Sampling",
         hide_short_help = true
     )]
-    cfg_scale: f32,
+    cfg_scale: Option<f32>,
     /// Times above this use the norm-limited guidance rule; 1.0: never (the first official code)
     #[arg(
         long,
         default_value_t = 0.93,
+        value_parser = values::guidance_limit,
         value_name = "T",
-        allow_negative_numbers = true,
+        allow_hyphen_values = true,
         help_heading = "Sampling",
         hide_short_help = true
     )]
@@ -105,7 +106,7 @@ pub struct EditArgs {
     /// Seed of the noise; a negative one is random
     ///
     /// A random seed is printed.
-    #[arg(short, long, default_value_t = 42, allow_negative_numbers = true, help_heading = "Sampling")]
+    #[arg(short, long, default_value_t = 42, allow_hyphen_values = true, help_heading = "Sampling")]
     seed: i64,
     /// Generator of the noise as PyTorch has it: cpu, cuda (an H100's grid), or cuda:THREADS for another grid
     #[arg(long, default_value = "cuda", value_parser = values::rng, help_heading = "Sampling", hide_short_help = true)]
@@ -163,11 +164,6 @@ impl EditArgs {
     }
 
     fn parameters(&self) -> Result<EditParameters> {
-        for (flag, value) in [("--cfg-scale", self.cfg_scale as f64), ("--guidance-limit", self.guidance_limit)] {
-            if !value.is_finite() {
-                return Err(usage(anyhow::anyhow!("{flag} {value} is not finite; give a number")));
-            }
-        }
         Ok(EditParameters {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),

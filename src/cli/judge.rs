@@ -27,11 +27,11 @@ pub struct JudgeArgs {
     /// Denoising steps
     #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000))]
     steps: u32,
-    /// Guidance scale
-    #[arg(long, alias = "cfg-guidance", default_value = "6.0", allow_negative_numbers = true, value_parser = values::finite)]
-    cfg_scale: f64,
+    /// Guidance scale [default: the model's, usually 6]
+    #[arg(long, alias = "cfg-guidance", allow_hyphen_values = true, value_parser = values::cfg_scale)]
+    cfg_scale: Option<f32>,
     /// Times above this use the norm-limited guidance rule
-    #[arg(long, default_value = "0.93", value_name = "T", allow_negative_numbers = true, value_parser = values::finite)]
+    #[arg(long, default_value = "0.93", value_name = "T", allow_hyphen_values = true, value_parser = values::guidance_limit)]
     guidance_limit: f64,
     /// Seed of every case's noise
     #[arg(short, long, default_value_t = 42)]
@@ -58,7 +58,7 @@ impl JudgeArgs {
     pub fn job(&self) -> Result<JudgeJob> {
         let edit = EditParameters {
             steps: self.steps as usize,
-            cfg_scale: self.cfg_scale as f32,
+            cfg_scale: self.cfg_scale,
             guidance_limit: self.guidance_limit,
             seed: self.seed,
             size_level: self.size_level.map(|side| side as usize),

@@ -120,7 +120,7 @@ mod tests {
             "x_y.jpg",
         ])
         .unwrap();
-        assert_eq!((job.edit.cfg_scale, job.edit.size_level, job.edit.steps), (4.5, Some(1024), 8));
+        assert_eq!((job.edit.cfg_scale, job.edit.size_level, job.edit.steps), (Some(4.5), Some(1024), 8));
         assert_eq!((job.edit.negative_prompt.as_str(), job.image), ("a_b", Some("x_y.jpg".into())));
     }
 

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use crate::image::Filter;
 use crate::model::{Preset, Version};
 use crate::ops::H100_GRID_THREADS;
-use crate::pipeline::{DeviceChoice, Rng};
+use crate::pipeline::{CFG_SCALES, DeviceChoice, Rng};
 use crate::plan::Precision;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -115,8 +115,14 @@ pub(super) fn count(text: &str) -> Result<usize> {
     text.parse().ok().filter(|&number: &usize| number > 0).context("give a whole number of 1 or more")
 }
 
-pub(super) fn finite(text: &str) -> Result<f64> {
-    text.parse().ok().filter(|number: &f64| number.is_finite()).context("give a finite number")
+pub(super) fn cfg_scale(text: &str) -> Result<f32> {
+    let (least, most) = CFG_SCALES.into_inner();
+    let scale = text.parse().ok().filter(|scale| CFG_SCALES.contains(scale));
+    scale.with_context(|| format!("give a number from {least} to {most}, usually 6"))
+}
+
+pub(super) fn guidance_limit(text: &str) -> Result<f64> {
+    text.parse().ok().filter(|time| (0.0..=1.0).contains(time)).context("give a time from 0 to 1, usually 0.93")
 }
 
 /// Units and their bytes; GB is a thousand million.

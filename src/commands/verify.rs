@@ -196,13 +196,13 @@ impl<'a> Recorded<'a> {
         );
         let edit = EditParameters {
             steps: official.number("steps")?,
-            cfg_scale: official.number("cfg")?,
+            cfg_scale: Some(official.number("cfg")?),
             seed: official.number("seed")?,
             rng: Rng::Cpu, // the host gives the noise
             ..EditParameters::new(official.text("prompt")?)
         };
         ensure!(
-            edit.cfg_scale != 1.0,
+            edit.cfg_scale != Some(1.0),
             "the run was recorded at a guidance scale of 1, where one branch runs; record it at another"
         );
         let material = Material::of_working_size(&edit, model, working, &mut Silent)?;

@@ -16,8 +16,12 @@ use crate::weights::{Expected, ModelError, ModelFolder, check};
 /// Sides that a working area's square may have, in pixels.
 const SIZE_LEVELS: RangeInclusive<usize> = 64..=4096;
 
+/// Guidance scales that an edit may have. Models are made for 1 to 10.
+pub const CFG_SCALES: RangeInclusive<f32> = -100.0..=100.0;
+
 /// Of models whose `step1x.json` says nothing else.
 const SIZE_LEVEL: usize = 512;
+const CFG_SCALE: f32 = 6.0;
 
 /// What the user should know who has not named a model.
 const DEMO_NOTICE: &str = "this is the built-in demo model, which knows pictures of 128x128 pixels with simple shapes; for real pictures \
@@ -35,6 +39,8 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// Side of the square whose area a picture is brought to, unless the user names another.
     pub size_level: usize,
+    /// Guidance scale of an edit, unless the user names another.
+    pub cfg_scale: f32,
     /// The demo model that is part of the program.
     pub is_demo: bool,
 }
@@ -70,7 +76,8 @@ impl Model {
 
     fn of(folder: ModelFolder) -> Result<Model> {
         let model_error = |e: anyhow::Error| ModelError::new(format!("{}: {e:#}", folder.dir.display()));
-        let (settings, axes, size_level) = parse_settings(folder.settings.as_ref()).map_err(model_error)?;
+        let Settings { prompt: settings, axes, size_level, cfg_scale } =
+            parse_settings(folder.settings.as_ref()).map_err(model_error)?;
         let shape_of = |component, name: &str| folder.recipe(component, name).map(|recipe| recipe.spec().shape.clone());
         let config = Config::infer(&shape_of, &folder.qwen_config, axes).map_err(model_error)?;
         let manifest = config.manifest();
@@ -91,21 +98,33 @@ impl Model {
                 format!("config.json says image_token_id {declared:?}, tokenizer.json has {found:?}; take both from one release");
             return Err(ModelError::new(fault).into());
         }
-        Ok(Model { folder: Arc::new(folder), config, settings, tokenizer, size_level, is_demo: false })
+        Ok(Model { folder: Arc::new(folder), config, settings, tokenizer, size_level, cfg_scale, is_demo: false })
     }
 }
 
-/// `step1x.json`: the prompt's settings, the rotary axes and the size level.
-fn parse_settings(json: Option<&Value>) -> Result<(PromptSettings, [usize; 3], usize)> {
+/// What `step1x.json` says.
+#[derive(Debug, PartialEq)]
+struct Settings {
+    prompt: PromptSettings,
+    axes: [usize; 3],
+    size_level: usize,
+    cfg_scale: f32,
+}
+
+/// `step1x.json`, with defaults for what it leaves out.
+fn parse_settings(json: Option<&Value>) -> Result<Settings> {
     let mut json = json.cloned().unwrap_or_else(|| json!({}));
     let object = json.as_object_mut().context("step1x.json is not a JSON object")?;
-    let (axes, size_level) = (object.remove("axes"), object.remove("size_level"));
+    let (axes, size_level, cfg_scale) = (object.remove("axes"), object.remove("size_level"), object.remove("cfg_scale"));
     let axes = axes.map_or(Ok(AXES), serde_json::from_value).context("step1x.json: axes must be three numbers")?;
     let size_level =
         size_level.map_or(Ok(SIZE_LEVEL), serde_json::from_value).context("step1x.json: size_level must be a number")?;
     let (least, most) = SIZE_LEVELS.into_inner();
     ensure!(SIZE_LEVELS.contains(&size_level), "step1x.json: size_level is {size_level}; it must lie between {least} and {most}");
-    Ok((serde_json::from_value(json).context("step1x.json")?, axes, size_level))
+    let cfg_scale = cfg_scale.map_or(Ok(CFG_SCALE), serde_json::from_value).context("step1x.json: cfg_scale must be a number")?;
+    let (least, most) = CFG_SCALES.into_inner();
+    ensure!(CFG_SCALES.contains(&cfg_scale), "step1x.json: cfg_scale is {cfg_scale}; it must lie between {least} and {most}");
+    Ok(Settings { prompt: serde_json::from_value(json).context("step1x.json")?, axes, size_level, cfg_scale })
 }
 
 #[cfg(test)]
@@ -113,13 +132,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_keep_defaults_and_take_axes() {
-        let json = json!({"cut": 100, "axes": [32, 48, 48], "size_level": 128});
-        let (settings, axes, size_level) = parse_settings(Some(&json)).unwrap();
-        assert_eq!((settings.cut, settings.max_text, axes, size_level), (100, 640, [32, 48, 48], 128));
-        assert_eq!(parse_settings(None).unwrap(), (PromptSettings::default(), AXES, 512));
-        for wrong in [json!([]), json!({"axes": 3}), json!({"cuts": 1}), json!({"size_level": 63}), json!({"size_level": "a"})] {
-            assert!(parse_settings(Some(&wrong)).is_err(), "{wrong}");
+    fn settings_keep_defaults_and_take_what_is_given() {
+        let json = json!({"cut": 100, "axes": [32, 48, 48], "size_level": 128, "cfg_scale": 3});
+        let Settings { prompt, axes, size_level, cfg_scale } = parse_settings(Some(&json)).unwrap();
+        assert_eq!((prompt.cut, prompt.max_text, axes, size_level, cfg_scale), (100, 640, [32, 48, 48], 128, 3.0));
+        let defaults = Settings { prompt: PromptSettings::default(), axes: AXES, size_level: 512, cfg_scale: 6.0 };
+        assert_eq!(parse_settings(None).unwrap(), defaults);
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused_with_the_range() {
+        for (wrong, word) in [
+            (json!([]), "object"),
+            (json!({"axes": 3}), "axes"),
+            (json!({"cuts": 1}), "cuts"),
+            (json!({"size_level": 63}), "between 64 and 4096"),
+            (json!({"size_level": "a"}), "size_level must be a number"),
+            (json!({"cfg_scale": 101}), "between -100 and 100"),
+            (json!({"cfg_scale": -1e300}), "between -100 and 100"),
+            (json!({"cfg_scale": "6"}), "cfg_scale must be a number"),
+            (json!({"cfg_scale": null}), "cfg_scale must be a number"),
+        ] {
+            let text = format!("{:#}", parse_settings(Some(&wrong)).unwrap_err());
+            assert!(text.contains(word), "{wrong}: {text}");
         }
     }
 }

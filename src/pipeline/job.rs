@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::PlaceChoice;
+use super::{Model, PlaceChoice};
 use crate::image::Filter;
 use crate::model::edit::Savings;
 use crate::ops::H100_GRID_THREADS;
@@ -31,8 +31,8 @@ pub struct EditParameters {
     pub steps: usize,
     /// Guidance scale. At 1 the prompt's branch runs alone, with half the operations, and its velocity is used as it is at every
     /// step. (The official rule with two branches rounds u + 1·(c − u), and above `guidance_limit` divides c − u by a power of its
-    /// norm.)
-    pub cfg_scale: f32,
+    /// norm.) None: the model's.
+    pub cfg_scale: Option<f32>,
     /// Times above it use the norm-limited rule.
     pub guidance_limit: f64,
     /// Seed of the noise.
@@ -58,7 +58,7 @@ impl EditParameters {
             prompt: prompt.to_string(),
             negative_prompt: String::new(),
             steps: 28,
-            cfg_scale: 6.0,
+            cfg_scale: None,
             guidance_limit: 0.93,
             seed: 42,
             size_level: None,
@@ -68,6 +68,11 @@ impl EditParameters {
             sample_posterior: false,
             savings: Savings::ALL,
         }
+    }
+
+    /// The guidance scale of the edit with this model.
+    pub fn cfg_scale_with(&self, model: &Model) -> f32 {
+        self.cfg_scale.unwrap_or(model.cfg_scale)
     }
 }
 

@@ -84,7 +84,8 @@ impl Material {
             savings: edit.savings,
         };
         let inputs = EditInputs::new(&model.config, &model.settings, &request)?;
-        let EditParameters { seed, cfg_scale, guidance_limit, .. } = *edit;
+        let EditParameters { seed, guidance_limit, .. } = *edit;
+        let cfg_scale = edit.cfg_scale_with(model);
         Ok(Material { size, working, patches, inputs, seed, cfg_scale, guidance_limit })
     }
 
@@ -109,7 +110,7 @@ impl Material {
 /// Ids of the prompt and, unless guidance of scale 1 leaves it without effect, of the negative prompt; a tail that does not
 /// fit is reported.
 fn tokenize(model: &Model, edit: &EditParameters, image_tokens: usize, progress: &mut dyn Progress) -> Result<Vec<PromptTokens>> {
-    let guided = edit.cfg_scale != 1.0;
+    let guided = edit.cfg_scale_with(model) != 1.0;
     if !guided && !edit.negative_prompt.is_empty() {
         progress.notice("the negative prompt has no effect at a guidance scale of 1; choose another --cfg-scale to use it");
     }

@@ -93,7 +93,7 @@ impl Parameters {
             },
             posterior: if edit.sample_posterior { "sample" } else { "mean" },
             steps: edit.steps,
-            cfg_scale: edit.cfg_scale,
+            cfg_scale: edit.cfg_scale_with(model),
             guidance_limit: edit.guidance_limit,
             precision: edited.plan.precision.to_string(),
             working_size: [edited.picture.width, edited.picture.height],

@@ -1,6 +1,8 @@
 //! Edits that succeed.
 
-use serde_json::json;
+use std::fs;
+
+use serde_json::{Value, json};
 
 use super::support::*;
 
@@ -51,6 +53,33 @@ fn a_guidance_scale_of_one_leaves_out_the_negative_prompt() {
     assert!(edit("1", &["-n", "blurry"], "a.png") && !edit("1", &[], "b.png") && !edit("6", &["-n", "blurry"], "c.png"));
     let [a, b, c] = ["a.png", "b.png", "c.png"].map(|name| pixels(&place.read(name)).2);
     assert!(a == b && a != c);
+}
+
+/// The model's own scale, unless a flag says another.
+#[test]
+fn a_model_says_its_guidance_scale() {
+    let place = Place::new();
+    let settings: Value = serde_json::from_slice(&fs::read(model().join(SETTINGS)).unwrap()).unwrap();
+    let own = |name: &str, scale: Value| {
+        let folder = place.linked_model(name, &[SETTINGS]);
+        let mut settings = settings.clone();
+        settings["cfg_scale"] = scale;
+        fs::write(folder.join(SETTINGS), settings.to_string()).unwrap();
+    };
+    own("own", json!(1.5));
+    let picture = colour();
+    let edit = |model: &str, scale: &[&str], output: &str| {
+        place.edited(&[&["-m", model, "-i", &picture, "-o", output, "--json"], scale].concat()).json()["cfg_scale"].clone()
+    };
+    let shared = model().to_str().unwrap();
+    assert_eq!(edit("own", &[], "own.png"), json!(1.5));
+    assert_eq!(edit("own", &["--cfg-scale", "6"], "6.png"), json!(6.0));
+    assert_eq!((edit(shared, &[], "6b.png"), edit(shared, &["--cfg-scale", "1.5"], "1.5.png")), (json!(6.0), json!(1.5)));
+    assert!(place.read("own.png") == place.read("1.5.png") && place.read("6.png") == place.read("6b.png"));
+    assert!(difference(&place.read("own.png"), &place.read("6.png")) > 0);
+
+    own("wrong", json!(1e3));
+    place.edit_refused(&["-m", "wrong", "-i", &picture, "-o", "wrong.png"], 3, &["cfg_scale is 1000", "between -100 and 100"]);
 }
 
 #[test]

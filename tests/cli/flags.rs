@@ -27,7 +27,12 @@ fn values_out_of_range_are_named_with_the_range() {
     refused(&["--width", "100"], 2, &["--width 100", "multiple of 16"]);
     refused(&["--height", "8192"], 2, &["--height 8192", "4096"]);
     refused(&["--width", "wide"], 2, &["--width"]);
-    refused(&["--cfg-scale", "nan"], 2, &["--cfg-scale"]);
+    for scale in ["nan", "inf", "-inf", "1e30", "-101", "high"] {
+        refused(&["--cfg-scale", scale], 2, &["--cfg-scale", "from -100 to 100"]);
+    }
+    for limit in ["nan", "-0.1", "1.1", "inf"] {
+        refused(&["--guidance-limit", limit], 2, &["--guidance-limit", "from 0 to 1"]);
+    }
     refused(&["--rng", "xpu"], 2, &["--rng", "cpu, cuda"]);
     refused(&["--precision", "fp4"], 2, &["f32", "bf16"]);
     Place::new().run(&["inspect", "--preset", "full", "--size", "big"]).refused(2, &["WIDTHxHEIGHT"]);

@@ -5,7 +5,7 @@ use std::fs;
 use image::{Rgb, RgbImage};
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Place, model, parameters, pixels};
+use crate::support::{Answer, Place, SETTINGS, model, parameters, pixels};
 
 /// Two cases of pictures of 64×64: a square that should change its colour.
 fn cases(place: &Place) -> Value {
@@ -62,6 +62,13 @@ fn cases_are_edited_and_counted() {
     assert_eq!(pixels(&edited), pixels(&place.read("one.png")));
     assert_eq!(parameters(&edited)["prompt"], "make the square blue");
     assert!(place.path("edited/001.png").exists());
+
+    // The model's own scale.
+    let folder = place.linked_model("own", &[SETTINGS]);
+    let shared = fs::read_to_string(model().join(SETTINGS)).unwrap();
+    fs::write(folder.join(SETTINGS), shared.replacen('{', "{\"cfg_scale\": 2.5, ", 1)).unwrap();
+    let own = place.run(&["judge", "-m", "own", "--cases", "cases", "--steps", "1", "--device", "cpu", "--limit", "1"]);
+    assert!(own.stdout.contains("1 steps, guidance 2.5\n"), "{}{}", own.stdout, own.stderr);
 
     let answer = judge(&place, &["--limit", "1"]);
     assert_eq!(answer.code, Some(0), "{}", answer.stderr);

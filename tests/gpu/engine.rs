@@ -24,7 +24,7 @@ fn a_second_edit_makes_nothing_and_gives_what_it_would_give_alone() {
     let Some(gpu) = gpu() else { return };
     let (source, mut one) = (picture(128, 128), engine(&gpu, None));
     let first = edit("make the circle blue", 1);
-    let other = EditParameters { cfg_scale: 3.0, ..edit("make the square pink", 2) };
+    let other = EditParameters { cfg_scale: Some(3.0), ..edit("make the square pink", 2) };
     let made = one.edit(&first, Some(&source), &mut Silent).unwrap().picture;
     let before = one.made();
     assert!(before.programs == 1 && before.on_device.modules > 10 && before.on_device.launches > 100, "{before:?}");

@@ -93,8 +93,8 @@ pub fn run(job: &JudgeJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Re
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let place = &engine.place;
-    let title = format!("{}, {}, {} steps, guidance {}", place.name(), place.precision, job.edit.steps, job.edit.cfg_scale);
+    let (place, guidance) = (&engine.place, job.edit.cfg_scale_with(&engine.model));
+    let title = format!("{}, {}, {} steps, guidance {guidance}", place.name(), place.precision, job.edit.steps);
     Ok(if job.json { format!("{}\n", report(&title, &judged)) } else { table(&title, &judged) })
 }
 
