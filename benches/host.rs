@@ -30,7 +30,8 @@ fn plan(c: &mut Criterion) {
     let (model, size) = (full(), (1024, 1024));
     let [_, (height, width)] = fit(size.1, size.0, &model.settings).expect("a size that fits");
     let grid = (height / 14, width / 14);
-    let tokens = [PROMPT, ""].map(|text| model.tokenizer.encode_prompt(text, grid.0 * grid.1 / 4).expect("a prompt that fits"));
+    let tokens = [PROMPT, ""]
+        .map(|text| model.tokenizer.encode_prompt(text, grid.0 * grid.1 / 4, &model.settings).expect("a prompt that fits"));
     let request = Request {
         size,
         reference: true,
@@ -54,7 +55,7 @@ fn tokenizer(c: &mut Criterion) {
         b.iter(|| step1x_edit::prompt::Tokenizer::from_bytes(black_box(&model.tokenizer_json)).expect("a tokenizer"))
     });
     c.bench_function("encode a prompt of 22 words", |b| {
-        b.iter(|| model.tokenizer.encode_prompt(black_box(PROMPT), 324).expect("tokens"))
+        b.iter(|| model.tokenizer.encode_prompt(black_box(PROMPT), 324, &model.settings).expect("tokens"))
     });
 }
 

@@ -58,7 +58,8 @@ fn kernels_of_plans(model: &PresetModel, arch: Arch, kernels: &mut BTreeMap<Stri
         let size = working_size(side, side, side).unwrap();
         let [_, (height, width)] = fit(size.1, size.0, &model.settings).unwrap();
         let grid = (height / 14, width / 14);
-        let tokens = ["Make it snow!", ""].map(|text| model.tokenizer.encode_prompt(text, grid.0 * grid.1 / 4).unwrap());
+        let tokens =
+            ["Make it snow!", ""].map(|text| model.tokenizer.encode_prompt(text, grid.0 * grid.1 / 4, &model.settings).unwrap());
         for (reference, noise, sample_posterior, savings) in [
             (true, NoiseSource::Philox { grid_threads: H100_GRID_THREADS }, false, Savings::ALL),
             (true, NoiseSource::Philox { grid_threads: H100_GRID_THREADS }, true, Savings::NONE),

@@ -269,7 +269,7 @@ proptest! {
     ) {
         let [v1_0, reference, host, sample, collapse_padding, trim_last_block, share_prefix, condition_once] = switches;
         let model = PresetModel::new(Preset::Tiny, if v1_0 { Version::V1_0 } else { Version::V1_1 }).unwrap();
-        let encode = |prompt: &str| model.tokenizer.encode_prompt(prompt, gw * gh).unwrap();
+        let encode = |prompt: &str| model.tokenizer.encode_prompt(prompt, gw * gh, &model.settings).unwrap();
         let request = Request {
             size: (16 * w, 16 * h),
             reference,
@@ -321,7 +321,10 @@ proptest! {
 #[test]
 fn a_refusal_names_nodes_and_reasons() {
     let model = PresetModel::new(Preset::Tiny, Version::V1_1).unwrap();
-    let tokens = [model.tokenizer.encode_prompt("red", 4).unwrap(), model.tokenizer.encode_prompt("", 4).unwrap()];
+    let tokens = [
+        model.tokenizer.encode_prompt("red", 4, &model.settings).unwrap(),
+        model.tokenizer.encode_prompt("", 4, &model.settings).unwrap(),
+    ];
     let request = Request {
         size: (32, 32),
         reference: true,

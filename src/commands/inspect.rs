@@ -188,7 +188,7 @@ pub fn plan_edit(config: &Config, settings: &PromptSettings, tokenizer: &Tokeniz
     let size = image::working_size(job.size.0, job.size.1, job.size_level).map_err(usage)?;
     let [_, (height, width)] = prompt::fit(size.1, size.0, settings).map_err(usage)?;
     let grid = (height / 14, width / 14);
-    let encode = |text| tokenizer.encode_prompt(text, grid.0 * grid.1 / 4).map_err(usage);
+    let encode = |text| tokenizer.encode_prompt(text, grid.0 * grid.1 / 4, settings).map_err(usage);
     let request = Request {
         size,
         reference: true,

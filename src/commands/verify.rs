@@ -179,7 +179,7 @@ impl<'a> Recorded<'a> {
         let working = inputs.picture("rgb")?;
         let patches = prompt::patches(&working, &model.settings)?;
         for (branch, text) in BRANCHES.iter().zip([official.text("prompt")?, ""]) {
-            let ours = model.tokenizer.encode_prompt(text, patches.image_tokens())?;
+            let ours = model.tokenizer.encode_prompt(text, patches.image_tokens(), &model.settings)?;
             let recorded = inputs.integers(&format!("{branch}.input_ids"))?;
             let same = ours.ids.len() == recorded.len() && ours.ids.iter().zip(&recorded).all(|(a, b)| *a as i64 == *b as i64);
             ensure!(

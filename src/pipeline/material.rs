@@ -117,13 +117,15 @@ fn tokenize(model: &Model, edit: &EditParameters, image_tokens: usize, progress:
     let mut branches = Vec::new();
     let prompts = [("prompt", &edit.prompt), ("negative prompt", &edit.negative_prompt)];
     for (name, text) in prompts.into_iter().take(if guided { 2 } else { 1 }) {
-        let tokens = model.tokenizer.encode_prompt(text, image_tokens).map_err(usage)?;
-        let lost = tokens.lost(&model.settings);
-        if lost > 0 {
-            let most = model.settings.max_text;
-            progress.notice(&format!(
-                "the {name} is too long: its last {lost} tokens are cut, since the model reads {most} with the picture's"
-            ));
+        let tokens = model.tokenizer.encode_prompt(text, image_tokens, &model.settings).map_err(usage)?;
+        let (lost, most) = (tokens.lost(&model.settings), model.settings.max_text);
+        let cut = match (lost, tokens.unread) {
+            (0, 0) => None,
+            (lost, 0) => Some(format!("its last {lost} tokens are cut")),
+            (lost, unread) => Some(format!("{lost} tokens and the {unread} bytes that follow them are cut")),
+        };
+        if let Some(cut) = cut {
+            progress.notice(&format!("the {name} is too long: {cut}, since the model reads {most} with the picture's"));
         }
         branches.push(tokens);
     }

@@ -195,7 +195,7 @@ mod tests {
     use crate::model::{Preset, Version};
 
     fn inputs(model: &PresetModel, prompts: &[&str], savings: Savings) -> Result<EditInputs> {
-        let tokens: Result<Vec<_>> = prompts.iter().map(|p| model.tokenizer.encode_prompt(p, 16)).collect();
+        let tokens: Result<Vec<_>> = prompts.iter().map(|p| model.tokenizer.encode_prompt(p, 16, &model.settings)).collect();
         let request = Request {
             size: (256, 256),
             reference: true,

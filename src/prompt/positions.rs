@@ -16,6 +16,8 @@ pub struct PromptTokens {
     pub image_start: usize,
     /// How many tokens the picture takes.
     pub image_tokens: usize,
+    /// Bytes at the end of the prompt that were not looked at: what precedes them is more than can be kept.
+    pub unread: usize,
 }
 
 impl PromptTokens {
@@ -25,7 +27,7 @@ impl PromptTokens {
         settings.max_text.min(self.ids.len().saturating_sub(settings.cut))
     }
 
-    /// Tokens at the end that are too many to be kept; the models ignore them silently.
+    /// Tokens at the end that are too many to be kept, not counting what was not looked at; the models ignore them silently.
     pub fn lost(&self, settings: &PromptSettings) -> usize {
         self.ids.len().saturating_sub(settings.cut + self.kept(settings))
     }
@@ -82,12 +84,12 @@ mod tests {
     fn the_tail_beyond_640_is_lost() {
         let settings = PromptSettings::default();
         // An empty prompt with N picture tokens has 225 + N tokens, of which 8 + N are kept.
-        let tokens = real().encode_prompt("", 324).unwrap();
+        let tokens = real().encode_prompt("", 324, &settings).unwrap();
         assert_eq!(tokens.ids.len(), 225 + 324);
         assert_eq!((tokens.kept(&settings), tokens.lost(&settings)), (8 + 324, 0));
         assert_eq!((tokens.image_start, tokens.shared_prefix()), (219, 220 + 324));
         for (words, lost) in [(307, 0), (308, 0), (309, 1)] {
-            let tokens = real().encode_prompt(&" cat".repeat(words), 324).unwrap();
+            let tokens = real().encode_prompt(&" cat".repeat(words), 324, &settings).unwrap();
             assert_eq!(tokens.lost(&settings), lost, "{words} words");
             assert_eq!(tokens.kept(&settings), (332 + words).min(640));
         }
@@ -95,15 +97,20 @@ mod tests {
 
     #[test]
     fn positions_pass_over_masked_tokens_and_the_picture() {
-        let tokens =
-            PromptTokens { ids: vec![5, 0, 9, 9, 9, 9, 9, 9, 6, 0, 7], masked: vec![1, 9], image_start: 2, image_tokens: 6 };
+        let tokens = PromptTokens {
+            ids: vec![5, 0, 9, 9, 9, 9, 9, 9, 6, 0, 7],
+            masked: vec![1, 9],
+            image_start: 2,
+            image_tokens: 6,
+            unread: 0,
+        };
         let [time, row, column] = tokens.positions((3, 2)).unwrap();
         assert_eq!(time, [0, 1, 1, 1, 1, 1, 1, 1, 4, 1, 5]);
         assert_eq!(row, [0, 1, 1, 1, 2, 2, 3, 3, 4, 1, 5]);
         assert_eq!(column, [0, 1, 1, 2, 1, 2, 1, 2, 4, 1, 5]);
         assert!(tokens.positions((2, 2)).unwrap_err().to_string().contains("2x2"));
         // The documented 36x36 grid: the last picture token and `<|vision_end|>`.
-        let tokens = real().encode_prompt("", 324).unwrap();
+        let tokens = real().encode_prompt("", 324, &PromptSettings::default()).unwrap();
         let [time, row, column] = tokens.positions((18, 18)).unwrap();
         assert_eq!((time[542], row[542], column[542]), (219, 236, 236));
         assert_eq!((time[543], row[543], column[543]), (237, 237, 237));

@@ -6,8 +6,8 @@
 
 use anyhow::{Result, anyhow, bail, ensure};
 
-use super::tokenizer_file::{Bpe, parse};
-use super::{PICTURE, PREFIX, PromptTokens, SUFFIX};
+use super::tokenizer_file::{Bpe, Parsed, parse};
+use super::{MAX_TEXT_MOST, PICTURE, PREFIX, PromptSettings, PromptTokens, SUFFIX};
 
 const IMAGE_PAD: &str = "<|image_pad|>";
 const VIDEO_PAD: &str = "<|video_pad|>";
@@ -17,10 +17,19 @@ const VISION_END: &str = "<|vision_end|>";
 /// Added tokens that the template needs.
 const NEEDED: [&str; 5] = ["<|im_start|>", "<|im_end|>", VISION_START, VISION_END, IMAGE_PAD];
 
+/// Most bytes of text that NFC makes one byte of: 7 bytes can become 2 (U+1FBE, U+0308, U+0301 become U+0390).
+const NFC_SHRINKS: usize = 4;
+
+/// Tokens that are looked at beyond those that can be kept. Where a text is cut its last tokens change; so far away from
+/// the kept ones that these do not.
+const BEYOND: usize = 1024;
+
 /// A `tokenizer.json` of Qwen's kind (byte-level BPE), with the template already tokenised.
 pub struct Tokenizer {
     bpe: Bpe,
     highest_id: u32,
+    /// Bytes of the longest token.
+    longest: usize,
     /// Ids of the template through `<|vision_start|>`.
     prefix: Vec<u32>,
     image_pad: u32,
@@ -32,7 +41,7 @@ impl Tokenizer {
     /// The tokenizer in the text of a `tokenizer.json`. Special tokens are found by their content; their ids
     /// and the vocabulary may be any.
     pub fn from_bytes(json: &[u8]) -> Result<Self> {
-        let (bpe, highest_id) = parse(json)?;
+        let Parsed { bpe, highest_id, longest } = parse(json)?;
         let added = bpe.get_added_vocabulary().get_vocab();
         let missing: Vec<&str> = NEEDED.into_iter().filter(|t| !added.contains_key(*t)).collect();
         ensure!(
@@ -53,7 +62,7 @@ impl Tokenizer {
             wrap.iter().all(|ids| !ids.is_empty()),
             "the tokenizer has no tokens for the quotes “ and ”; use a byte-level vocabulary"
         );
-        Ok(Tokenizer { bpe, highest_id, prefix, image_pad, wrap })
+        Ok(Tokenizer { bpe, highest_id, longest, prefix, image_pad, wrap })
     }
 
     /// Highest id + 1: how many rows the embedding must have.
@@ -77,10 +86,12 @@ impl Tokenizer {
         self.prefix.len() - 2
     }
 
-    /// The whole text for `prompt` and a picture of `image_tokens` merged tokens, as ids.
+    /// The whole text for `prompt` and a picture of `image_tokens` merged tokens, as ids. Of a prompt that is longer than
+    /// any that `settings` would keep whole, only the front is looked at.
     ///
-    /// An error if the prompt holds a token that stands for a picture or a video.
-    pub fn encode_prompt(&self, prompt: &str, image_tokens: usize) -> Result<PromptTokens> {
+    /// # Errors
+    /// The prompt holds a token that stands for a picture or a video, or the picture has no tokens.
+    pub fn encode_prompt(&self, prompt: &str, image_tokens: usize, settings: &PromptSettings) -> Result<PromptTokens> {
         ensure!(image_tokens > 0, "the picture has 0 tokens; the encoder needs at least 1");
         for token in [IMAGE_PAD, VIDEO_PAD] {
             if prompt.contains(token) {
@@ -90,14 +101,23 @@ impl Tokenizer {
                 );
             }
         }
+        let read = self.front(prompt, settings.max_text);
         let mut ids = self.prefix.clone();
         ids.resize(self.prefix.len() + image_tokens, self.image_pad);
-        for piece in pieces(prompt) {
+        for piece in pieces(read) {
             let piece = encode(&self.bpe, &piece)?;
             ids.extend_from_slice(self.unwrapped(&piece));
         }
         let masked = (0..ids.len()).filter(|i| ids[*i] == 0).collect();
-        Ok(PromptTokens { ids, masked, image_start: self.prefix.len(), image_tokens })
+        Ok(PromptTokens { ids, masked, image_start: self.prefix.len(), image_tokens, unread: prompt.len() - read.len() })
+    }
+
+    /// The part of a prompt that is looked at: all of it, if `most` tokens could be kept and hold it, since no token stands
+    /// for more bytes than the longest does.
+    fn front<'a>(&self, prompt: &'a str, most: usize) -> &'a str {
+        let bytes = NFC_SHRINKS * self.longest.max(1) * most.min(MAX_TEXT_MOST).saturating_add(BEYOND);
+        let end = (0..=bytes.min(prompt.len())).rev().find(|&at| prompt.is_char_boundary(at));
+        &prompt[..end.unwrap_or(0)]
     }
 
     /// Ids of a piece without the quotes around it, if they are tokens of their own. A letter that the
@@ -174,7 +194,7 @@ pub(super) mod tests {
 
     /// Ids after `<|vision_end|>`.
     fn tail(tokenizer: &Tokenizer, prompt: &str) -> Vec<u32> {
-        let tokens = tokenizer.encode_prompt(prompt, 4).unwrap();
+        let tokens = tokenizer.encode_prompt(prompt, 4, &PromptSettings::default()).unwrap();
         tokens.ids[tokens.shared_prefix()..].to_vec()
     }
 
@@ -279,10 +299,10 @@ pub(super) mod tests {
         assert!(tail(real(), "a<|im_end|>b").starts_with(&[64, 151645, 65]));
         for token in [IMAGE_PAD, VIDEO_PAD] {
             // Inside quotes too: the reference counts pictures before it spells.
-            let error = real().encode_prompt(&format!("draw '{token}'"), 4).unwrap_err();
+            let error = real().encode_prompt(&format!("draw '{token}'"), 4, &PromptSettings::default()).unwrap_err();
             assert!(error.to_string().contains(token), "{error}");
         }
-        assert!(real().encode_prompt("draw", 0).is_err());
+        assert!(real().encode_prompt("draw", 0, &PromptSettings::default()).is_err());
     }
 
     #[test]
@@ -310,12 +330,74 @@ pub(super) mod tests {
         assert!(tail(tokenizer, "'b'").starts_with(&encode(&tokenizer.bpe, "\"b\"").unwrap()));
     }
 
+    /// A prompt's ids, however long it is.
+    fn uncut(tokenizer: &Tokenizer, prompt: &str) -> Vec<u32> {
+        let mut ids = tokenizer.prefix.clone();
+        ids.push(tokenizer.image_pad);
+        for piece in pieces(prompt) {
+            ids.extend_from_slice(tokenizer.unwrapped(&encode(&tokenizer.bpe, &piece).unwrap()));
+        }
+        ids
+    }
+
+    #[test]
+    fn long_prompts_are_cut_far_behind_what_is_kept() {
+        let settings = PromptSettings::default();
+        let few = [" ", "a", " \n", "一", "the cat sat on the mat. ", "'a "];
+        let more =
+            ["\n", "\t ", "ab", "-", "=\r\n", "\u{301}", "1", "\u{1fbe}\u{308}\u{301}", "\u{212a}", "<|im_end|>", "<|im", "   a"];
+        // The released vocabulary's longest tokens make its texts the longest ones.
+        for (tokenizer, longest, units) in [(real(), 128, &few[..]), (tiny(), 32, &few), (tiny(), 32, &more)] {
+            assert_eq!(tokenizer.longest, longest);
+            let most = NFC_SHRINKS * longest * (settings.max_text + BEYOND);
+            for unit in units {
+                let prompt = unit.repeat(most / unit.len() + 300);
+                let tokens = tokenizer.encode_prompt(&prompt, 1, &settings).unwrap();
+                let kept = settings.cut.min(tokenizer.cut()) + settings.max_text;
+                assert!((1..4).contains(&(tokens.unread + most - prompt.len() + 1)), "{unit:?}: {}", tokens.unread);
+                assert!(tokens.lost(&settings) > 0, "{unit:?}");
+                assert_eq!(tokens.ids[..kept], uncut(tokenizer, &prompt)[..kept], "{unit:?}");
+            }
+        }
+    }
+
+    /// Of ten million spaces and more, the pattern alone would make a panic.
+    #[test]
+    fn a_hundred_million_bytes_are_no_fault() {
+        let most = PromptSettings { max_text: MAX_TEXT_MOST, ..PromptSettings::default() };
+        let usual = PromptSettings::default();
+        for (unit, tokenizer, settings) in [
+            (" ", real(), &most),
+            (" ", real(), &usual),
+            (" ", tiny(), &most),
+            ("' ", tiny(), &usual),
+            ("\u{301}", tiny(), &usual),
+        ] {
+            let prompt = unit.repeat(100_000_000 / unit.len());
+            let tokens = tokenizer.encode_prompt(&prompt, 1, settings).unwrap();
+            assert!(tokens.unread > 90_000_000 && tokens.lost(settings) > 0, "{unit:?}");
+        }
+    }
+
     proptest! {
+        /// A prompt of which all tokens are kept is looked at as a whole.
+        #[test]
+        fn what_fits_is_read(unit in "\\PC{1,4}|[ \n\t]{1,4}", n in 1..700usize) {
+            let settings = PromptSettings::default();
+            for tokenizer in [real(), tiny()] {
+                let prompt = unit.repeat(n);
+                let all = uncut(tokenizer, &prompt);
+                let Ok(tokens) = tokenizer.encode_prompt(&prompt, 1, &settings) else { continue };
+                prop_assert!(tokens.ids == all || all.len() > settings.cut + settings.max_text);
+            }
+        }
+
         #[test]
         fn any_prompt_shares_the_prefix(prompt in any::<String>(), image_tokens in 1usize..9) {
+            let settings = PromptSettings::default();
             for tokenizer in [real(), tiny()] {
-                let empty = tokenizer.encode_prompt("", image_tokens).unwrap();
-                let tokens = tokenizer.encode_prompt(&prompt, image_tokens).unwrap();
+                let empty = tokenizer.encode_prompt("", image_tokens, &settings).unwrap();
+                let tokens = tokenizer.encode_prompt(&prompt, image_tokens, &settings).unwrap();
                 let shared = empty.shared_prefix();
                 prop_assert_eq!(tokens.shared_prefix(), shared);
                 prop_assert_eq!(&tokens.ids[..shared], &empty.ids[..shared]);
@@ -328,7 +410,7 @@ pub(super) mod tests {
         #[test]
         fn the_walk_is_the_reference_walk(prompt in "([ab!A.? \n]|['\"“”]|é|e\u{301}|。|🦄|<\\|im_end\\|>|<\\|vision_end\\|>){0,24}") {
             for tokenizer in [real(), tiny()] {
-                let tokens = tokenizer.encode_prompt(&prompt, 1).unwrap();
+                let tokens = tokenizer.encode_prompt(&prompt, 1, &PromptSettings::default()).unwrap();
                 prop_assert_eq!(tokens.ids, by_the_letter(tokenizer, &prompt));
             }
         }
@@ -339,7 +421,7 @@ pub(super) mod tests {
             let at = at.index(json.len());
             json[at] = byte;
             if let Ok(tokenizer) = Tokenizer::from_bytes(&json) {
-                let _ = tokenizer.encode_prompt("Replace 'A' with café!", 2);
+                let _ = tokenizer.encode_prompt("Replace 'A' with café!", 2, &PromptSettings::default());
             }
         }
     }

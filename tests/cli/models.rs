@@ -160,6 +160,32 @@ fn a_broken_tokenizer() {
 }
 
 #[test]
+fn tokenizers_that_would_panic_or_hang_are_refused() {
+    let place = Place::new();
+    for name in ["tokenizer_fixed_length_0.json", "tokenizer_regex_retry_limit.json"] {
+        let dir = place.linked_model(name, &[TOKENIZER]);
+        fs::copy(report(name), dir.join(TOKENIZER)).unwrap();
+        place.run(&["inspect", "-m", name]).refused(3, &["tokenizer.json", "pre_tokenizer is not that of Qwen2.5"]);
+    }
+}
+
+/// The pattern of Qwen2.5 by itself makes a panic of more than ten million spaces.
+#[test]
+fn a_prompt_of_ten_million_spaces_is_cut() {
+    let place = Place::new();
+    fs::create_dir(place.path("cases")).unwrap();
+    for (name, colour) in [("a.source.png", [200, 30, 30]), ("a.target.png", [30, 60, 200])] {
+        image::RgbImage::from_pixel(64, 64, image::Rgb(colour)).save(place.path("cases").join(name)).unwrap();
+    }
+    let case = json!([{"id": "a", "kind": "x", "language": "en", "held_out": false, "instruction": " ".repeat(10_100_000)}]);
+    place.write("cases/cases.json", case.to_string());
+    let model = model().to_str().unwrap();
+    let answer = place.run(&["judge", "-m", model, "--cases", "cases", "--steps", "1", "--device", "cpu"]);
+    assert_eq!(answer.code, Some(0), "{}", answer.stderr);
+    assert!(answer.stderr.contains("the prompt is too long") && answer.stderr.contains("bytes that follow them are cut"));
+}
+
+#[test]
 fn a_broken_config() {
     refused(CONFIG, b"{", 3, &["config.json", "not the JSON expected"]);
     refused(CONFIG, b"{}", 3, &["config.json lacks vision_config", "Qwen2.5-VL"]);

@@ -46,6 +46,11 @@ pub fn fixture(name: &str) -> String {
     format!("{}/tests/data/images/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
+/// A file of `tests/data/reports`: like one that somebody was in trouble with.
+pub fn report(name: &str) -> String {
+    format!("{}/tests/data/reports/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
 /// How a command ended and what it printed.
 pub struct Answer {
     pub code: Option<i32>,

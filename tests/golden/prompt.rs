@@ -48,7 +48,7 @@ fn prompt_tokens() {
         let [t, h, w] = row.image_grid_thw;
         let size = fit(height, width, &settings).unwrap()[1];
         assert_eq!((1, size.0 / 14, size.1 / 14), (t, h, w), "grid of {width}x{height}");
-        let tokens = tokenizer.encode_prompt(&row.prompt, h * w / 4).unwrap();
+        let tokens = tokenizer.encode_prompt(&row.prompt, h * w / 4, &settings).unwrap();
         let what = format!("{:?}", row.prompt);
         assert_same(&tokens.ids, &row.input_ids, &what);
         assert_eq!(tokens.ids.len(), row.length, "{what}");
@@ -130,7 +130,7 @@ fn assert_positions(golden: &Golden, image: &str, image_id: usize, merged: (usiz
     assert_eq!(masked, (0..ids.len()).filter(|i| ids[*i] == 0).collect::<Vec<_>>(), "{image}");
     let image_start = ids.iter().position(|id| *id == image_id).unwrap();
     let ids = ids.into_iter().map(|id| id as u32).collect();
-    let tokens = PromptTokens { ids, masked, image_start, image_tokens: merged.0 * merged.1 };
+    let tokens = PromptTokens { ids, masked, image_start, image_tokens: merged.0 * merged.1, unread: 0 };
     let positions = tokens.positions(merged).unwrap().concat();
     let positions: Vec<usize> = positions.into_iter().map(|value| value as usize).collect();
     assert_same(&positions, &golden.indices(&name("position_ids")), &name("position_ids"));
@@ -196,7 +196,7 @@ fn inputs_of_the_full_encoder() {
     assert_same(&to_bits(&got.pixel_values), &expected, "pixel_values");
     let tokenizer = tokenizer();
     for (which, prompt) in [("cond", golden.metadata("prompt").to_string()), ("uncond", String::new())] {
-        let tokens = tokenizer.encode_prompt(&prompt, got.image_tokens()).unwrap();
+        let tokens = tokenizer.encode_prompt(&prompt, got.image_tokens(), &PromptSettings::default()).unwrap();
         let ids: Vec<usize> = tokens.ids.iter().map(|id| *id as usize).collect();
         assert_same(&ids, &golden.indices(&format!("{which}.input_ids")), which);
         assert_eq!([tokens.kept(&settings)], *golden.indices(&format!("{which}.valid")));

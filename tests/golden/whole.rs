@@ -50,7 +50,8 @@ fn setup() -> Setup {
     let picture = Rgb { width: SIZE.0, height: SIZE.1, data };
     let patches = prompt::patches(&picture, &model.settings).unwrap();
     // A lone `!` is hidden from all others.
-    let tokens = ["Make it snow!", "blurry"].map(|p| model.tokenizer.encode_prompt(p, patches.image_tokens()).unwrap());
+    let tokens =
+        ["Make it snow!", "blurry"].map(|p| model.tokenizer.encode_prompt(p, patches.image_tokens(), &model.settings).unwrap());
     assert!(!tokens[0].masked.is_empty() && tokens[0].ids.len() != tokens[1].ids.len());
     Setup { model, picture, patches, tokens: tokens.to_vec() }
 }
@@ -252,7 +253,7 @@ fn one_program_serves_every_request_of_its_spec() {
     // Digits are tokens of their own, so that both prompts are of one length.
     let [first, second] = ["Make 2 of it", "Make 3 of it"].map(|prompt| {
         let s = setup();
-        let encode = |p| s.model.tokenizer.encode_prompt(p, s.patches.image_tokens()).unwrap();
+        let encode = |p| s.model.tokenizer.encode_prompt(p, s.patches.image_tokens(), &s.model.settings).unwrap();
         Setup { tokens: vec![encode(prompt), encode("blurry")], ..s }
     });
     let [a, b] = [&first, &second].map(|s| inputs(s, Savings::ALL));

@@ -103,7 +103,8 @@ impl TinyEdit {
         let picture = Rgb { width: SIZE.0, height: SIZE.1, data };
         let patches = prompt::patches(&picture, &model.settings).unwrap();
         // A lone `!` is hidden from all others.
-        let tokens = ["Make it snow!", "blurry"].map(|p| model.tokenizer.encode_prompt(p, patches.image_tokens()).unwrap());
+        let tokens = ["Make it snow!", "blurry"]
+            .map(|p| model.tokenizer.encode_prompt(p, patches.image_tokens(), &model.settings).unwrap());
         let request = Request {
             size: SIZE,
             reference: true,
