@@ -1,5 +1,6 @@
 //! Faults that have an exit code of their own; those of model files are `ModelError` of the weights.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// A request that cannot be met as asked; the message says what would help.
@@ -28,7 +29,7 @@ impl fmt::Display for ResourceError {
 
 impl fmt::Display for Interrupted {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("interrupted; nothing was written")
+        f.write_str(INTERRUPTED)
     }
 }
 
@@ -36,7 +37,42 @@ impl std::error::Error for UsageError {}
 impl std::error::Error for ResourceError {}
 impl std::error::Error for Interrupted {}
 
+/// What is said of a run that was stopped.
+pub const INTERRUPTED: &str = "interrupted; nothing was written";
+
+/// A text as a terminal may have it: control characters but for the end of a line, which names of files and tensors may hold
+/// and terminals obey, are written as in JSON.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| c.is_control() && c != '\n';
+    if !text.contains(obeyed) {
+        return text.into();
+    }
+    let each = text.chars().map(|c| if obeyed(c) { format!("\\u{:04x}", u32::from(c)) } else { c.into() });
+    each.collect()
+}
+
+/// A thread that cannot be started.
+pub fn no_thread(error: std::io::Error) -> ResourceError {
+    ResourceError(format!("the system starts no further thread ({error}); allow more processes (ulimit -u) or more memory"))
+}
+
 /// A fault of how something was asked for.
 pub fn usage(error: anyhow::Error) -> anyhow::Error {
     UsageError(format!("{error:#}")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_obeys_is_written_out() {
+        for (text, shown) in [
+            ("a name, 名前\nanother line", "a name, 名前\nanother line"),
+            ("\x1b[31mred\x07\t\r", "\\u001b[31mred\\u0007\\u0009\\u000d"),
+            ("\u{9b}31m \x7f", "\\u009b31m \\u007f"),
+        ] {
+            assert_eq!(printable(text), shown);
+        }
+    }
 }

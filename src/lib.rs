@@ -26,6 +26,7 @@
 //! - [`commands`]: the commands besides `edit`; each takes a job.
 //! - [`progress`]: what a person sees while something runs.
 //! - [`pipeline`]: the engine, and one edit from files to file.
+//! - [`stop`]: what a signal asks, and when it is obeyed.
 //! - [`error`]: faults with an exit code of their own; depends on nothing.
 //! - [`inputs`]: tokens and patches to the program's spec and input values; pure.
 //! - [`exec`]: walks a plan; decides nothing.
@@ -65,5 +66,6 @@ pub mod plan;
 pub mod progress;
 pub mod prompt;
 pub mod sampling;
+pub mod stop;
 pub mod tensor;
 pub mod weights;

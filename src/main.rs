@@ -3,21 +3,25 @@
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag::{register, register_conditional_shutdown};
+use signal_hook::flag::register;
+use signal_hook::low_level::exit;
 use step1x_edit::cli::{self, Command, EditArgs};
 use step1x_edit::commands::{demo, doctor, inspect, judge, measure, op, synth, verify};
-use step1x_edit::error::{Interrupted, ResourceError, UsageError};
+use step1x_edit::error::{Interrupted, ResourceError, UsageError, printable};
 use step1x_edit::pipeline::run_edit;
 use step1x_edit::progress::{Display, byte_bar, case_bar, say};
+use step1x_edit::stop::Stop;
 use step1x_edit::weights::ModelError;
+
+/// What signals ask.
+static STOP: Stop = Stop::new();
 
 fn main() -> ExitCode {
     let cli = cli::parse(std::env::args_os());
-    let result = watch_signals().context("cannot watch for Ctrl-C").and_then(|stop| run(&cli.command, &stop));
+    let result = watch_signals().context("cannot watch for Ctrl-C").and_then(|()| run(&cli.command));
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -28,10 +32,10 @@ fn main() -> ExitCode {
 }
 
 /// Runs a command and gives its exit code.
-fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
-    let silent = &mut Display::new(true, stop);
+fn run(command: &Command) -> Result<u8> {
+    let silent = &mut Display::new(true, &STOP);
     match command {
-        Command::Edit(args) => edit(args, stop)?,
+        Command::Edit(args) => edit(args)?,
         Command::Demo(args) => {
             use_threads(args.place.threads)?;
             let done = demo::run(&args.job()?, silent, &case_bar(args.quiet))?;
@@ -58,24 +62,43 @@ fn run(command: &Command, stop: &AtomicBool) -> Result<u8> {
             use_threads(args.place.threads)?;
             print(&judge::run(&args.job()?, silent, &case_bar(args.quiet))?)?
         }
-        Command::Synth(args) => synth::run(&args.job(), stop, &byte_bar(args.quiet))?,
+        Command::Synth(args) => synth::run(&args.job(), &STOP, &byte_bar(args.quiet))?,
     }
     Ok(0)
 }
 
-/// A flag that Ctrl-C, SIGTERM and a lost terminal set, so that work in hand is taken back; a second signal ends at once.
-fn watch_signals() -> std::io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
+/// Has [`STOP`] hear of Ctrl-C, SIGTERM and a lost terminal. A file that may grow no further is a fault of the write, which
+/// takes back what it has written, and not the end of the process.
+fn watch_signals() -> std::io::Result<()> {
     let mut signals = vec![SIGINT, SIGTERM];
     #[cfg(unix)]
-    if !hangup_is_ignored() {
-        signals.push(signal_hook::consts::SIGHUP);
+    {
+        register(signal_hook::consts::SIGXFSZ, Arc::default())?;
+        if !hangup_is_ignored() {
+            signals.push(signal_hook::consts::SIGHUP);
+        }
     }
     for signal in signals {
-        register_conditional_shutdown(signal, 130, stop.clone())?;
-        register(signal, stop.clone())?;
+        let obey = move || {
+            if let Some(text) = STOP.ask(signal) {
+                last_words(text);
+                exit(128 + signal);
+            }
+        };
+        // SAFETY: a handler may change atomics, write to a descriptor and end the process; this one does nothing else.
+        unsafe { signal_hook::low_level::register(signal, obey)? };
     }
-    Ok(stop)
+    Ok(())
+}
+
+/// Writes an error from a signal handler, where nothing may be allocated or locked.
+fn last_words(text: &str) {
+    #[cfg(unix)]
+    if !text.is_empty() {
+        for part in ["error: ", text, "\n"] {
+            let _ = rustix::io::write(std::io::stderr(), part.as_bytes());
+        }
+    }
 }
 
 /// Whether `nohup` or a service manager has asked to outlive the terminal: bit 0 of the ignored signals is SIGHUP's.
@@ -86,13 +109,13 @@ fn hangup_is_ignored() -> bool {
     mask.is_some_and(|mask| mask & 1 == 1)
 }
 
-fn edit(args: &EditArgs, stop: &AtomicBool) -> Result<()> {
+fn edit(args: &EditArgs) -> Result<()> {
     let job = args.job()?;
     if args.random_seed() {
         say(&format!("seed {}", job.edit.seed));
     }
     use_threads(args.place.threads)?;
-    let mut progress = Display::new(args.quiet, stop);
+    let mut progress = Display::new(args.quiet, &STOP);
     let result = run_edit(&job, &mut progress);
     progress.finish();
     let report = result?;
@@ -114,10 +137,10 @@ fn use_threads(threads: Option<u32>) -> Result<()> {
         .with_context(|| format!("cannot start {threads} CPU threads; give fewer with --threads"))
 }
 
-/// Prints a result. A reader that has gone away, such as `head`, has had what it wanted.
+/// Prints a result, as a terminal may have it. A reader that has gone away, such as `head`, has had what it wanted.
 fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout.write_all(printable(text).as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result.context("cannot write to standard output"),
     }
@@ -125,7 +148,7 @@ fn print(text: &str) -> Result<()> {
 
 fn exit_code(error: &anyhow::Error) -> u8 {
     if error.downcast_ref::<Interrupted>().is_some() {
-        130
+        STOP.exit_code()
     } else if error.downcast_ref::<UsageError>().is_some() {
         2
     } else if error.downcast_ref::<ModelError>().is_some() {

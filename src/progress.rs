@@ -1,18 +1,18 @@
 //! What a person or a log sees while something runs: a bar on a terminal, plain lines elsewhere. Always on stderr.
 
 use std::io::{IsTerminal, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::error::Interrupted;
+use crate::error::printable;
 use crate::pipeline::{Place, Progress};
+use crate::stop::Stop;
 
 /// Progress of an edit, which a flag can stop.
 pub struct Display<'a> {
-    stop: &'a AtomicBool,
+    stop: &'a Stop,
     look: Look,
     start: Instant,
     stage: Option<(String, Instant)>,
@@ -26,7 +26,7 @@ enum Look {
 
 impl<'a> Display<'a> {
     /// Shows progress on stderr unless `quiet`; `stop` is looked at after every node.
-    pub fn new(quiet: bool, stop: &'a AtomicBool) -> Display<'a> {
+    pub fn new(quiet: bool, stop: &'a Stop) -> Display<'a> {
         let look = match (quiet, std::io::stderr().is_terminal()) {
             (true, _) => Look::Silent,
             (false, true) => {
@@ -48,6 +48,15 @@ impl<'a> Display<'a> {
         }
     }
 
+    /// A line that `quiet` leaves out.
+    fn line(&self, text: &str) {
+        match &self.look {
+            Look::Bar(bar) => bar.println(printable(text)),
+            Look::Lines => say(text),
+            Look::Silent => {}
+        }
+    }
+
     fn end_stage(&mut self) {
         if let (Some((name, since)), Look::Lines) = (self.stage.take(), &self.look) {
             let (stage, all) = (since.elapsed().as_secs_f64(), self.start.elapsed().as_secs_f64());
@@ -58,19 +67,16 @@ impl<'a> Display<'a> {
 
 impl Progress for Display<'_> {
     fn place(&mut self, place: &Place) {
-        let text = match (place.device(), place.why_cpu()) {
-            (None, Some(why)) => format!("on the CPU: {why}"),
-            (None, None) => "on the CPU".into(),
-            (Some(_), _) => format!("on {}", place.name()),
-        };
-        match &self.look {
-            Look::Bar(bar) => bar.println(text),
-            Look::Lines => say(&text),
-            Look::Silent => {}
+        // Whoever wanted a GPU may wait a hundred times as long.
+        match (place.device(), place.why_cpu()) {
+            (None, Some(why)) => self.notice(&format!("on the CPU: {why}")),
+            (None, None) => self.line("on the CPU"),
+            (Some(_), _) => self.line(&format!("on {}", place.name())),
         }
     }
 
     fn stage(&mut self, name: &str, run: usize, runs: usize) -> Result<()> {
+        self.stop.begin();
         if run == 0 {
             self.end_stage();
             self.stage = Some((name.to_string(), Instant::now()));
@@ -84,23 +90,24 @@ impl Progress for Display<'_> {
     }
 
     fn node(&mut self) -> Result<()> {
-        match self.stop.load(Ordering::Relaxed) {
-            true => Err(Interrupted.into()),
-            false => Ok(()),
-        }
+        Ok(self.stop.check()?)
+    }
+
+    fn last_look(&mut self) -> Result<()> {
+        Ok(self.stop.end()?)
     }
 
     fn notice(&mut self, text: &str) {
         match &self.look {
-            Look::Bar(bar) => bar.println(format!("note: {text}")),
+            Look::Bar(bar) => bar.println(printable(&format!("note: {text}"))),
             _ => say(&format!("note: {text}")),
         }
     }
 }
 
-/// A line on stderr. That nobody reads it any more is no reason to stop, as `eprintln!` would.
+/// A line on stderr, as a terminal may have it. That nobody reads it any more is no reason to stop, as `eprintln!` would.
 pub fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", printable(line));
 }
 
 /// A bar of bytes for `synth`; nothing if `quiet` or where there is no terminal.

@@ -1,13 +1,17 @@
 //! What `--help` says beside the flags: commands in groups, examples, exit codes.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
+use std::io::Write;
 
 use clap::{CommandFactory, FromArgMatches};
 
 use super::{Cli, normalise};
+use crate::error::printable;
 
 pub(super) const EXIT_CODES: &str = "Exit codes: 0 done, 1 the picture could not be read, made or written, 2 usage, 3 model files, \
-                                     4 no device or not enough memory, 130 interrupted.";
+                                     4 no device or not enough memory, 130 interrupted \
+                                     (143 by SIGTERM, 129 by SIGHUP).";
 
 pub(super) const DOCTORS_CODES: &str = "Exit codes: 0 edits can run on the GPU; otherwise 16 plus 1 without a driver or a device with \
                                         kernels, 2 without NVRTC, 4 without cuBLASLt.";
@@ -32,8 +36,20 @@ const GROUPS: [(&str, &[&str]); 5] = [
 
 /// The arguments as flags. Prints help or a usage error and ends the process where they ask or call for it.
 pub fn parse(args: impl Iterator<Item = OsString>) -> Cli {
-    let matches = command().get_matches_from(normalise(args));
-    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    let matches = command().try_get_matches_from(normalise(args));
+    matches.and_then(|matches| Cli::from_arg_matches(&matches)).unwrap_or_else(|error| end(&error))
+}
+
+/// Prints help or an error and ends the process. An error repeats what was given, which clap would print as it is.
+fn end(error: &clap::Error) -> ! {
+    let text = error.to_string();
+    match printable(&text) {
+        Cow::Borrowed(_) => error.exit(),
+        Cow::Owned(text) => {
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            std::process::exit(error.exit_code())
+        }
+    }
 }
 
 /// The command line with its commands in groups: clap knows one heading for all.

@@ -50,6 +50,7 @@ pub fn run(job: &DemoJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Res
     let format = Format::of(&job.output).map_err(usage)?;
     let (gallery, mut page) = template().context("the built-in gallery is damaged; build the program again")?;
     let mut engine = Engine::open(Model::demo()?, Place::open(&job.place)?)?;
+    progress.place(&engine.place);
     bar.set_length(gallery.cells.len() as u64);
     for cell in &gallery.cells {
         let source = cut(&page, cell.source, gallery.side);
@@ -62,7 +63,7 @@ pub fn run(job: &DemoJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Res
     bar.finish_and_clear();
     let precision = engine.place.precision;
     let parameters = json!({"gallery": "demo model", "steps": job.steps, "precision": precision.to_string()});
-    output.commit(&image::encode(&page, format, &parameters.to_string())?)?;
+    output.commit_unless(&image::encode(&page, format, &parameters.to_string())?, &mut || progress.last_look())?;
     Ok(format!(
         "wrote {}: {} edits, {} steps, {}, {precision}",
         job.output.display(),

@@ -1,7 +1,6 @@
 //! The `synth` command: a model folder of synthetic weights for tests and benchmarks.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
@@ -10,6 +9,7 @@ use serde_json::json;
 use crate::error::{Interrupted, usage};
 use crate::model::{Config, Preset, Version};
 use crate::prompt::{PromptSettings, Tokenizer};
+use crate::stop::Stop;
 use crate::tensor::{Component, Spec};
 use crate::weights::tokenizer::{TINY_ADDED, full_tokenizer_json, tiny_tokenizer_json};
 use crate::weights::{PlannedTensor, check_absent_or_empty, write_model};
@@ -71,8 +71,9 @@ impl PresetModel {
 /// A [`crate::error::UsageError`] if the folder is not empty or its parent missing, a [`crate::weights::ModelError`]
 /// if the disk is too full or the system refuses; [`Interrupted`].
 /// What was written is taken back.
-pub fn run(job: &SynthJob, stop: &AtomicBool, bar: &ProgressBar) -> Result<()> {
+pub fn run(job: &SynthJob, stop: &Stop, bar: &ProgressBar) -> Result<()> {
     let SynthJob { output: dir, preset, version, seed } = job;
+    stop.begin();
     check_absent_or_empty(dir).map_err(|fault| usage(fault.into()))?;
     let model = PresetModel::new(*preset, *version)?;
     let checkpoint = model.config.checkpoint();
@@ -94,7 +95,7 @@ pub fn run(job: &SynthJob, stop: &AtomicBool, bar: &ProgressBar) -> Result<()> {
     let progress = |done, total| {
         bar.set_length(total);
         bar.set_position(done);
-        !stop.load(Ordering::Relaxed)
+        !stop.asked()
     };
     let (dit, vae, qwen) = (of(Component::Dit), of(Component::Vae), of(Component::Qwen));
     let written = write_model(
@@ -112,7 +113,7 @@ pub fn run(job: &SynthJob, stop: &AtomicBool, bar: &ProgressBar) -> Result<()> {
     );
     bar.finish_and_clear();
     match written {
-        Err(_) if stop.load(Ordering::Relaxed) => Err(Interrupted.into()),
+        Err(_) if stop.asked() => Err(Interrupted.into()),
         other => Ok(other?),
     }
 }

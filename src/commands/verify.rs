@@ -63,6 +63,7 @@ pub fn run(job: &VerifyJob, progress: &mut dyn Progress) -> Result<(String, Resu
     let golden = Golden::open(&job.golden, &job.name)?;
     let place = Place::open(&job.place)?;
     let mut engine = Engine::open(Model::open(&job.model)?, place)?;
+    progress.place(&engine.place);
     let recorded = Recorded::new(&golden, &engine.model)?;
     let mut table = Table { rows: vec![] };
     let tokens = recorded.whole(&mut engine, progress, &mut table)?;

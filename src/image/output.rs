@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::aside::Aside;
 
 /// An output path that was usable before the work began. Reserving finds out all that can fail before hours of work, and
-/// leaves nothing behind; committing writes a hidden file beside the target and gives it the target's name in one step, so
-/// the target is never half written.
+/// leaves nothing behind; committing writes a file without a name, or a hidden one beside the target, and gives it the
+/// target's name in one step, so the target is never half written.
 #[derive(Debug)]
 pub struct Output {
     target: PathBuf,
@@ -49,18 +49,29 @@ impl Output {
     ///
     /// # Errors
     ///
-    /// If writing fails (a full disk, for example), or without force a file has appeared at the path since it was
-    /// reserved. The target is then as it was, and the hidden file is gone.
+    /// As for [`Output::commit_unless`].
     pub fn commit(self, bytes: &[u8]) -> Result<()> {
+        self.commit_unless(bytes, &mut || Ok(()))
+    }
+
+    /// Stores `bytes` durably under the reserved path, unless `last_look`, which is asked when all that can take long is done,
+    /// says no.
+    ///
+    /// # Errors
+    ///
+    /// If writing fails (a full disk, for example), without force a file has appeared at the path since it was reserved,
+    /// or what `last_look` returns. The target is then as it was, and what was written is gone.
+    pub fn commit_unless(self, bytes: &[u8], last_look: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let shown = self.target.display();
         let mut aside =
             Aside::create(folder_of(&self.target)).with_context(|| format!("cannot write {shown}; is its folder gone?"))?;
         write_durably(aside.file(), bytes).with_context(|| format!("cannot write the {} bytes of {shown}", bytes.len()))?;
+        if let (true, Ok(replaced)) = (self.force, fs::metadata(&self.target)) {
+            let kept = aside.file().set_permissions(replaced.permissions());
+            kept.with_context(|| format!("cannot keep the permissions of {shown}"))?;
+        }
+        last_look()?;
         if self.force {
-            if let Ok(replaced) = fs::metadata(&self.target) {
-                let kept = aside.file().set_permissions(replaced.permissions());
-                kept.with_context(|| format!("cannot keep the permissions of {shown}"))?;
-            }
             aside.rename(&self.target).with_context(|| format!("cannot replace {shown}"))?;
         } else {
             let created = aside.rename_to_free(&self.target);
@@ -130,6 +141,24 @@ mod tests {
         output.commit(b"picture").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"picture");
         assert_eq!(entries(folder.path()), ["a.png"]);
+    }
+
+    #[test]
+    fn the_last_look_may_refuse_and_comes_when_the_bytes_are_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let commit = |refused: bool| {
+            let output = Output::reserve(&path, true).unwrap();
+            output.commit_unless(b"new", &mut || {
+                assert!(fs::read(&path).is_ok_and(|bytes| bytes != b"new"), "the target is as it was");
+                if refused { bail!("no") } else { Ok(()) }
+            })
+        };
+        fs::write(&path, b"old").unwrap();
+        assert!(commit(true).is_err());
+        assert_eq!((fs::read(&path).unwrap(), entries(folder.path()).len()), (b"old".to_vec(), 1));
+        commit(false).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), entries(folder.path()).len()), (b"new".to_vec(), 1));
     }
 
     #[cfg(unix)]

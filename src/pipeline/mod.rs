@@ -20,7 +20,7 @@ pub use self::place::{DeviceChoice, LEAST_CAPABILITY, Place, PlaceChoice};
 pub use self::program::{EditInputs, HostInputs, Program, Request};
 pub use self::report::{Parameters, Report};
 pub use self::run::{Ended, Ran, run_program};
-use crate::error::usage;
+use crate::error::{no_thread, usage};
 use crate::image::{self, Filter, Format, Output, Rgb};
 
 /// What the caller hears while an edit runs; an error stops it.
@@ -31,6 +31,10 @@ pub trait Progress {
     fn stage(&mut self, name: &str, run: usize, runs: usize) -> Result<()>;
     /// A node is done.
     fn node(&mut self) -> Result<()>;
+    /// The result is ready and about to get its name: an error stops it, later ones do not.
+    fn last_look(&mut self) -> Result<()> {
+        self.node()
+    }
     /// Something worth knowing that is no error.
     fn notice(&mut self, text: &str);
 }
@@ -64,10 +68,10 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
 
     // A device takes as long to wake as the files to be read.
     let (place, files) = std::thread::scope(|scope| {
-        let place = scope.spawn(|| Place::open(&job.place));
+        let place = std::thread::Builder::new().spawn_scoped(scope, || Place::open(&job.place)).map_err(no_thread)?;
         let files = open(job, progress);
-        (place.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), files)
-    });
+        anyhow::Ok((place.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), files))
+    })?;
     let (place, (original, model, material)) = (place?, files?);
     let last = match &original {
         Some(picture) if !job.keep_working_size => (picture.width, picture.height),
@@ -83,7 +87,7 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
 
     let picture = image::resize(&edited.picture, last.0, last.1, Filter::Bicubic);
     let parameters = Parameters::new(job, &model, &edited, last);
-    output.commit(&image::encode(&picture, format, &parameters.to_string())?)?;
+    output.commit_unless(&image::encode(&picture, format, &parameters.to_string())?, &mut || progress.last_look())?;
     Ok(Report::new(job, parameters, &edited, &place, begun, original.as_ref()))
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 
 use serde::Serialize;
 use serde_json::json;
@@ -43,7 +42,8 @@ struct Generator {
 pub struct Report {
     #[serde(flatten)]
     parameters: Parameters,
-    output: PathBuf,
+    /// Where a byte of its name is no text, a replacement character stands.
+    output: String,
     /// Width and height; null in text-to-image.
     input_size: Option<[usize; 2]>,
     device: String,
@@ -135,7 +135,7 @@ impl Report {
         let on_gpu = place.device().is_some();
         Report {
             parameters,
-            output: job.output.clone(),
+            output: job.output.to_string_lossy().into_owned(),
             input_size: original.map(|picture| [picture.width, picture.height]),
             device: place.name(),
             seconds,

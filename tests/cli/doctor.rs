@@ -2,21 +2,10 @@
 //! `stand_in.c`, so that all of it is tried on a machine without a GPU; NVRTC is the real one.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::{Value, json};
 
 use super::support::*;
-
-/// Builds the stand-in of a library in its own folder; none where there is no C compiler.
-fn stand_in(place: &Place, library: &str) -> Option<PathBuf> {
-    let folder = place.path(library);
-    std::fs::create_dir_all(&folder).unwrap();
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/stand_in.c");
-    let output = folder.join(format!("lib{library}.so"));
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&output).arg(source).status();
-    built.is_ok_and(|status| status.success()).then_some(folder)
-}
 
 /// The folder of the real compiler, if somebody promised one.
 fn nvrtc() -> Option<PathBuf> {

@@ -1,6 +1,7 @@
 //! Edits that succeed.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -113,7 +114,7 @@ fn the_extension_says_the_format() {
 #[test]
 fn json_tells_sizes_seed_seconds_and_peak() {
     let place = Place::new();
-    let answer = place.edited(&["-i", &colour(), "--json", "--quiet"]);
+    let answer = place.edited(&["-i", &colour(), "--json", "--quiet", "--device", "cpu"]);
     assert_eq!(answer.stdout.lines().count(), 1);
     assert_eq!(answer.stderr, "");
     let json = answer.json();
@@ -131,6 +132,37 @@ fn json_tells_sizes_seed_seconds_and_peak() {
     assert!(reached.is_sorted() && reached[0] > 0.0 && reached[2] < json["seconds"]["total"].as_f64().unwrap(), "{json}");
     let resident = &json["peak_bytes"]["resident"];
     assert!(resident.is_null() || resident.as_u64().unwrap() > json["peak_bytes"]["arena"].as_u64().unwrap(), "{json}");
+}
+
+/// Whoever wants a GPU learns why there is none, also from a quiet program, whichever command it is.
+#[test]
+fn the_cpu_instead_of_a_gpu_is_no_secret() {
+    let place = Place::new();
+    let run = |args: &[&str], folder: Option<&Path>| -> Answer {
+        let mut command = place.command(args);
+        for name in ["VIRTUAL_ENV", "CONDA_PREFIX", "STEP1X_CUDA_LIB", "LD_LIBRARY_PATH"] {
+            command.env_remove(name);
+        }
+        command.env("PATH", "").env("STEP1X_CACHE", place.path("cache")).env("STAND_IN_DEVICES", "1");
+        command.envs(folder.map(|folder| ("LD_LIBRARY_PATH", folder))).output().unwrap().into()
+    };
+    let picture = colour();
+    let quiet =
+        |args: &[&str], folder: Option<&Path>| run(&place.edit_args(&[&["-q", "-f", "-i", &picture], args].concat()), folder);
+    let silent = quiet(&["--device", "cpu"], None);
+    assert_eq!((silent.code, silent.stderr.as_str()), (Some(0), ""));
+    let auto = quiet(&[], None);
+    if auto.stderr.is_empty() {
+        return skipped("edits without a GPU", "there is one");
+    }
+    assert_eq!((auto.code, auto.stderr.lines().count()), (Some(0), 1), "{}", auto.stderr);
+    assert!(auto.stderr.starts_with("note: on the CPU: "), "{}", auto.stderr);
+    let demo = run(&["demo", "--steps", "1", "-q", "-o", "demo.png"], None);
+    assert!(demo.stderr.contains("note: on the CPU: "), "{}", demo.stderr);
+    // A GPU that is there and cannot be used: the reason.
+    let Some(driver) = stand_in(&place, "cuda") else { return skipped("edits with a GPU without libraries", "no C compiler") };
+    let reason = quiet(&[], Some(&driver)).stderr;
+    assert!(reason.starts_with("note: on the CPU: NVRTC") || reason.starts_with("note: on the CPU: cuBLASLt"), "{reason}");
 }
 
 #[test]
@@ -175,7 +207,7 @@ fn v1_0_edits_and_warns_when_asked_for_more() {
     let place = Place::new();
     let made = place.run(&["synth", "--preset", "tiny", "--version", "v1.0", "-o", "model"]);
     assert_eq!(made.code, Some(0), "{}", made.stderr);
-    let answer = place.edited(&["-m", "model", "-i", &colour()]);
+    let answer = place.edited(&["-m", "model", "-i", &colour(), "--device", "cpu"]);
     assert_eq!(parameters(&place.read("out.png"))["model"], "v1.0");
     assert!(!answer.stderr.contains("note:"), "{}", answer.stderr);
     let answer = place.edited(&["-m", "model", "--width", "64", "--height", "64", "-o", "text.png"]);
@@ -199,11 +231,11 @@ fn savings_change_next_to_nothing() {
 #[test]
 fn a_random_seed_is_shown_and_can_be_given_again() {
     let place = Place::new();
-    let answer = place.edited(&["-i", &colour(), "--seed", "-1", "-q", "-o", "a.png"]);
+    let answer = place.edited(&["-i", &colour(), "--seed", "-1", "-q", "-o", "a.png", "--device", "cpu"]);
     let seed = answer.stderr.trim_end().strip_prefix("seed ").unwrap_or_else(|| panic!("{}", answer.stderr));
-    let other = place.edited(&["-i", &colour(), "--seed", "-1", "-q", "-o", "b.png"]);
+    let other = place.edited(&["-i", &colour(), "--seed", "-1", "-q", "-o", "b.png", "--device", "cpu"]);
     assert_ne!(other.stderr, answer.stderr);
-    place.edited(&["-i", &colour(), "--seed", seed, "-o", "c.png"]);
+    place.edited(&["-i", &colour(), "--seed", seed, "-o", "c.png", "--device", "cpu"]);
     assert!(place.read("a.png") == place.read("c.png"), "seed {seed} gives another picture");
 }
 

@@ -73,20 +73,52 @@ fn edit_in_shell(place: &Place, wrapper: &mut Command, script: &str, args: &[&st
     wrapper.args(["sh", "-c", script, "sh", BINARY]).args(args).current_dir(place.path("")).output().unwrap().into()
 }
 
-/// A limit on the size of files fails a write as a full disk does, for every user.
+/// A limit on the size of files fails a write as a full disk does, for every user, whether its signal is ignored or would end
+/// the process.
 #[cfg(unix)]
 #[test]
 fn a_write_that_fails_leaves_nothing() {
     let place = Place::new();
     place.write("old.png", "precious");
     let picture = fixture("colour.jpg");
-    let script = "trap '' XFSZ; ulimit -f 1; exec \"$@\"";
-    for args in [&["-o", "out.png"][..], &["-o", "old.png", "--force"]] {
-        let args = [args, &["-i", &picture, "--keep-working-size"]].concat();
-        edit_in_shell(&place, &mut Command::new("env"), script, &args).refused(1, &["cannot write", args[1], "File too large"]);
+    for script in ["trap '' XFSZ; ulimit -f 1; exec \"$@\"", "ulimit -f 1; exec \"$@\""] {
+        for args in [&["-o", "out.png"][..], &["-o", "old.png", "--force"]] {
+            let args = [args, &["-i", &picture, "--keep-working-size"]].concat();
+            let answer = edit_in_shell(&place, &mut Command::new("env"), script, &args);
+            answer.refused(1, &["cannot write", args[1], "File too large"]);
+            assert_eq!(place.names(), ["old.png"]);
+            assert_eq!(place.read("old.png"), b"precious");
+        }
+        let synth = ["-c", script, "sh", BINARY, "synth", "--preset", "tiny", "-o", "model"];
+        let answer: Answer = Command::new("sh").args(synth).current_dir(place.path("")).output().unwrap().into();
+        answer.refused(3, &["cannot write", "File too large"]);
         assert_eq!(place.names(), ["old.png"]);
-        assert_eq!(place.read("old.png"), b"precious");
     }
+}
+
+/// A path is bytes, of which not all are text.
+#[cfg(unix)]
+#[test]
+fn names_that_are_no_text_are_used_as_they_are() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    let (name, picture) = (OsStr::from_bytes(b"b\xff.png"), OsStr::from_bytes(b"p\xfe.jpg"));
+    fs::copy(fixture("colour.jpg"), place.path("").join(picture)).unwrap();
+    let edit = |json: &[&str], output: &OsStr| -> Answer {
+        let args = place.edit_args(&["-o", "unused"]);
+        let args = args.into_iter().filter(|arg| !["-o", "unused"].contains(arg));
+        let mut command = place.command(&args.collect::<Vec<_>>());
+        command.args(json).arg("-i").arg(picture).arg("-o").arg(output).output().unwrap().into()
+    };
+    let answer = edit(&["--json"], name);
+    assert_eq!(answer.code, Some(0), "{}", answer.stderr);
+    assert_eq!(answer.json()["output"], "b\u{fffd}.png");
+    assert_eq!(pixels(&fs::read(place.path("").join(name)).unwrap()).0, 40);
+    edit(&[], name).refused(2, &["b\u{fffd}.png exists"]);
+    edit(&[], OsStr::from_bytes(b"\xff/\xfe.png")).refused(2, &["create it first"]);
+    edit(&[], OsStr::from_bytes(b"c.\xff")).refused(2, &["which cannot be written"]);
+    edit(&["-n", "x"], OsStr::from_bytes(b"\xfe\xff")).refused(2, &["no extension"]);
 }
 
 #[cfg(target_os = "linux")]

@@ -205,6 +205,21 @@ pub fn parameters(png: &[u8]) -> Value {
     serde_json::from_str(&ascii.or(utf8).expect("a text chunk `parameters`")).unwrap()
 }
 
+/// Builds the library `lib<name>.so` from a C source of `tests/data` in a folder of its own; none where there is no C compiler.
+pub fn library(place: &Place, source: &str, name: &str) -> Option<PathBuf> {
+    let folder = place.path(name);
+    fs::create_dir_all(&folder).unwrap();
+    let source = format!("{}/tests/data/{source}", env!("CARGO_MANIFEST_DIR"));
+    let output = folder.join(format!("lib{name}.so"));
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&output).arg(source).status();
+    built.is_ok_and(|status| status.success()).then_some(folder)
+}
+
+/// The stand-in of a library of a GPU.
+pub fn stand_in(place: &Place, name: &str) -> Option<PathBuf> {
+    library(place, "stand_in.c", name)
+}
+
 /// A visible word on a case that cannot be tried here.
 pub fn skipped(case: &str, reason: &str) {
     eprintln!("skipped: {case}: {reason}");

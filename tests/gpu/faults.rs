@@ -1,7 +1,7 @@
 //! What goes wrong under way ends with an error that says so, soon, and never with a hang.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use step1x_edit::model::edit::Savings;
 use step1x_edit::ops::{Cast, Values};
 use step1x_edit::pipeline::Model;
 use step1x_edit::plan::{Itinerary, KERNEL_BYTES, Plan, Precision, Target};
+use step1x_edit::stop::Stop;
 use step1x_edit::tensor::{Component, DType, Spec};
 use step1x_edit::weights::{ModelError, Result, WeightSource};
 
@@ -93,7 +94,7 @@ fn a_file_cut_off_under_way_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("model");
     let job = SynthJob { output: folder.clone(), preset: Preset::Tiny, version: Version::V1_1, seed: 0 };
-    synth::run(&job, &AtomicBool::new(false), &ProgressBar::hidden()).unwrap();
+    synth::run(&job, &Stop::new(), &ProgressBar::hidden()).unwrap();
     let model = Model::open(&folder).unwrap();
     let vae = model.folder.files().map(|(path, ..)| path.to_path_buf()).find(|path| path.ends_with("vae.safetensors")).unwrap();
     let edit = TinyEdit::planned(Precision::F32, Target::Cpu, Version::V1_1, Savings::ALL);

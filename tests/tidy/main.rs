@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Each module and what it may name, from the bottom up.
-const LAYERS: [(&str, &[&str]); 20] = [
+const LAYERS: [(&str, &[&str]); 21] = [
     ("tensor", &[]),
     ("hash", &[]),
     ("aside", &[]),
     ("kernels", &[]),
     ("error", &[]),
+    ("stop", &["error"]),
     ("cuda", &["aside", "error", "hash", "kernels", "tensor"]),
     ("ops", &["cuda", "tensor"]),
     ("graph", &["ops", "tensor"]),
@@ -30,12 +31,12 @@ const LAYERS: [(&str, &[&str]); 20] = [
         "pipeline",
         &["cuda", "error", "exec", "graph", "image", "inputs", "model", "ops", "plan", "prompt", "sampling", "tensor", "weights"],
     ),
-    ("progress", &["error", "pipeline"]),
+    ("progress", &["error", "pipeline", "stop"]),
     (
         "commands",
         &[
-            "cuda", "error", "exec", "graph", "image", "model", "ops", "pipeline", "plan", "prompt", "sampling", "tensor",
-            "weights",
+            "cuda", "error", "exec", "graph", "image", "model", "ops", "pipeline", "plan", "prompt", "sampling", "stop",
+            "tensor", "weights",
         ],
     ),
     ("cli", &["commands", "cuda", "error", "image", "model", "ops", "pipeline", "plan", "sampling", "tensor"]),

@@ -77,6 +77,7 @@ pub fn run(job: &JudgeJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Re
     }
     let place = Place::open(&job.place)?;
     let mut engine = Engine::open(Model::open_or_demo(job.model.as_deref(), progress)?, place)?;
+    progress.place(&engine.place);
     if let Some(folder) = &job.output {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     }
