@@ -16,6 +16,7 @@ use crate::pipeline::{EditInputs, Model, Program, Request};
 use crate::plan::{BodyMemory, Budget, CONTEXT_BYTES, Plan, Policy, Precision, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
 use crate::tensor::{Component, DType, Shape, Spec};
+use crate::weights::{printable, shown};
 
 /// A model to look at, and an edit to plan with it.
 #[derive(Clone, Debug)]
@@ -115,7 +116,8 @@ impl Subject {
 
     fn of_folder(path: &Path) -> Result<Subject> {
         let Model { folder, config, settings, tokenizer, .. } = Model::open(path)?;
-        let files = folder.files().map(|(path, bytes, tensors)| (path.display().to_string(), bytes, tensors)).collect();
+        let files =
+            folder.files().map(|(path, bytes, tensors)| (printable(&path.display().to_string()), bytes, tensors)).collect();
         let components = [Component::Dit, Component::Vae, Component::Qwen];
         let of = |component| folder.tensors(component).map(move |(name, spec)| (component, name.to_string(), spec.clone()));
         let tensors = components.into_iter().flat_map(of).collect();
@@ -139,7 +141,7 @@ impl Subject {
         }
         if all_tensors {
             for (component, name, spec) in &self.tensors {
-                writeln!(text, "  {component}: {name} {spec}")?;
+                writeln!(text, "  {component}: {} {spec}", shown(name))?;
             }
         }
         Ok(text)

@@ -77,7 +77,7 @@ impl Model {
     fn of(folder: ModelFolder) -> Result<Model> {
         let model_error = |e: anyhow::Error| ModelError::new(format!("{}: {e:#}", folder.dir.display()));
         let Settings { prompt: settings, axes, size_level, cfg_scale } =
-            parse_settings(folder.settings.as_ref()).map_err(model_error)?;
+            parse_settings(folder.settings.clone()).map_err(model_error)?;
         let shape_of = |component, name: &str| folder.recipe(component, name).map(|recipe| recipe.spec().shape.clone());
         let config = Config::infer(&shape_of, &folder.qwen_config, axes).map_err(model_error)?;
         let manifest = config.manifest();
@@ -103,17 +103,24 @@ impl Model {
 }
 
 /// What `step1x.json` says.
-#[derive(Debug, PartialEq)]
-struct Settings {
-    prompt: PromptSettings,
-    axes: [usize; 3],
-    size_level: usize,
-    cfg_scale: f32,
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Of the encoder's input.
+    pub prompt: PromptSettings,
+    /// Widths of the rotary axes.
+    pub axes: [usize; 3],
+    /// Default of the working area's side.
+    pub size_level: usize,
+    /// Default of the guidance scale.
+    pub cfg_scale: f32,
 }
 
 /// `step1x.json`, with defaults for what it leaves out.
-fn parse_settings(json: Option<&Value>) -> Result<Settings> {
-    let mut json = json.cloned().unwrap_or_else(|| json!({}));
+///
+/// # Errors
+/// A field that is unknown, of another kind, or out of range.
+pub fn parse_settings(json: Option<Value>) -> Result<Settings> {
+    let mut json = json.unwrap_or_else(|| json!({}));
     let object = json.as_object_mut().context("step1x.json is not a JSON object")?;
     let (axes, size_level, cfg_scale) = (object.remove("axes"), object.remove("size_level"), object.remove("cfg_scale"));
     let axes = axes.map_or(Ok(AXES), serde_json::from_value).context("step1x.json: axes must be three numbers")?;
@@ -134,7 +141,7 @@ mod tests {
     #[test]
     fn settings_keep_defaults_and_take_what_is_given() {
         let json = json!({"cut": 100, "axes": [32, 48, 48], "size_level": 128, "cfg_scale": 3});
-        let Settings { prompt, axes, size_level, cfg_scale } = parse_settings(Some(&json)).unwrap();
+        let Settings { prompt, axes, size_level, cfg_scale } = parse_settings(Some(json)).unwrap();
         assert_eq!((prompt.cut, prompt.max_text, axes, size_level, cfg_scale), (100, 640, [32, 48, 48], 128, 3.0));
         let defaults = Settings { prompt: PromptSettings::default(), axes: AXES, size_level: 512, cfg_scale: 6.0 };
         assert_eq!(parse_settings(None).unwrap(), defaults);
@@ -153,8 +160,8 @@ mod tests {
             (json!({"cfg_scale": "6"}), "cfg_scale must be a number"),
             (json!({"cfg_scale": null}), "cfg_scale must be a number"),
         ] {
-            let text = format!("{:#}", parse_settings(Some(&wrong)).unwrap_err());
-            assert!(text.contains(word), "{wrong}: {text}");
+            let text = format!("{:#}", parse_settings(Some(wrong)).unwrap_err());
+            assert!(text.contains(word), "{word}: {text}");
         }
     }
 }

@@ -12,7 +12,7 @@ mod run;
 
 use anyhow::Result;
 
-pub use self::checkpoint::{CFG_SCALES, Model};
+pub use self::checkpoint::{CFG_SCALES, Model, Settings, parse_settings};
 pub use self::engine::{Edited, Engine, Loaded, Made, PROGRAM_BYTES, Purpose, Seconds};
 pub use self::job::{EditJob, EditParameters, Rng};
 pub use self::material::Material;

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::folder::ModelFolder;
-use super::{ModelError, Result, listed};
+use super::words::{listed, shown};
+use super::{ModelError, Result};
 use crate::tensor::{Component, Shape};
 
 /// A tensor the model needs, by canonical name.
@@ -31,9 +32,10 @@ pub fn check(folder: &ModelFolder, expected: &[Expected], allowed_unused: &[(Com
         .collect();
     let (mut shaped, mut typed, mut unexpected) = (Vec::new(), Vec::new(), Vec::new());
     for component in [Component::Dit, Component::Vae, Component::Qwen] {
-        for (name, spec) in folder.tensors(component) {
-            let Some(shape) = wanted.get(&(component, name)) else {
-                if !allowed.contains(&(component, name)) {
+        for (stored, spec) in folder.tensors(component) {
+            let name = shown(stored);
+            let Some(shape) = wanted.get(&(component, stored)) else {
+                if !allowed.contains(&(component, stored)) {
                     unexpected.push(format!("{component}: {name} {spec}"));
                 }
                 continue;

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::file::WeightFile;
-use super::json::{read, read_json};
+use super::json::{CONFIG_BYTES, TOKENIZER_BYTES, read, read_json};
 use super::layout::{DIT_V1_1, Index, Layout, QWEN_CONFIG, QWEN_INDEX, QWEN_SINGLE, QWEN_TOKENIZER, VAE};
 use super::recipe::{Recipe, Stored};
-use super::{ModelError, Result, WeightSource, listed};
+use super::words::{listed, shown};
+use super::{ModelError, Result, WeightSource};
 use crate::model::Version;
 use crate::tensor::{Component, Spec};
 
@@ -57,9 +58,9 @@ impl ModelFolder {
             None => vec![WeightFile::open(&layout.qwen.join(QWEN_SINGLE))?],
             Some(index) => open_shards(&layout.qwen, index)?,
         };
-        let qwen_config = read_json(&layout.qwen.join(QWEN_CONFIG))?;
-        let settings = layout.settings.as_deref().map(read_json).transpose()?;
-        let tokenizer = read(&layout.qwen.join(QWEN_TOKENIZER))?;
+        let qwen_config = read_json(&layout.qwen.join(QWEN_CONFIG), CONFIG_BYTES)?;
+        let settings = layout.settings.as_deref().map(|path| read_json(path, CONFIG_BYTES)).transpose()?;
+        let tokenizer = read(&layout.qwen.join(QWEN_TOKENIZER), TOKENIZER_BYTES)?;
         ModelFolder::of(layout.dir, (dit, vae, qwen), (qwen_config, settings, tokenizer))
     }
 
@@ -136,13 +137,13 @@ fn open_shards(dir: &Path, index: &Index) -> Result<Vec<WeightFile>> {
         .weight_map
         .iter()
         .filter(|(tensor, shard)| shards[shard.as_str()].spec(tensor).is_none())
-        .map(|(tensor, shard)| format!("{tensor}, which should be in {shard}"))
+        .map(|(tensor, shard)| format!("{}, which should be in {shard}", shown(tensor)))
         .collect();
     let unlisted: Vec<String> = shards
         .iter()
         .flat_map(|(shard, file)| file.tensors().map(move |(tensor, _)| (*shard, tensor)))
         .filter(|(shard, tensor)| index.weight_map.get(*tensor).is_none_or(|s| s != shard))
-        .map(|(shard, tensor)| format!("{tensor} in {shard}"))
+        .map(|(shard, tensor)| format!("{} in {shard}", shown(tensor)))
         .collect();
     if absent.is_empty() && unlisted.is_empty() {
         return Ok(shards.into_values().collect());
@@ -163,7 +164,8 @@ fn recipes(files: &[Arc<WeightFile>], canonical: fn(&str) -> String) -> Result<B
         for (stored, _) in file.tensors() {
             let name = canonical(stored);
             if let Some(other) = stored_names.insert(name.clone(), stored) {
-                let fault = format!("{stored} and {other} are two names of one tensor; the file must hold one of them");
+                let (one, other) = (shown(stored), shown(other));
+                let fault = format!("{one} and {other} are two names of one tensor; the file must hold one of them");
                 return Err(ModelError::new(fault).at(file.path()));
             }
             recipes.insert(name, Recipe::Stored(Stored::new(file, stored)?));

@@ -9,13 +9,18 @@ use std::path::Path;
 use serde::de::{DeserializeOwned, Error, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::words::{remark, shown};
 use super::{ModelError, Result};
 
 /// The key of a safetensors header that holds free text instead of a tensor.
 pub(super) const METADATA: &str = "__metadata__";
 
-/// Largest `config.json`, index or settings file accepted, in bytes; released ones are below 1 MB.
-const MAX_FILE_BYTES: u64 = 64 << 20;
+/// Most bytes of a `config.json` or a settings file, which becomes a tree of values: the released one has 1,400.
+pub(super) const CONFIG_BYTES: u64 = 256 << 10;
+/// Most bytes of an index of shards; the released one has 58,000.
+pub(super) const INDEX_BYTES: u64 = 4 << 20;
+/// Most bytes of a `tokenizer.json`; released ones have 7 to 11 million.
+pub(super) const TOKENIZER_BYTES: u64 = 16 << 20;
 
 /// An object of equal-typed values by name, without `__metadata__`; a repeated name is an error.
 pub(super) struct Named<T>(pub BTreeMap<String, T>);
@@ -43,11 +48,11 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for NamedVisitor<T> {
                 map.next_value::<IgnoredAny>()?;
                 std::mem::replace(&mut metadata_seen, true)
             } else {
-                let value = map.next_value().map_err(|e| A::Error::custom(format_args!("{name:?}: {e}")))?;
+                let value = map.next_value().map_err(|e| A::Error::custom(format_args!("\"{}\": {e}", shown(&name))))?;
                 named.insert(name.clone(), value).is_some()
             };
             if repeated {
-                return Err(A::Error::custom(format_args!("{name:?} appears twice")));
+                return Err(A::Error::custom(format_args!("\"{}\" appears twice", shown(&name))));
             }
         }
         Ok(Named(named))
@@ -56,26 +61,24 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for NamedVisitor<T> {
 
 /// The file's bytes.
 ///
-/// Fails when it cannot be read or has more than 64 MiB.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>> {
+/// Fails when it cannot be read or has more than `most`.
+pub(super) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
         .map_err(|e| ModelError::io("read it", path, &e))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(ModelError::new(format!(
-            "{}: the file has more than {MAX_FILE_BYTES} bytes, too many for a JSON file of a model; download it again",
-            path.display()
-        )));
+    if bytes.len() as u64 > most {
+        let fault = format!("the file has more than {most} bytes, too many for such a file of a model; download it again");
+        return Err(ModelError::new(fault).at(path));
     }
     Ok(bytes)
 }
 
-/// The file's JSON as `T`.
+/// The JSON as `T`, of a file of at most `most` bytes.
 ///
 /// Fails as [`read`] does, or when it is not such JSON.
-pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    serde_json::from_slice(&read(path)?).map_err(|e| {
-        ModelError::new(format!("{}: this is not the JSON expected here: {e}; download the file again", path.display()))
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path, most: u64) -> Result<T> {
+    serde_json::from_slice(&read(path, most)?).map_err(|e| {
+        ModelError::new(format!("this is not the JSON expected here: {}; download the file again", remark(e))).at(path)
     })
 }

@@ -17,8 +17,9 @@ use std::path::{Component as Part, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::json::{Named, read_json};
-use super::{ModelError, Result, listed};
+use super::json::{INDEX_BYTES, Named, read, read_json};
+use super::words::{listed, shown};
+use super::{ModelError, Result};
 
 pub(super) const DIT_V1_0: &str = "step1x-edit-i1258.safetensors";
 pub(super) const DIT_V1_1: &str = "step1x-edit-v1p1-official.safetensors";
@@ -29,6 +30,9 @@ pub(super) const QWEN_CONFIG: &str = "config.json";
 pub(super) const QWEN_TOKENIZER: &str = "tokenizer.json";
 pub(super) const QWEN_SINGLE: &str = "model.safetensors";
 pub(super) const QWEN_INDEX: &str = "model.safetensors.index.json";
+
+/// Most bytes of a file that names a revision; one has 40.
+const REVISION_BYTES: u64 = 1000;
 
 const STEP1X_SOURCE: &str = "from the repository stepfun-ai/Step1X-Edit";
 const QWEN_SOURCE: &str = "from the repository Qwen/Qwen2.5-VL-7B-Instruct";
@@ -106,8 +110,8 @@ fn snapshot(dir: &Path) -> Result<PathBuf> {
     if !snapshots.is_dir() {
         return Ok(dir.to_path_buf());
     }
-    if let Ok(revision) = std::fs::read_to_string(dir.join("refs/main")) {
-        let revision = revision.trim();
+    if let Ok(revision) = read(&dir.join("refs/main"), REVISION_BYTES) {
+        let revision = std::str::from_utf8(&revision).unwrap_or_default().trim();
         let at_main = snapshots.join(revision);
         if is_plain_name(revision) && at_main.is_dir() {
             return Ok(at_main);
@@ -197,14 +201,18 @@ impl Index {
         struct Raw {
             weight_map: Named<String>,
         }
-        let raw: Raw = read_json(path)?;
+        let raw: Raw = read_json(path, INDEX_BYTES)?;
         let weight_map = raw.weight_map.0;
         let shards: BTreeSet<String> = weight_map.values().cloned().collect();
         if shards.is_empty() {
             return Err(ModelError::new("lists no tensors; fetch the file again").at(path));
         }
         if let Some(shard) = shards.iter().find(|s| !is_plain_name(s)) {
-            return Err(ModelError::new(format!("{shard:?} is not the name of a file beside it; fetch the file again")).at(path));
+            return Err(ModelError::new(format!(
+                "\"{}\" is not the name of a file beside it; fetch the file again",
+                shown(shard)
+            ))
+            .at(path));
         }
         Ok(Index { weight_map, shards })
     }

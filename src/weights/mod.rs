@@ -18,6 +18,7 @@ mod layout;
 mod recipe;
 mod splitmix;
 pub mod tokenizer;
+mod words;
 mod write;
 
 pub use check::{Expected, check};
@@ -27,11 +28,13 @@ pub use folder::ModelFolder;
 pub use form::{WeightForm, WeightKey, read_f32};
 pub use recipe::{LoraPair, PlusLora, Recipe, Rows, Stored};
 pub use splitmix::{Splitmix, fill};
+pub use words::{printable, shown};
 pub use write::{PlannedTensor, check_absent_or_empty, write_model};
 
 use std::fmt;
 use std::path::Path;
 
+use self::words::tame;
 use crate::tensor::{Component, Spec};
 
 /// Where an executor finds weights: a [`ModelFolder`], or a generator in tests. Names are canonical ones.
@@ -58,18 +61,20 @@ pub type Result<T> = std::result::Result<T, ModelError>;
 
 impl ModelError {
     /// A fault in words: what was asked, what was found, what would help.
-    pub fn new(message: impl Into<String>) -> Self {
-        ModelError(message.into())
+    ///
+    /// Whatever the text repeats of a file, it becomes one of bounded length that a terminal shows as it is.
+    pub fn new(message: impl AsRef<str>) -> Self {
+        ModelError(tame(message.as_ref()))
     }
 
     /// The same fault, with the file it is about in front.
     fn at(self, path: &Path) -> Self {
-        ModelError(format!("{}: {}", path.display(), self.0))
+        ModelError::new(format!("{}: {}", path.display(), self.0))
     }
 
     /// An operation on `path` that the system refused.
     fn io(doing: &str, path: &Path, error: &std::io::Error) -> Self {
-        ModelError(format!("{}: cannot {doing}: {error}", path.display()))
+        ModelError::new(format!("{}: cannot {doing}: {error}", path.display()))
     }
 }
 
@@ -80,23 +85,6 @@ impl fmt::Display for ModelError {
 }
 
 impl std::error::Error for ModelError {}
-
-/// The first ten of `items`, a line each under a heading that counts them; empty when there are none.
-fn listed(heading: &str, items: &[String]) -> String {
-    const SHOWN: usize = 10;
-    if items.is_empty() {
-        return String::new();
-    }
-    let mut text = format!("\n{heading} ({}):", items.len());
-    for item in items.iter().take(SHOWN) {
-        text.push_str("\n  ");
-        text.push_str(item);
-    }
-    if items.len() > SHOWN {
-        text.push_str(&format!("\n  and {} more", items.len() - SHOWN));
-    }
-    text
-}
 
 #[cfg(test)]
 mod tests {
@@ -109,12 +97,9 @@ mod tests {
     }
 
     #[test]
-    fn lists_show_ten_and_count_the_rest() {
-        let items: Vec<String> = (0..13).map(|i| format!("tensor{i}")).collect();
-        let text = listed("missing", &items);
-        assert!(text.starts_with("\nmissing (13):\n  tensor0\n"), "{text}");
-        assert!(text.contains("tensor9") && !text.contains("tensor10"));
-        assert!(text.ends_with("and 3 more"));
-        assert_eq!(listed("missing", &[]), "");
+    fn whatever_a_file_holds_a_message_stays_short_and_plain() {
+        let error = ModelError::new(format!("\u{1b}[2J {}", "x".repeat(1 << 20))).at(Path::new("a\u{7}"));
+        let text = error.to_string();
+        assert!(text.starts_with(r"a\u{7}: \u{1b}[2J xxx") && text.len() < 20_000, "{}", text.len());
     }
 }

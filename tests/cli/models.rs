@@ -137,6 +137,49 @@ fn headers_that_contradict_their_data() {
     refused(DIT, parts.bytes(), 3, &[&last, "more elements than can be addressed"]);
 }
 
+/// What a file holds may be long, and may be what a terminal obeys: a message is neither.
+#[test]
+fn what_files_hold_is_shown_briefly_and_plainly() {
+    let place = Place::new();
+    let dir = place.linked_model("model", &[VAE]);
+    let message = |bytes: Vec<u8>, words: &[&str]| {
+        fs::write(dir.join(VAE), bytes).unwrap();
+        let answer = place.run(&["inspect", "-m", "model"]);
+        answer.refused(3, words);
+        assert!(answer.stderr.len() < 2000, "{} bytes", answer.stderr.len());
+        assert!(!answer.stderr.contains(['\u{1b}', '\u{7}']), "{:?}", answer.stderr);
+    };
+    let extents = format!(r#"{{"a":{{"dtype":"F32","shape":[{}2],"data_offsets":[0,4]}}}}"#, "2,".repeat(10_000_000));
+    message(with_header(extents.as_bytes(), &[0; 4]), &[VAE, "tensor", "at most 16 whole numbers"]);
+
+    let mut parts = Parts::of(VAE);
+    let end = parts.data.len();
+    parts.data.extend([0; 4]);
+    let entry = json!({"dtype": "F32", "shape": [1], "data_offsets": [end, end + 4]});
+    parts.header.insert("\u{1b}[2J\u{1b}]0;owned\u{7}x".into(), entry.clone());
+    message(parts.bytes(), &["unexpected (1)", r"\u{1b}[2J\u{1b}]0;owned\u{7}x"]);
+    parts.header.insert("x".repeat(10_000_000), entry);
+    message(parts.bytes(), &["overlaps the one before it", "(10000000 bytes)"]);
+}
+
+/// A megabyte of JSON can become a hundred of values.
+#[test]
+fn json_files_have_their_limits() {
+    let place = Place::new();
+    let objects = |bytes: usize| format!("[{}0]", r#"{"":0},"#.repeat(bytes / 7));
+    for (file, most) in [(CONFIG, 262_144), (SETTINGS, 262_144), (TOKENIZER, 16_777_216)] {
+        let dir = place.linked_model(&file.replace('/', "-"), &[file]);
+        fs::write(dir.join(file), objects(most + 7)).unwrap();
+        let words = [file, &format!("more than {most} bytes")];
+        place.run(&["inspect", "-m", dir.to_str().unwrap()]).refused(3, &words);
+        fs::write(dir.join(file), objects(most - 7)).unwrap();
+        place.run(&["inspect", "-m", dir.to_str().unwrap()]).refused(3, &[file.rsplit('/').next().unwrap()]);
+    }
+    let dir = place.linked_model("index", &[TEXT]);
+    fs::write(dir.join(format!("{TEXT}.index.json")), objects(1 << 22)).unwrap();
+    place.run(&["inspect", "-m", "index"]).refused(3, &["index.json", "more than 4194304 bytes"]);
+}
+
 #[test]
 fn headers_that_are_none() {
     let whole = fs::read(model().join(VAE)).unwrap();

@@ -5,14 +5,17 @@
 //! offsets, which count from the end of the header. Accepted only if they fill the file without gap or overlap.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::json::Named;
+use super::words::{remark, shown};
 use super::{ModelError, Result};
 use crate::tensor::{DType, Shape, Spec};
 
@@ -120,9 +123,12 @@ impl WeightFile {
     /// No such tensor, bytes beyond its end, or what the file system reports; a file that has been cut off since it was
     /// opened is told from others.
     pub fn read_at(&self, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        let entry = self.entries.get(name).ok_or_else(|| ModelError::new(format!("there is no tensor {name}")).at(&self.path))?;
+        let entry = self
+            .entries
+            .get(name)
+            .ok_or_else(|| ModelError::new(format!("there is no tensor {}", shown(name))).at(&self.path))?;
         if entry.range.len().checked_sub(offset).is_none_or(|left| left < bytes.len()) {
-            return Err(ModelError::new(format!("cannot read beyond the end of tensor {name}")).at(&self.path));
+            return Err(ModelError::new(format!("cannot read beyond the end of tensor {}", shown(name))).at(&self.path));
         }
         let at = entry.range.start + offset;
         match &self.content {
@@ -174,11 +180,41 @@ fn read_exact_at(file: &File, mut at: u64, mut bytes: &mut [u8]) -> std::io::Res
     Ok(())
 }
 
+/// Most extents of a tensor; those of released models have up to 5.
+const MAX_EXTENTS: usize = 16;
+
 #[derive(Deserialize)]
 struct RawEntry {
     dtype: String,
+    #[serde(deserialize_with = "few")]
     shape: Vec<u64>,
     data_offsets: [u64; 2],
+}
+
+/// A list of at most [`MAX_EXTENTS`] numbers; of a longer one, no more is kept.
+fn few<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<u64>, D::Error> {
+    struct Few;
+
+    impl<'de> Visitor<'de> for Few {
+        type Value = Vec<u64>;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            write!(f, "a list of at most {MAX_EXTENTS} whole numbers")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Vec<u64>, A::Error> {
+            let mut extents = Vec::new();
+            while let Some(extent) = list.next_element()? {
+                if extents.len() == MAX_EXTENTS {
+                    return Err(A::Error::invalid_length(MAX_EXTENTS + 1, &self));
+                }
+                extents.push(extent);
+            }
+            Ok(extents)
+        }
+    }
+
+    deserializer.deserialize_seq(Few)
 }
 
 /// The tensors of a safetensors file of `file_len` bytes, by name; `bytes` is its beginning, the whole header at least.
@@ -193,11 +229,13 @@ pub fn parse_header(bytes: &[u8], file_len: u64) -> Result<BTreeMap<String, Entr
     let header_len = u64::from_le_bytes(*length);
     let data_len = data_bytes(length, header_len, file_len)?;
     let header = usize::try_from(header_len).ok().and_then(|n| rest.get(..n)).ok_or_else(|| too_short(bytes.len() as u64))?;
-    let Named(raw) = serde_json::from_slice::<Named<RawEntry>>(header)
-        .map_err(|e| ModelError::new(format!("its header is not that of a safetensors file: {e}; fetch the file again")))?;
+    let Named(raw) = serde_json::from_slice::<Named<RawEntry>>(header).map_err(|e| {
+        ModelError::new(format!("its header is not that of a safetensors file: {}; fetch the file again", remark(e)))
+    })?;
     let mut entries = BTreeMap::new();
     for (name, raw) in raw {
-        let entry = entry(&raw, LENGTH_BYTES + header_len).map_err(|e| ModelError::new(format!("tensor {name:?}: {e}")))?;
+        let entry =
+            entry(&raw, LENGTH_BYTES + header_len).map_err(|e| ModelError::new(format!("tensor \"{}\": {e}", shown(&name))))?;
         entries.insert(name, entry);
     }
     check_packed(&entries, LENGTH_BYTES + header_len, data_len)?;
@@ -262,7 +300,7 @@ fn dtype(name: &str) -> std::result::Result<DType, String> {
         "I32" => DType::I32,
         "U8" => DType::U8,
         _ => {
-            return Err(format!("dtype {name:?} is unknown; BF16, F16, F32, F8_E4M3, I32 and U8 are read"));
+            return Err(format!("dtype \"{}\" is unknown; BF16, F16, F32, F8_E4M3, I32 and U8 are read", shown(name)));
         }
     })
 }
@@ -292,7 +330,8 @@ fn check_packed(entries: &BTreeMap<String, Entry>, start: u64, data_len: u64) ->
                 false => ("leaves a gap before it of", begin - end),
             };
             return Err(ModelError::new(format!(
-                "tensor {name:?} {fault} {count} bytes, so the header is damaged; fetch the file again"
+                "tensor \"{}\" {fault} {count} bytes, so the header is damaged; fetch the file again",
+                shown(name)
             )));
         }
         end = entry.range.end;

@@ -11,6 +11,7 @@ use gemm::Parallelism;
 
 use super::decode::{decode_f32, encode_f32};
 use super::file::WeightFile;
+use super::words::shown;
 use super::{ModelError, Result};
 use crate::ops::matmul;
 use crate::tensor::{DType, Shape, Spec};
@@ -97,7 +98,7 @@ impl Recipe {
     /// A fault, with the file and name of the first tensor it is about in front.
     fn named(&self, fault: &str) -> ModelError {
         match self {
-            Recipe::Stored(stored) => ModelError::new(format!("{}: {fault}", stored.name)).at(stored.file.path()),
+            Recipe::Stored(stored) => ModelError::new(format!("{}: {fault}", shown(&stored.name))).at(stored.file.path()),
             Recipe::Rows(rows) => match rows.parts.first() {
                 Some(part) => part.of.named(fault),
                 None => ModelError::new(fault),
@@ -121,7 +122,10 @@ impl Stored {
     /// # Errors
     /// There is none.
     pub fn new(file: &Arc<WeightFile>, name: &str) -> Result<Stored> {
-        let spec = file.spec(name).ok_or_else(|| ModelError::new(format!("there is no tensor {name}")).at(file.path()))?.clone();
+        let spec = file
+            .spec(name)
+            .ok_or_else(|| ModelError::new(format!("there is no tensor {}", shown(name))).at(file.path()))?
+            .clone();
         Ok(Stored { file: file.clone(), name: name.to_string(), spec })
     }
 
