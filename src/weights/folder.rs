@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::file::WeightFile;
+use super::foreign::what_names;
 use super::json::{CONFIG_BYTES, TOKENIZER_BYTES, read, read_json};
 use super::layout::{DIT_V1_1, Index, Layout, QWEN_CONFIG, QWEN_INDEX, QWEN_SINGLE, QWEN_TOKENIZER, VAE};
 use super::recipe::{Recipe, Stored};
@@ -53,11 +54,15 @@ impl ModelFolder {
     pub fn open(path: &Path) -> Result<ModelFolder> {
         let layout = Layout::find(path)?;
         let dit = WeightFile::open(&layout.dit)?;
+        check_kind(std::slice::from_ref(&dit), Component::Dit, dit.path())?;
         let vae = WeightFile::open(&layout.vae)?;
+        check_kind(std::slice::from_ref(&vae), Component::Vae, vae.path())?;
         let qwen = match &layout.index {
             None => vec![WeightFile::open(&layout.qwen.join(QWEN_SINGLE))?],
             Some(index) => open_shards(&layout.qwen, index)?,
         };
+        let whole = if layout.index.is_some() { layout.qwen.clone() } else { layout.qwen.join(QWEN_SINGLE) };
+        check_kind(&qwen, Component::Qwen, &whole)?;
         let qwen_config = read_json(&layout.qwen.join(QWEN_CONFIG), CONFIG_BYTES)?;
         let settings = layout.settings.as_deref().map(|path| read_json(path, CONFIG_BYTES)).transpose()?;
         let tokenizer = read(&layout.qwen.join(QWEN_TOKENIZER), TOKENIZER_BYTES)?;
@@ -124,6 +129,15 @@ impl WeightSource for ModelFolder {
     fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
         let recipe = self.recipe(component, name);
         recipe.ok_or_else(|| ModelError::new(format!("there is no {name}")).at(&self.dir))?.read_at(offset, bytes)
+    }
+}
+
+/// Refuses files that are known to be another model; `path` is all of them.
+fn check_kind(files: &[WeightFile], wanted: Component, path: &Path) -> Result<()> {
+    let names = files.iter().flat_map(WeightFile::tensors).map(|(name, _)| name);
+    match what_names(names, Some(wanted)) {
+        Some(foreign) => Err(ModelError::new(foreign.to_string()).at(path)),
+        None => Ok(()),
     }
 }
 

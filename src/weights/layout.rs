@@ -13,13 +13,17 @@
 //! `models--Qwen--…` beside it; in a ModelScope cache they are `<org>/<name>` and `Qwen/<name>`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::{Component as Part, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::json::{INDEX_BYTES, Named, read, read_json};
+use super::file::WeightFile;
+use super::foreign::{FIRST, Foreign, what_bytes, what_names};
+use super::json::{CONFIG_BYTES, INDEX_BYTES, Named, read, read_json};
 use super::words::{listed, shown};
 use super::{ModelError, Result};
+use crate::tensor::Component;
 
 pub(super) const DIT_V1_0: &str = "step1x-edit-i1258.safetensors";
 pub(super) const DIT_V1_1: &str = "step1x-edit-v1p1-official.safetensors";
@@ -30,6 +34,32 @@ pub(super) const QWEN_CONFIG: &str = "config.json";
 pub(super) const QWEN_TOKENIZER: &str = "tokenizer.json";
 pub(super) const QWEN_SINGLE: &str = "model.safetensors";
 pub(super) const QWEN_INDEX: &str = "model.safetensors.index.json";
+
+/// What says that a folder has the layout of diffusers.
+const DIFFUSERS: &str = "model_index.json";
+
+/// Ends of the names of files that hold weights, of any program.
+const WEIGHTS: [&str; 16] = [
+    ".safetensors",
+    ".sft",
+    ".gguf",
+    ".ggml",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".onnx",
+    ".pb",
+    ".tflite",
+    ".h5",
+    ".zip",
+    ".tar",
+    ".gz",
+    ".tgz",
+];
+
+/// Most files of a folder that are looked into for what is in the place of a model.
+const MOST_LOOKED_AT: usize = 50;
 
 /// Most bytes of a file that names a revision; one has 40.
 const REVISION_BYTES: u64 = 1000;
@@ -60,10 +90,13 @@ pub(super) struct Index {
 impl Layout {
     /// Finds the model at `path`: its folder, a cache's folder for it, or its DiT file.
     ///
-    /// Fails when there is nothing at `path`, when more than one DiT file could be meant, or when files
-    /// are missing, all of which are then listed.
+    /// Fails when there is nothing at `path`, when the file is known to be something else, when more than one DiT file could
+    /// be meant, or when files are missing, all of which are then listed, with those that are there instead.
     pub fn find(path: &Path) -> Result<Layout> {
         let (dir, dit) = if path.is_file() {
+            if let Some(foreign) = look(path, Component::Dit) {
+                return Err(ModelError::new(foreign.to_string()).at(path));
+            }
             let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
             let dir = parent.unwrap_or(Path::new(".")).to_path_buf();
             (dir, Some(path.to_path_buf()))
@@ -72,10 +105,7 @@ impl Layout {
             let dit = find_dit(&dir)?;
             (dir, dit)
         } else {
-            return Err(ModelError::new(format!(
-                "{}: there is no such folder or file; give --model the folder of a model, or its step1x-edit*.safetensors",
-                path.display()
-            )));
+            return Err(absent(path));
         };
         let mut missing = Vec::new();
         if dit.is_none() {
@@ -91,17 +121,61 @@ impl Layout {
             Some(dit) if missing.is_empty() => {
                 Ok(Layout { settings: Some(dir.join(SETTINGS)).filter(|p| p.is_file()), dit, vae, qwen, index, dir })
             }
-            _ => Err(incomplete(&dir, &missing)),
+            _ => Err(incomplete(&dir, &qwen, &missing)),
         }
     }
 }
 
-fn incomplete(dir: &Path, missing: &[String]) -> ModelError {
-    let hint = match dir.join("model_index.json").is_file() {
-        true => "\nthis is the diffusers layout; download the files in the official layout",
-        false => "",
+/// There is nothing at `path`. A name as a hub has it is told how the files of a hub become a folder.
+fn absent(path: &Path) -> ModelError {
+    let place = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let parts: Vec<_> = path.components().collect();
+    let is_name = matches!(parts[..], [Part::Normal(_), Part::Normal(_)]);
+    let remedy = match is_name {
+        true => {
+            "a name on a hub is not looked up, and nothing is downloaded: fetch its files as docs/models.md says, then name their folder"
+        }
+        false => "give --model the folder of a model, or its step1x-edit*.safetensors (docs/models.md)",
     };
-    ModelError::new(format!("{}: not a complete model folder{}{hint}", dir.display(), listed("missing", missing)))
+    ModelError::new(format!("{}: there is no such folder or file; looked for {}; {remedy}", path.display(), place.display()))
+}
+
+fn incomplete(dir: &Path, qwen: &Path, missing: &[String]) -> ModelError {
+    let (layout, found) = (diffusers(dir), foreign_in(dir, qwen));
+    let lists = [listed("there instead", &found), listed("missing", missing)].concat();
+    ModelError::new(format!("{}: not a complete model folder{layout}{lists}", dir.display()))
+}
+
+/// What `model_index.json` says of a folder, if it has one.
+fn diffusers(dir: &Path) -> String {
+    #[derive(Deserialize)]
+    struct Pipeline {
+        #[serde(rename = "_class_name")]
+        class: String,
+    }
+    let path = dir.join(DIFFUSERS);
+    if !path.is_file() {
+        return String::new();
+    }
+    let of =
+        read_json::<Pipeline>(&path, CONFIG_BYTES).map_or(String::new(), |pipeline| format!(" of {}", shown(&pipeline.class)));
+    format!("\nthis is the diffusers layout{of}; download the files of Step1X-Edit in the official layout")
+}
+
+/// Files with weights in a model's folder and in that of its text encoder that are something else, in words.
+fn foreign_in(dir: &Path, qwen: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for (folder, usual) in [(dir, Component::Dit), (qwen, Component::Qwen)] {
+        let names = names_in(folder).unwrap_or_default();
+        let weights = |name: &&String| WEIGHTS.iter().any(|extension| name.to_ascii_lowercase().ends_with(extension));
+        for name in names.iter().filter(weights).take(MOST_LOOKED_AT) {
+            let wanted = if name == VAE { Component::Vae } else { usual };
+            let path = folder.join(name);
+            let shown = path.strip_prefix(dir).unwrap_or(&path).display();
+            found.extend(look(&path, wanted).map(|foreign| format!("{shown}: {foreign}")));
+        }
+    }
+    found
 }
 
 /// The folder itself, or for `models--<org>--<name>` of a Hugging Face cache the snapshot that `main` means.
@@ -216,6 +290,20 @@ impl Index {
         }
         Ok(Index { weight_map, shards })
     }
+}
+
+/// What the file at `path` is, if it can be read, is known and not what is wanted here.
+fn look(path: &Path, wanted: Component) -> Option<Foreign> {
+    let mut first = Vec::new();
+    let file = std::fs::File::open(path).ok()?;
+    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        return None;
+    }
+    file.take(FIRST as u64).read_to_end(&mut first).ok()?;
+    what_bytes(&first).or_else(|| {
+        let file = WeightFile::open(path).ok()?;
+        what_names(file.tensors().map(|(name, _)| name), Some(wanted))
+    })
 }
 
 /// Whether joining `name` to a folder stays directly within that folder.

@@ -59,7 +59,11 @@ fn refused(file: &str, bytes: impl AsRef<[u8]>, code: i32, words: &[&str]) {
 fn folders_that_hold_no_model() {
     let place = Place::new();
     fs::create_dir(place.path("empty")).unwrap();
-    place.edit_refused(&["-m", "absent"], 3, &["absent", "no such folder"]);
+    let looked = place.path("absent").display().to_string();
+    place.edit_refused(&["-m", "absent"], 3, &["absent", "no such folder", &looked, "docs/models.md"]);
+    let looked = place.path("stepfun-ai/Step1X-Edit").display().to_string();
+    let words = ["stepfun-ai/Step1X-Edit: there is no such folder", &looked, "nothing is downloaded", "docs/models.md"];
+    place.edit_refused(&["-m", "stepfun-ai/Step1X-Edit"], 3, &words);
     let all = ["missing (5)", DIT, VAE, CONFIG, TOKENIZER, "stepfun-ai/Step1X-Edit", "Qwen/Qwen2.5-VL-7B-Instruct"];
     place.edit_refused(&["-m", "empty"], 3, &all);
     for file in MODEL_FILES.into_iter().filter(|file| *file != SETTINGS) {
@@ -89,6 +93,83 @@ fn truncated_weights() {
     refused(VAE, &whole[..100], 3, &[VAE, "header"]);
     refused(TEXT, b"", 3, &["model.safetensors", "too short"]);
     refused(DIT, [&whole[..], b"tail"].concat(), 3, &[DIT, "4 bytes follow the last tensor"]);
+}
+
+/// Files of other kinds in the place of each of the model's files, and what is said of them.
+#[test]
+fn files_of_another_kind_are_named() {
+    let gguf = fs::read(report("quantised.gguf")).unwrap();
+    let kinds: [(&[u8], &str); 8] = [
+        (&gguf, "this is a GGUF file"),
+        (b"PK\x03\x04\0\0\x08\x08\0\0\0\0archive/data.pkl", "this is a zip archive, as PyTorch's"),
+        (b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", "this is a pickled PyTorch file"),
+        (b"\x08\x07\x12\x07pytorch", "this is an ONNX model"),
+        (b"<!doctype html><html><head><title>Just a moment...</title>", "this is a web page; the download went wrong"),
+        (b"{\"error\":\"Invalid credentials\"}", "this is a text that begins with \"{\"error\":\"Invalid credentials\"}\""),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 335304388\n", "run `git lfs pull`"),
+        (b"", "0 bytes are too short for a safetensors file"),
+    ];
+    for (bytes, words) in kinds {
+        for file in [DIT, VAE, TEXT] {
+            refused(file, bytes, 3, &[file, words]);
+        }
+    }
+}
+
+/// What is given instead of a model is named, also in a folder that has little or nothing of one.
+#[test]
+fn another_file_is_named_also_where_files_are_missing() {
+    let place = Place::new();
+    place.linked_model("whole", &[]);
+    fs::create_dir(place.path("bare")).unwrap();
+    for (file, words) in [
+        ("quantised.gguf", ["this is a GGUF file", "use the safetensors file of the official release"]),
+        ("lora.safetensors", ["this is a LoRA", "not a model"]),
+    ] {
+        for folder in ["whole", "bare"] {
+            fs::copy(report(file), place.path(&format!("{folder}/{file}"))).unwrap();
+            let path = format!("{folder}/{file}");
+            place.edit_refused(&["-m", &path], 3, &[&[path.as_str()][..], &words].concat());
+        }
+    }
+    let args = ["-m", "whole", "-i", &fixture("grey.png"), "--steps", "1", "-o", "whole.png"];
+    place.edited(&args);
+    let all = ["there instead (2)", "lora.safetensors: this is a LoRA", "quantised.gguf: this is a GGUF file", "missing (5)"];
+    place.edit_refused(&["-m", "bare"], 3, &all);
+
+    let qwen = place.path("whole").join(TEXT).parent().unwrap().to_path_buf();
+    let text = "Qwen2.5-VL, the text encoder";
+    place.edit_refused(&["-m", qwen.to_str().unwrap()], 3, &["model.safetensors: this is", text, "missing (5)"]);
+    let vae = place.path("whole").join(VAE);
+    place.edit_refused(&["-m", vae.to_str().unwrap()], 3, &[VAE, "this is FLUX's autoencoder"]);
+
+    place.write("bare/model_index.json", r#"{"_class_name": "FluxPipeline", "_diffusers_version": "0.30.0"}"#);
+    place.edit_refused(&["-m", "bare"], 3, &["this is the diffusers layout of FluxPipeline", "official layout", "missing (5)"]);
+}
+
+/// A model's own tensors under other names: those of FLUX, of ComfyUI, of a scaled checkpoint.
+#[test]
+fn other_models_are_named_by_their_tensors() {
+    let renamed = |rename: fn(&str) -> String| {
+        let parts = Parts::of(DIT);
+        let tensors = parts.header.into_iter().filter(|(name, _)| name != "__metadata__");
+        let header = tensors.map(|(name, entry)| (rename(&name), entry));
+        Parts { header: header.collect(), data: parts.data }.bytes()
+    };
+    let comfyui = renamed(|name| format!("model.diffusion_model.{name}"));
+    refused(DIT, &comfyui, 3, &[DIT, "names begin with model.diffusion_model.", "within, Step1X-Edit's transformer"]);
+    let flux = renamed(|name| name.replace("connector.", "other."));
+    refused(DIT, &flux, 3, &[DIT, "this is FLUX, not Step1X-Edit"]);
+    let scaled = renamed(|name| name.replace("img_in.bias", "img_in.scale_weight"));
+    refused(DIT, &scaled, 3, &[DIT, "this is a scaled FP8 checkpoint"]);
+    let swapped = fs::read(model().join(VAE)).unwrap();
+    refused(DIT, &swapped, 3, &[DIT, "this is FLUX's autoencoder"]);
+    refused(TEXT, &swapped, 3, &["model.safetensors", "this is FLUX's autoencoder", "put Qwen2.5-VL-7B-Instruct in its place"]);
+    // A type that Step1X-Edit has not comes after what the file is.
+    let mut parts = Parts::of(TEXT);
+    parts.header = parts.header.into_iter().map(|(name, entry)| (name.replace("gate_proj", "fc1"), entry)).collect();
+    parts.header["lm_head.weight"]["dtype"] = json!("I64");
+    refused(TEXT, parts.bytes(), 3, &["model.safetensors", "this is Qwen2-VL, not Qwen2.5-VL"]);
 }
 
 #[test]
@@ -149,7 +230,7 @@ fn what_files_hold_is_shown_briefly_and_plainly() {
         assert!(answer.stderr.len() < 2000, "{} bytes", answer.stderr.len());
         assert!(!answer.stderr.contains(['\u{1b}', '\u{7}']), "{:?}", answer.stderr);
     };
-    let extents = format!(r#"{{"a":{{"dtype":"F32","shape":[{}2],"data_offsets":[0,4]}}}}"#, "2,".repeat(10_000_000));
+    let extents = format!(r#"{{"a":{{"dtype":"F32","shape":[{}2],"data_offsets":[0,4]}}}}"#, "2,".repeat(5_000_000));
     message(with_header(extents.as_bytes(), &[0; 4]), &[VAE, "tensor", "at most 16 whole numbers"]);
 
     let mut parts = Parts::of(VAE);

@@ -14,13 +14,14 @@ use std::path::{Path, PathBuf};
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::foreign::{FIRST, what_bytes, what_names};
 use super::json::Named;
 use super::words::{remark, shown};
 use super::{ModelError, Result};
 use crate::tensor::{DType, Shape, Spec};
 
-/// Largest header accepted, in bytes; that of the largest released file has about 90 kB.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Largest header accepted, in bytes; that of the largest released file has about 90,000. A tensor of it takes eight times its text.
+const MAX_HEADER_BYTES: u64 = 16_000_000;
 
 /// Bytes of the header's length.
 const LENGTH_BYTES: u64 = 8;
@@ -155,11 +156,15 @@ impl WeightFile {
 fn read_header(file: &File, len: u64, path: &Path) -> Result<Vec<u8>> {
     let io = |e: std::io::Error| ModelError::io("read its header", path, &e);
     let mut header = Vec::new();
-    file.take(LENGTH_BYTES).read_to_end(&mut header).map_err(io)?;
+    file.take(FIRST as u64).read_to_end(&mut header).map_err(io)?;
+    if let Some(foreign) = what_bytes(&header) {
+        return Err(ModelError::new(foreign.to_string()).at(path));
+    }
     let length = *header.first_chunk::<8>().ok_or_else(|| too_short(header.len() as u64).at(path))?;
     let header_len = u64::from_le_bytes(length);
-    data_bytes(&length, header_len, len).map_err(|e| e.at(path))?;
-    file.take(header_len).read_to_end(&mut header).map_err(io)?;
+    data_bytes(header_len, len).map_err(|e| e.at(path))?;
+    let more = (LENGTH_BYTES + header_len).saturating_sub(header.len() as u64);
+    file.take(more).read_to_end(&mut header).map_err(io)?;
     Ok(header)
 }
 
@@ -219,7 +224,7 @@ fn few<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<u6
 
 /// The tensors of a safetensors file of `file_len` bytes, by name; `bytes` is its beginning, the whole header at least.
 ///
-/// Fails when the file is too short for a header or the header for its tensors, the header exceeds 100 MB
+/// Fails when the file is too short for a header or the header for its tensors, the header exceeds 16 MB
 /// or is not JSON, a name appears twice, a field is missing, a dtype is unknown, a shape overflows or
 /// differs from its bytes, or the tensors overlap, leave a gap, or end before or past the file's end.
 pub fn parse_header(bytes: &[u8], file_len: u64) -> Result<BTreeMap<String, Entry>> {
@@ -227,16 +232,20 @@ pub fn parse_header(bytes: &[u8], file_len: u64) -> Result<BTreeMap<String, Entr
         return Err(too_short(file_len));
     };
     let header_len = u64::from_le_bytes(*length);
-    let data_len = data_bytes(length, header_len, file_len)?;
+    let data_len = data_bytes(header_len, file_len)?;
     let header = usize::try_from(header_len).ok().and_then(|n| rest.get(..n)).ok_or_else(|| too_short(bytes.len() as u64))?;
     let Named(raw) = serde_json::from_slice::<Named<RawEntry>>(header).map_err(|e| {
         ModelError::new(format!("its header is not that of a safetensors file: {}; fetch the file again", remark(e)))
     })?;
     let mut entries = BTreeMap::new();
-    for (name, raw) in raw {
-        let entry =
-            entry(&raw, LENGTH_BYTES + header_len).map_err(|e| ModelError::new(format!("tensor \"{}\": {e}", shown(&name))))?;
-        entries.insert(name, entry);
+    // A tensor of a type that is not read is first of all a sign of another model.
+    let fault = |name: &str, e: String| match what_names(raw.keys().map(String::as_str), None) {
+        Some(foreign) => ModelError::new(foreign.to_string()),
+        None => ModelError::new(format!("tensor \"{}\": {e}", shown(name))),
+    };
+    for (name, tensor) in &raw {
+        let entry = entry(tensor, LENGTH_BYTES + header_len).map_err(|e| fault(name, e))?;
+        entries.insert(name.clone(), entry);
     }
     check_packed(&entries, LENGTH_BYTES + header_len, data_len)?;
     Ok(entries)
@@ -247,10 +256,7 @@ fn too_short(len: u64) -> ModelError {
 }
 
 /// Bytes that the file has after its header.
-fn data_bytes(length: &[u8; 8], header_len: u64, file_len: u64) -> Result<u64> {
-    if length == b"version " {
-        return Err(ModelError::new("this is a Git LFS pointer, not the weights; run `git lfs pull`"));
-    }
+fn data_bytes(header_len: u64, file_len: u64) -> Result<u64> {
     let after = file_len.saturating_sub(LENGTH_BYTES);
     if header_len > MAX_HEADER_BYTES {
         return Err(ModelError::new(format!(
