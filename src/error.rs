@@ -52,7 +52,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 }
 
 /// A thread that cannot be started.
-pub fn no_thread(error: std::io::Error) -> ResourceError {
+pub fn no_thread(error: impl fmt::Display) -> ResourceError {
     ResourceError(format!("the system starts no further thread ({error}); allow more processes (ulimit -u) or more memory"))
 }
 

@@ -1,5 +1,7 @@
 //! `step1x-edit`: parse, run, exit code.
 
+mod allocator;
+
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use signal_hook::flag::register;
 use signal_hook::low_level::exit;
 use step1x_edit::cli::{self, Command, EditArgs};
 use step1x_edit::commands::{demo, doctor, inspect, judge, measure, op, synth, verify};
-use step1x_edit::error::{Interrupted, ResourceError, UsageError, printable};
+use step1x_edit::error::{Interrupted, ResourceError, UsageError, no_thread, printable};
 use step1x_edit::pipeline::run_edit;
 use step1x_edit::progress::{Display, byte_bar, case_bar, say};
 use step1x_edit::stop::Stop;
@@ -33,11 +35,11 @@ fn main() -> ExitCode {
 
 /// Runs a command and gives its exit code.
 fn run(command: &Command) -> Result<u8> {
+    start_threads(command)?;
     let silent = &mut Display::new(true, &STOP);
     match command {
         Command::Edit(args) => edit(args)?,
         Command::Demo(args) => {
-            use_threads(args.place.threads)?;
             let done = demo::run(&args.job()?, silent, &case_bar(args.quiet))?;
             if !args.quiet {
                 say(&done);
@@ -58,10 +60,7 @@ fn run(command: &Command) -> Result<u8> {
             held?;
         }
         Command::Compare(args) => measure::compare(&args.job()?, &mut print)?,
-        Command::Judge(args) => {
-            use_threads(args.place.threads)?;
-            print(&judge::run(&args.job()?, silent, &case_bar(args.quiet))?)?
-        }
+        Command::Judge(args) => print(&judge::run(&args.job()?, silent, &case_bar(args.quiet))?)?,
         Command::Synth(args) => synth::run(&args.job(), &STOP, &byte_bar(args.quiet))?,
     }
     Ok(0)
@@ -81,7 +80,9 @@ fn watch_signals() -> std::io::Result<()> {
     for signal in signals {
         let obey = move || {
             if let Some(text) = STOP.ask(signal) {
-                last_words(text);
+                if !text.is_empty() {
+                    ["error: ", text, "\n"].iter().for_each(|part| write_plainly(part.as_bytes()));
+                }
                 exit(128 + signal);
             }
         };
@@ -91,14 +92,10 @@ fn watch_signals() -> std::io::Result<()> {
     Ok(())
 }
 
-/// Writes an error from a signal handler, where nothing may be allocated or locked.
-fn last_words(text: &str) {
+/// Writes to stderr where nothing may be allocated or locked.
+fn write_plainly(text: &[u8]) {
     #[cfg(unix)]
-    if !text.is_empty() {
-        for part in ["error: ", text, "\n"] {
-            let _ = rustix::io::write(std::io::stderr(), part.as_bytes());
-        }
-    }
+    let _ = rustix::io::write(std::io::stderr(), text);
 }
 
 /// Whether `nohup` or a service manager has asked to outlive the terminal: bit 0 of the ignored signals is SIGHUP's.
@@ -114,7 +111,6 @@ fn edit(args: &EditArgs) -> Result<()> {
     if args.random_seed() {
         say(&format!("seed {}", job.edit.seed));
     }
-    use_threads(args.place.threads)?;
     let mut progress = Display::new(args.quiet, &STOP);
     let result = run_edit(&job, &mut progress);
     progress.finish();
@@ -128,13 +124,22 @@ fn edit(args: &EditArgs) -> Result<()> {
     Ok(())
 }
 
-/// Bounds the CPU threads, if a number is given.
-fn use_threads(threads: Option<u32>) -> Result<()> {
-    let Some(threads) = threads else { return Ok(()) };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads as usize)
-        .build_global()
-        .with_context(|| format!("cannot start {threads} CPU threads; give fewer with --threads"))
+/// Starts the CPU's threads: as many as the flag says, else the environment, else one for each core.
+fn start_threads(command: &Command) -> Result<()> {
+    let asked = match command {
+        Command::Doctor(_) => return Ok(()), // computes nothing, and says what is wrong even where no thread starts
+        Command::Edit(args) => args.place.threads,
+        Command::Demo(args) => args.place.threads,
+        Command::Judge(args) => args.place.threads,
+        _ => None,
+    };
+    let threads = asked.unwrap_or_else(|| {
+        let (threads, note) = cli::threads();
+        note.iter().for_each(|note| say(&format!("note: {note}")));
+        threads
+    });
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(no_thread)?;
+    Ok(())
 }
 
 /// Prints a result, as a terminal may have it. A reader that has gone away, such as `head`, has had what it wanted.

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::values;
 use crate::cuda::Setup;
 
 /// Folders of libraries: those of STEP1X_CUDA_LIB, then those of Python environments (VIRTUAL_ENV, CONDA_PREFIX, that of
@@ -16,6 +17,23 @@ pub fn setup() -> Setup {
     let profiler = variable("NVTX_INJECTION64_PATH").map(PathBuf::from);
     let kernels = variable("STEP1X_KERNELS").map(PathBuf::from);
     Setup { libraries: libraries(&variable, Path::new("/usr/local")), cache: cache(&variable), kernels, profiler }
+}
+
+/// How many threads the CPU gets unless a flag says so: what RAYON_NUM_THREADS says within bounds, else one for each core; and
+/// what the user should know of that.
+pub fn threads() -> (usize, Option<String>) {
+    threads_of(env::var("RAYON_NUM_THREADS").ok().as_deref(), values::cores(), values::most_threads())
+}
+
+fn threads_of(wanted: Option<&str>, cores: usize, most: usize) -> (usize, Option<String>) {
+    match wanted.map(|text| (text, text.parse::<usize>())) {
+        None | Some((_, Ok(0))) | Some(("", _)) => (cores, None),
+        Some((_, Ok(number))) if number <= most => (number, None),
+        Some((text, _)) => {
+            let fault = format!("RAYON_NUM_THREADS is {text:?}, which is no number from 1 to {most}; {cores} threads are used");
+            (cores, Some(fault))
+        }
+    }
 }
 
 type Variable<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -93,6 +111,18 @@ mod tests {
         let found = libraries(&|name| variables.get(name).cloned(), &at("local"));
         assert_eq!(found, expected.map(at));
         assert_eq!(libraries(&|_| None, &at("nowhere")), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn threads_are_bounded_whatever_the_environment_says() {
+        for (wanted, threads) in [(None, 8), (Some(""), 8), (Some("0"), 8), (Some("1"), 1), (Some("64"), 64)] {
+            assert_eq!(threads_of(wanted, 8, 64), (threads, None), "{wanted:?}");
+        }
+        for wanted in ["65", "100000", "99999999999999999999", "-1", "many", "2.5"] {
+            let (threads, note) = threads_of(Some(wanted), 8, 64);
+            let note = note.unwrap();
+            assert!(threads == 8 && note.contains(wanted) && note.contains("1 to 64") && note.contains("8 threads"), "{note}");
+        }
     }
 
     #[test]

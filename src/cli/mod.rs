@@ -17,7 +17,7 @@ use clap::{Parser, Subcommand};
 
 pub use self::demo::DemoArgs;
 pub use self::edit::EditArgs;
-pub use self::environment::setup;
+pub use self::environment::{setup, threads};
 pub use self::help::parse;
 pub use self::judge::JudgeArgs;
 pub use self::look::{DoctorArgs, InspectArgs, SynthArgs};

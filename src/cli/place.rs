@@ -18,9 +18,9 @@ pub struct PlaceArgs {
     /// Element type of activations: bf16 is how the released model runs, f32 is the CPU's [default: bf16 on a GPU, f32 on the CPU]
     #[arg(long, value_enum, help_heading = "Device", hide_short_help = true)]
     precision: Option<values::PrecisionArg>,
-    /// CPU threads to use [default: all]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Device", hide_short_help = true)]
-    pub threads: Option<u32>,
+    /// CPU threads, at most 64 or as many as there are cores [default: one for each core]
+    #[arg(long, value_parser = values::threads, allow_hyphen_values = true, help_heading = "Device", hide_short_help = true)]
+    pub threads: Option<usize>,
 }
 
 impl PlaceArgs {

@@ -1,5 +1,7 @@
 //! Values of flags, from text.
 
+use std::num::NonZero;
+
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
@@ -109,6 +111,21 @@ pub(super) fn size(text: &str) -> Result<(usize, usize)> {
     let (w, h) = sides.context("give WIDTHxHEIGHT, such as 1024x768")?;
     ensure!((1..=65536).contains(&w) && (1..=65536).contains(&h), "give sides of 1 to 65536 pixels");
     Ok((w, h))
+}
+
+/// Cores that the process may use.
+pub(super) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Most CPU threads. More than cores help nobody, but a command may be copied from a larger machine.
+pub(super) fn most_threads() -> usize {
+    cores().max(64)
+}
+
+pub(super) fn threads(text: &str) -> Result<usize> {
+    let most = most_threads();
+    text.parse().ok().filter(|n| (1..=most).contains(n)).with_context(|| format!("give a whole number from 1 to {most}"))
 }
 
 pub(super) fn count(text: &str) -> Result<usize> {

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::error::{Interrupted, usage};
 use crate::model::{Config, Preset, Version};
+use crate::pipeline::check_host_memory;
 use crate::prompt::{PromptSettings, Tokenizer};
 use crate::stop::Stop;
 use crate::tensor::{Component, Spec};
@@ -16,6 +17,9 @@ use crate::weights::{PlannedTensor, check_absent_or_empty, write_model};
 
 /// Bytes of a shard of the full text encoder, about that of the released ones.
 const SHARD_BYTES: u64 = 4_000_000_000;
+
+/// Memory that writing takes: two buffers and the tokenizer.
+const WRITING_BYTES: usize = 160_000_000;
 
 /// A folder of synthetic weights to write.
 #[derive(Clone, Debug)]
@@ -73,8 +77,9 @@ impl PresetModel {
 /// What was written is taken back.
 pub fn run(job: &SynthJob, stop: &Stop, bar: &ProgressBar) -> Result<()> {
     let SynthJob { output: dir, preset, version, seed } = job;
-    stop.begin();
     check_absent_or_empty(dir).map_err(|fault| usage(fault.into()))?;
+    check_host_memory("writing a model", WRITING_BYTES)?;
+    stop.begin();
     let model = PresetModel::new(*preset, *version)?;
     let checkpoint = model.config.checkpoint();
     let of = |wanted: Component| -> Vec<PlannedTensor> {

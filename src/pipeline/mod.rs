@@ -16,6 +16,7 @@ pub use self::checkpoint::{CFG_SCALES, Model, Settings, parse_settings};
 pub use self::engine::{Edited, Engine, Loaded, Made, PROGRAM_BYTES, Purpose, Seconds};
 pub use self::job::{EditJob, EditParameters, Rng};
 pub use self::material::Material;
+pub use self::memory::check_host_memory;
 pub use self::place::{DeviceChoice, LEAST_CAPABILITY, Place, PlaceChoice};
 pub use self::program::{EditInputs, HostInputs, Program, Request};
 pub use self::report::{Parameters, Report};

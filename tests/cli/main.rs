@@ -10,6 +10,7 @@ mod inspect;
 mod interrupt;
 mod judge;
 mod layouts;
+mod limits;
 mod models;
 mod op;
 mod output;

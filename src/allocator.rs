@@ -1,0 +1,65 @@
+//! The program's memory: a request that the system refuses ends it with a message and exit code 4.
+//!
+//! What a plan knows is checked before it is taken, and refused with a better message. This is for what nobody planned, and for
+//! what others have taken since. Without it the process would abort. Nothing is half written then: results have no name yet.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{Cursor, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use signal_hook::low_level::exit;
+
+struct Allocator;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
+// SAFETY: every call is handed on to the system's allocator as it is; where that has nothing to give, none returns.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        granted(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        granted(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        granted(unsafe { System.realloc(old, layout, size) }, size)
+    }
+
+    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(old, layout) }
+    }
+}
+
+#[inline]
+fn granted(memory: *mut u8, bytes: usize) -> *mut u8 {
+    if memory.is_null() {
+        refuse(bytes)
+    }
+    memory
+}
+
+/// Says what was refused and ends the process. Nothing may be allocated or locked here.
+#[cold]
+fn refuse(bytes: usize) -> ! {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    while SAID.swap(true, Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_secs(1)); // another thread is at it
+    }
+    let mut text = Cursor::new([0; 256]);
+    let _ = writeln!(
+        text,
+        "error: the system refused {bytes} bytes of memory; close other programs, raise the limit (ulimit -v), or use a smaller \
+         --size-level"
+    );
+    let length = text.position() as usize;
+    crate::write_plainly(&text.get_ref()[..length]);
+    exit(4)
+}
