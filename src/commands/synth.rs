@@ -119,6 +119,6 @@ pub fn run(job: &SynthJob, stop: &Stop, bar: &ProgressBar) -> Result<()> {
     bar.finish_and_clear();
     match written {
         Err(_) if stop.asked() => Err(Interrupted.into()),
-        other => Ok(other?),
+        other => other,
     }
 }

@@ -24,7 +24,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
     ("sampling", &["ops", "tensor"]),
     ("image", &["aside"]),
     ("prompt", &["image"]),
-    ("weights", &["aside", "hash", "model", "ops", "tensor"]),
+    ("weights", &["aside", "error", "hash", "model", "ops", "tensor"]),
     ("exec", &["cuda", "error", "graph", "ops", "plan", "tensor", "weights"]),
     ("inputs", &["model", "prompt"]),
     (

@@ -46,10 +46,10 @@ impl Meter {
             peak
         };
         let (result, peak_bytes) = thread::scope(|scope| {
-            let looker = scope.spawn(looking);
+            let looker = thread::Builder::new().spawn_scoped(scope, looking);
             let result = work();
             drop(done);
-            (result, looker.join().unwrap_or(0))
+            (result, looker.map_or(0, |looker| looker.join().unwrap_or(0)))
         });
         let joules = before.zip(millijoules()).map(|(before, after)| after.saturating_sub(before) as f64 / 1e3);
         (result, Taken { peak_bytes, joules })

@@ -17,6 +17,7 @@ use super::layout::{DIT_V1_0, DIT_V1_1, QWEN, QWEN_CONFIG, QWEN_INDEX, QWEN_SING
 use super::splitmix::Splitmix;
 use super::{ModelError, Result};
 use crate::aside::Aside;
+use crate::error::no_thread;
 use crate::model::Version;
 use crate::tensor::{DType, Spec};
 
@@ -42,7 +43,7 @@ pub struct PlannedTensor {
 /// the bytes of tensors done and in all, and says whether to go on.
 ///
 /// Fails, taking back what it wrote, when a name is planned twice, a dtype is not a float, the disk has no
-/// room, the system refuses, or `progress` says stop.
+/// room, the system refuses, or `progress` says stop; with a [`crate::error::ResourceError`] when no thread can be started.
 pub fn write_model(
     dir: &Path,
     version: Version,
@@ -55,7 +56,7 @@ pub fn write_model(
     settings_json: Option<&str>,
     seed: u64,
     progress: &dyn Fn(u64, u64) -> bool,
-) -> Result<()> {
+) -> anyhow::Result<()> {
     check_absent_or_empty(dir)?;
     let dit_name = match version {
         Version::V1_0 => DIT_V1_0,
@@ -266,35 +267,40 @@ impl<'a> FilePlan<'a> {
     }
 
     /// Writes it aside, then renames; `progress` gets the bytes of each buffer.
-    fn write(&self, seed: u64, buffer: usize, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
-        let io = |e: io::Error| ModelError::io("write it", &self.path, &e);
-        let mut aside = Aside::create(&parent(&self.path)).map_err(io)?;
-        aside.file().write_all(&self.header).map_err(io)?;
-        self.stream(aside.file(), seed, buffer, progress).map_err(io)?;
-        aside.rename(&self.path).map_err(io)
+    fn write(&self, seed: u64, buffer: usize, progress: &mut dyn FnMut(u64) -> bool) -> anyhow::Result<()> {
+        let mut aside = Aside::create(&parent(&self.path)).map_err(|e| self.fault(e))?;
+        aside.file().write_all(&self.header).map_err(|e| self.fault(e))?;
+        self.stream(aside.file(), seed, buffer, progress)?;
+        Ok(aside.rename(&self.path).map_err(|e| self.fault(e))?)
+    }
+
+    fn fault(&self, error: io::Error) -> ModelError {
+        ModelError::io("write it", &self.path, &error)
     }
 
     /// Fills buffers on this thread, and rayon's, while another writes them.
-    fn stream(&self, file: &mut File, seed: u64, buffer: usize, progress: &mut dyn FnMut(u64) -> bool) -> io::Result<()> {
+    fn stream(&self, file: &mut File, seed: u64, buffer: usize, progress: &mut dyn FnMut(u64) -> bool) -> anyhow::Result<()> {
         let (full, to_write) = sync_channel::<(Vec<u8>, usize)>(1);
         let (written, empty) = channel();
         let capacity = usize::try_from(self.data_bytes).map_or(buffer, |n| n.min(buffer));
         thread::scope(|scope| {
-            let writer = scope.spawn(move || -> io::Result<()> {
+            let write = move || -> io::Result<()> {
                 for (bytes, filled) in to_write {
                     file.write_all(&bytes[..filled])?;
                     // The filler may have all it needs and be gone.
                     let _ = written.send(bytes);
                 }
                 Ok(())
-            });
+            };
+            let writer = thread::Builder::new().spawn_scoped(scope, write).map_err(no_thread)?;
             let mut filler =
                 Filler { full, empty, spare: Some(vec![0; capacity]), buffer: vec![0; capacity], filled: 0, progress };
             let filled = filler.fill(&self.tensors, seed);
             drop(filler);
-            writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            written.map_err(|e| self.fault(e))?;
             // The writer has not failed, so whoever watches the progress has said to stop.
-            filled.ok_or_else(|| io::Error::new(io::ErrorKind::Interrupted, "stopped"))
+            filled.ok_or_else(|| self.fault(io::Error::new(io::ErrorKind::Interrupted, "stopped")).into())
         })
     }
 }

@@ -8,7 +8,7 @@ fn planned(name: &str, dtype: DType, shape: &[usize]) -> PlannedTensor {
 }
 
 /// Writes one file of synthetic tensors, with the checks of a whole model.
-pub fn write_safetensors(path: &Path, tensors: &[PlannedTensor], metadata: &[(&str, &str)], seed: u64) -> Result<()> {
+pub fn write_safetensors(path: &Path, tensors: &[PlannedTensor], metadata: &[(&str, &str)], seed: u64) -> anyhow::Result<()> {
     let file = FilePlan::new(path.to_path_buf(), tensors.iter().collect(), metadata)?;
     check_room(&parent(path), file.bytes())?;
     file.write(seed, BUFFER_BYTES, &mut |_| true)
@@ -101,7 +101,7 @@ fn toy() -> [Vec<PlannedTensor>; 3] {
     ]
 }
 
-fn write_toy(dir: &Path, shard_bytes: Option<u64>, progress: &dyn Fn(u64, u64) -> bool) -> Result<()> {
+fn write_toy(dir: &Path, shard_bytes: Option<u64>, progress: &dyn Fn(u64, u64) -> bool) -> anyhow::Result<()> {
     let [dit, vae, qwen] = toy();
     let settings = Some(r#"{"prefix": 3}"#);
     write_model(dir, Version::V1_0, &dit, &vae, &qwen, shard_bytes, r#"{"hidden_size": 8}"#, b"{}", settings, 3, progress)
