@@ -182,7 +182,7 @@ fn recipes(files: &[Arc<WeightFile>], canonical: fn(&str) -> String) -> Result<B
                 let fault = format!("{one} and {other} are two names of one tensor; the file must hold one of them");
                 return Err(ModelError::new(fault).at(file.path()));
             }
-            recipes.insert(name, Recipe::Stored(Stored::new(file, stored)?));
+            recipes.insert(name, Recipe::Stored(Stored::new(file, stored)?.not_zero()));
         }
     }
     Ok(recipes)

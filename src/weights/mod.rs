@@ -17,6 +17,7 @@ mod form;
 mod json;
 mod layout;
 mod recipe;
+mod sound;
 mod splitmix;
 pub mod tokenizer;
 mod words;

@@ -341,18 +341,56 @@ fn a_broken_settings_file() {
     refused(SETTINGS, b"{\"cut\": 100000}", 3, &["`cut` is 100000"]);
 }
 
+/// A download that was given its size in advance, and ended half way.
 #[test]
-fn weights_that_are_no_numbers_name_the_stage() {
+fn a_transformer_whose_second_half_is_zeros() {
+    let mut parts = Parts::of(DIT);
+    let half = parts.data.len() / 2;
+    parts.data[half..].fill(0);
+    refused(DIT, parts.bytes(), 3, &[DIT, "the tensor ", "has only zeros", "fetch the file again"]);
+}
+
+#[test]
+fn weights_that_cannot_be_right_are_named() {
     const NAN_BF16: [u8; 2] = [0xc0, 0x7f];
     const NAN_F32: [u8; 4] = [0, 0, 0xc0, 0x7f];
-    for (file, tensor, nan, stage) in [
-        (VAE, "encoder.conv_in.bias", &NAN_F32[..], "the stage vae_encode"),
-        (TEXT, "model.embed_tokens.weight", &NAN_BF16, "the stage text"),
-        (DIT, "final_layer.linear.bias", &NAN_BF16, "after step 1 of 2"),
-        (VAE, "decoder.conv_out.bias", &NAN_F32, "the stage vae_decode"),
+    for (file, tensor, nan) in [
+        (VAE, "encoder.conv_in.bias", &NAN_F32[..]),
+        (TEXT, "model.embed_tokens.weight", &NAN_BF16),
+        (DIT, "final_layer.linear.bias", &NAN_BF16),
+        (VAE, "decoder.conv_out.bias", &NAN_F32),
     ] {
         let mut parts = Parts::of(file);
         parts.fill(tensor, nan);
+        refused(file, parts.bytes(), 3, &[file, &format!("the tensor {tensor}, "), "not finite", "fetch the file again"]);
+    }
+    for (file, tensor) in [(VAE, "encoder.conv_in.weight"), (TEXT, "model.layers.0.mlp.up_proj.weight"), (DIT, "img_in.weight")] {
+        let mut parts = Parts::of(file);
+        parts.fill(tensor, &[0]);
+        refused(file, parts.bytes(), 3, &[file, &format!("the tensor {tensor}, "), "has only zeros"]);
+    }
+    // A bias may be zero.
+    let place = Place::new();
+    let dir = place.linked_model("model", &[DIT]);
+    let mut parts = Parts::of(DIT);
+    parts.fill("img_in.bias", &[0]);
+    fs::write(dir.join(DIT), parts.bytes()).unwrap();
+    place.edited(&["-m", "model", "-i", &fixture("grey.png"), "--steps", "1"]);
+}
+
+/// Weights that are finite, but whose products are not.
+#[test]
+fn values_that_become_infinite_name_the_stage() {
+    const MOST_BF16: [u8; 2] = [0x7f, 0x7f];
+    const MOST_F32: [u8; 4] = [0xff, 0xff, 0x7f, 0x7f];
+    for (file, tensor, most, stage) in [
+        (VAE, "encoder.conv_in.bias", &MOST_F32[..], "the stage vae_encode"),
+        (TEXT, "model.norm.weight", &MOST_BF16, "the stage text"),
+        (DIT, "final_layer.linear.weight", &MOST_BF16, "after step 1 of 2"),
+        (VAE, "decoder.norm_out.weight", &MOST_F32, "the stage vae_decode"),
+    ] {
+        let mut parts = Parts::of(file);
+        parts.fill(tensor, most);
         refused(file, parts.bytes(), 1, &["not finite", stage, "othing was written"]);
     }
 }

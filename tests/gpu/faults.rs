@@ -113,6 +113,37 @@ fn a_file_cut_off_under_way_is_named() {
     assert!(text.contains("vae.safetensors"), "{text}");
 }
 
+/// A download that was given its size in advance, and ended half way.
+#[test]
+fn a_matrix_of_zeros_ends_the_run_with_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("model");
+    let job = SynthJob { output: folder.clone(), preset: Preset::Tiny, version: Version::V1_1, seed: 0 };
+    synth::run(&job, &Stop::new(), &ProgressBar::hidden()).unwrap();
+    let dit = folder.join("step1x-edit-v1p1-official.safetensors");
+    let mut bytes = std::fs::read(&dit).unwrap();
+    let half = bytes.len() / 2;
+    bytes[half..].fill(0);
+    std::fs::write(&dit, bytes).unwrap();
+    let model = Model::open(&folder).unwrap();
+    let is_named = |error: anyhow::Error| {
+        assert!(error.downcast_ref::<ModelError>().is_some(), "{error:#} is a fault of the model's files");
+        let text = format!("{error:#}");
+        assert!(text.contains("official.safetensors: the tensor ") && text.contains("has only zeros"), "{text}");
+    };
+    let edit = TinyEdit::planned(Precision::F32, Target::Cpu, Version::V1_1, Savings::ALL);
+    let mut exec = Reference::new(edit.plan().clone(), model.folder.clone()).unwrap();
+    is_named(edit.run(&mut exec).expect_err("half of the transformer is zero"));
+
+    let Some(gpu) = gpu() else { return };
+    let (target, gpu) = (gpu.target(), gpu.parts());
+    is_named(soon("zeros", move || {
+        let edit = TinyEdit::new(target, Version::V1_1, Savings::ALL);
+        let mut exec = Cuda::load(&gpu.open(model.folder.clone()), edit.plan().clone()).unwrap();
+        edit.run(&mut exec).expect_err("half of the transformer is zero")
+    }));
+}
+
 #[test]
 fn what_the_driver_shows_is_what_was_planned() {
     let Some(gpu) = gpu() else { return };

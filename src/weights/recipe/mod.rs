@@ -6,19 +6,23 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use gemm::Parallelism;
 
 use super::decode::{decode_f32, encode_f32};
 use super::file::WeightFile;
 use super::words::shown;
-use super::{ModelError, Result};
+use super::{ModelError, Result, sound};
 use crate::ops::matmul;
 use crate::tensor::{DType, Shape, Spec};
 
 /// Rows of a LoRA product that are computed at once, counted from the first row of its pair. A range that begins or ends
 /// within such a block computes all of it: products of one shape add up in one order.
 const BLOCK: usize = 32;
+
+/// Bytes that are read and looked at before the next: few enough for a core's cache, a multiple of every element's size.
+const PART: usize = 256 << 10;
 
 /// How a tensor is made.
 #[derive(Clone, Debug)]
@@ -52,7 +56,7 @@ impl Recipe {
             return Err(self.named(&asked));
         }
         match self {
-            Recipe::Stored(stored) => stored.file.read_at(&stored.name, offset, bytes),
+            Recipe::Stored(stored) => stored.read_at(offset, bytes),
             Recipe::Rows(rows) if rows.are_of_one_type() => {
                 let size = rows.spec.dtype.bytes();
                 let row = row_elements(&rows.spec.shape) * size;
@@ -80,7 +84,7 @@ impl Recipe {
             Recipe::Stored(stored) => {
                 let size = stored.spec.dtype.bytes();
                 let mut bytes = vec![0; values.len() * size];
-                stored.file.read_at(&stored.name, first * size, &mut bytes)?;
+                stored.read_at(first * size, &mut bytes)?;
                 decode_f32(stored.spec.dtype, &bytes, values);
                 Ok(())
             }
@@ -108,12 +112,14 @@ impl Recipe {
     }
 }
 
-/// A tensor of a file.
+/// A tensor of a file. What is read of it is looked at on its way: values must be finite.
 #[derive(Clone, Debug)]
 pub struct Stored {
     file: Arc<WeightFile>,
     name: String,
     spec: Spec,
+    /// Whether it is known to have a value other than zero, where one is asked for; shared by all that were cloned of it.
+    not_zero: Option<Arc<AtomicBool>>,
 }
 
 impl Stored {
@@ -126,7 +132,53 @@ impl Stored {
             .spec(name)
             .ok_or_else(|| ModelError::new(format!("there is no tensor {}", shown(name))).at(file.path()))?
             .clone();
-        Ok(Stored { file: file.clone(), name: name.to_string(), spec })
+        Ok(Stored { file: file.clone(), name: name.to_string(), spec, not_zero: None })
+    }
+
+    /// The same tensor, refused if all of a matrix is zero: no trained one is, and a download that was given its size in
+    /// advance and did not end looks like that. Vectors may be zero.
+    pub fn not_zero(self) -> Stored {
+        let matrix = self.spec.shape.0.len() > 1 && self.spec.dtype.is_float();
+        Stored { not_zero: matrix.then(Arc::default), ..self }
+    }
+
+    /// Reads bytes from `offset` on, a part at a time, so that each is looked at while it is in the cache. (Elements that the
+    /// ends of a part divide are passed over; who reads weights reads whole ones.)
+    fn read_at(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let (dtype, size) = (self.spec.dtype, self.spec.dtype.bytes());
+        let mut largest = 0;
+        for (part, bytes) in bytes.chunks_mut(PART).enumerate() {
+            self.file.read_at(&self.name, offset + part * PART, bytes)?;
+            let whole = offset.next_multiple_of(size) - offset;
+            largest = sound::largest(dtype, bytes.get(whole..).unwrap_or_default()).max(largest);
+        }
+        if sound::is_infinite(dtype, largest) {
+            return Err(self.fault("has values that are not finite, so the file is damaged"));
+        }
+        match &self.not_zero {
+            Some(known) if largest == 0 && !bytes.is_empty() && !known.load(Ordering::Relaxed) => self.check_not_zero(known),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads on from the tensor's start until there is a value other than zero.
+    fn check_not_zero(&self, known: &AtomicBool) -> Result<()> {
+        let all = self.spec.bytes();
+        let mut bytes = vec![0; PART.min(all)];
+        for offset in (0..all).step_by(PART) {
+            let part = &mut bytes[..PART.min(all - offset)];
+            self.file.read_at(&self.name, offset, part)?;
+            if sound::largest(self.spec.dtype, part) != 0 {
+                known.store(true, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+        Err(self.fault("has only zeros, as where a download was given its size in advance and did not end"))
+    }
+
+    fn fault(&self, fault: &str) -> ModelError {
+        let text = format!("the tensor {}, {}, {fault}; fetch the file again", shown(&self.name), self.spec);
+        ModelError::new(text).at(self.file.path())
     }
 
     /// The same elements under other extents, as a matrix is a convolution of 1×1.

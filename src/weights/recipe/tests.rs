@@ -247,3 +247,80 @@ fn integers_are_no_factors() {
     assert!(fault(mixed).contains("w: its rows, of i32[1, 1], are not those of f32[1, 1]"));
     assert_eq!(whole(&Recipe::Rows(Rows::of_all([integers.clone(), integers]).unwrap())), [0; 8]);
 }
+
+/// Overwrites bytes of a tensor, given as a share of it.
+fn overwrite(source: &Source, name: &str, share: Range<f64>, with: &[u8]) {
+    use std::io::{Seek, SeekFrom, Write};
+    let (_, entry) = source.file.tensors().find(|(found, _)| *found == name).unwrap();
+    let at = |share: f64| (share * entry.range.len() as f64) as usize / with.len() * with.len();
+    let mut file = std::fs::File::options().write(true).open(source.file.path()).unwrap();
+    file.seek(SeekFrom::Start((entry.range.start + at(share.start)) as u64)).unwrap();
+    file.write_all(&with.repeat((at(share.end) - at(share.start)) / with.len())).unwrap();
+}
+
+/// Elements of several parts.
+const MANY: usize = 3 * PART / 2 / 64;
+
+#[test]
+fn a_matrix_of_zeros_is_refused_by_name() {
+    let source = source(&[("m", DType::BF16, &[MANY, 64]), ("n", DType::F32, &[2, 2, 1, 1]), ("v", DType::F32, &[64])]);
+    let stored = |name: &str| Stored::new(&source.file, name).unwrap();
+    for name in ["m", "n", "v"] {
+        overwrite(&source, name, 0.0..1.0, &[0]);
+    }
+    for (name, spec) in [("m", format!("bf16[{MANY}, 64]")), ("n", "f32[2, 2, 1, 1]".into())] {
+        let text = fault(Recipe::Stored(stored(name).not_zero()).read_at(0, &mut [0; 8]));
+        assert!(text.contains(&format!("stored.safetensors: the tensor {name}, {spec}, has only zeros")), "{text}");
+        assert!(text.ends_with("fetch the file again"), "{text}");
+        assert_eq!(whole(&Recipe::Stored(stored(name)))[..4], [0; 4], "factors of a LoRA may be zero");
+    }
+    assert_eq!(whole(&Recipe::Stored(stored("v").not_zero())), [0; 256]);
+    // Minus zero is zero as well.
+    overwrite(&source, "n", 0.0..1.0, &[0, 0, 0, 0x80]);
+    assert!(fault(Recipe::Stored(stored("n").not_zero()).read_at(12, &mut [0; 4])).contains("only zeros"));
+}
+
+#[test]
+fn a_part_of_zeros_is_no_fault() {
+    let source = source(&[("m", DType::BF16, &[MANY, 64])]);
+    for zeros in [0.0..0.9, 0.1..1.0] {
+        overwrite(&source, "m", 0.0..1.0, &[1, 0x3f]);
+        overwrite(&source, "m", zeros, &[0]);
+        let recipe = Recipe::Stored(Stored::new(&source.file, "m").unwrap().not_zero());
+        let all = whole(&recipe);
+        for cut in [1, 2, 1000, all.len() / 2, all.len() - 3] {
+            let mut bytes = vec![7; all.len() - cut];
+            recipe.read_at(cut, &mut bytes).unwrap();
+            assert!(bytes == all[cut..], "from byte {cut} on");
+            recipe.read_at(0, &mut bytes).unwrap();
+            assert!(bytes == all[..all.len() - cut], "up to byte {cut} from the end");
+        }
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_are_refused_by_name() {
+    for (dtype, infinity, nan) in [
+        (DType::BF16, &[0x80, 0x7f][..], &[0xc0, 0xff][..]),
+        (DType::F16, &[0, 0xfc], &[1, 0x7c]),
+        (DType::F32, &[0, 0, 0x80, 0x7f], &[0, 0, 0xc0, 0x7f]),
+        (DType::F8E4M3, &[0x7f], &[0xff]),
+    ] {
+        for wrong in [infinity, nan] {
+            let source = source(&[("m", dtype, &[MANY, 64]), ("v", dtype, &[200])]);
+            for name in ["m", "v"] {
+                let recipe = source.stored(name);
+                whole(&recipe);
+                let n = recipe.spec().shape.elements() as f64;
+                overwrite(&source, name, (n - 1.0) / n..1.0, wrong);
+                let text = fault(recipe.read_at(0, &mut vec![0; recipe.spec().bytes()]));
+                assert!(text.contains(&format!("the tensor {name}, {dtype}[")) && text.contains("not finite"), "{text}");
+                recipe.read_at(0, &mut vec![0; recipe.spec().bytes() - wrong.len()]).unwrap();
+            }
+        }
+    }
+    let sum = adapted();
+    overwrite(&sum, "b.up", 0.0..0.1, &[0x80, 0x7f]);
+    let recipe = Recipe::PlusLora(PlusLora::new(sum.stored("base"), pairs(&sum), DType::BF16).unwrap());
+    assert!(fault(recipe.read_at(0, &mut vec![0; recipe.spec().bytes()])).contains("the tensor b.up"));
+}
