@@ -4,13 +4,13 @@ from torch import nn
 
 import config
 import sampler
-from cases import LABELS, TAIL
 from dit import Dit
-from prompt import PICTURE_TOKENS, VISION_SIDE, Prompter, patches
+from frames import SQUARE, Frame
+from prompt import Prompter, patches
 from qwen import Qwen
+from stream import AFTER, LABELS, padded
 
-GRID = (8, 8)  # packed tokens of 128×128 pixels
-TOKENS = GRID[0] * GRID[1]
+ROWS = config.MAX_TEXT - AFTER  # of the connector, from the picture's first on
 
 
 class EditModel(nn.Module):
@@ -20,22 +20,29 @@ class EditModel(nn.Module):
         self.labeller = nn.Linear(config.DIT["context"], sum(LABELS.values()))  # for training alone
         self.prefix_kept = prompter.cut
         self.register_buffer("prefix", torch.tensor(prompter.prefix), persistent=False)
-        self.register_buffer("positions", prompter.positions(PICTURE_TOKENS + TAIL), persistent=False)
-        self.register_buffer("pads", torch.full([PICTURE_TOKENS], prompter.image_pad), persistent=False)
+        self.positions, self.prompter = {}, prompter
+        self.register_buffer("pads", torch.full([ROWS], prompter.image_pad), persistent=False)
         empty = prompter.tail("")
         self.empty_length = len(empty)
-        self.register_buffer("empty", torch.tensor(empty + [0] * (TAIL - len(empty))), persistent=False)
+        self.register_buffer("empty", torch.tensor(padded(empty)), persistent=False)
 
-    def embed(self, ids, length, pictures):
-        """Ids after the picture [B, TAIL], of which `length` [B] count, and pictures uint8 [B, 3, 140, 140].
+    def positions_in(self, frame: Frame):
+        if frame not in self.positions:
+            self.positions[frame] = self.prompter.positions(ROWS, frame.merged).to(self.prefix.device)
+        return self.positions[frame]
+
+    def embed(self, ids, length, pictures, frame: Frame = SQUARE):
+        """Ids after the picture [B, TAIL], of which `length` [B] count, and pictures uint8 [B, 3, H, W] of the vision tower's size.
 
         Gives the connector's rows [B, 64, D] and which hold tokens [B, 64].
         """
-        tails = torch.cat([self.pads.expand(len(ids), -1), ids], dim=1)
-        side = VISION_SIDE // 14
-        prefix, tail = self.qwen(self.prefix, tails, patches(pictures), (side, side), self.positions)
+        taken = frame.picture_tokens
+        ids = nn.functional.pad(ids, (0, ROWS - taken - ids.shape[1]))  # fewer ids, where the picture takes more
+        tails = torch.cat([self.pads[:taken].expand(len(ids), -1), ids], dim=1)
+        grid = tuple(2 * side for side in frame.merged)
+        prefix, tail = self.qwen(self.prefix, tails, patches(pictures), grid, self.positions_in(frame))
         rows = torch.cat([prefix[:, self.prefix_kept :].expand(len(ids), -1, -1), tail], dim=1)
-        before = rows.shape[1] - TAIL
+        before = AFTER + taken
         valid = (torch.arange(rows.shape[1], device=ids.device) < before + length[:, None]).to(rows.dtype)
         return rows * valid[..., None], valid
 
@@ -46,17 +53,20 @@ class EditModel(nn.Module):
         return sum(nn.functional.cross_entropy(part, label, reduction="none") for part, label in parts)
 
     @torch.no_grad()
-    def edit(self, ids, length, pictures, reference, noise, steps: int, scale: float = sampler.SCALE):
+    def edit(self, ids, length, pictures, reference, noise, steps: int, scale: float = sampler.SCALE, frame: Frame = SQUARE):
         """Packed latents of the edited pictures; the negative prompt is the empty one with the same picture."""
-        cond = self.embed(ids, length, pictures)
-        uncond = self.embed(self.empty.expand_as(ids), torch.full_like(length, self.empty_length), pictures)
-        rows, valid = (torch.cat(pair) for pair in zip(cond, uncond))
+        rows, valid = self.embed(ids, length, pictures, frame)
+        if scale != 1:
+            lengths = torch.full_like(length, self.empty_length)
+            without = self.embed(self.empty.expand_as(ids), lengths, pictures, frame)
+            rows, valid = (torch.cat(pair) for pair in zip((rows, valid), without))
 
         def velocity(x, t):
-            img = torch.cat([x, reference], dim=1).repeat(2, 1, 1)
-            return self.dit(img, rows, valid, torch.full([len(img)], t, device=x.device), GRID).chunk(2)
+            img = torch.cat([x, reference], dim=1).repeat(2 if scale != 1 else 1, 1, 1)
+            velocities = self.dit(img, rows, valid, torch.full([len(img)], t, device=x.device), frame.grid)
+            return velocities.chunk(2) if scale != 1 else (velocities, velocities)
 
-        return sampler.denoise(velocity, noise, sampler.schedule(steps, TOKENS), scale)
+        return sampler.denoise(velocity, noise, sampler.schedule(steps, frame.tokens), scale)
 
 
 def initialise(model: nn.Module):

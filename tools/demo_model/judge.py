@@ -1,8 +1,9 @@
 """Which edits are right: the changed region matches the target, and the rest is as it was.
 
-    python judge.py cases edited [--json report.json] [--sheet sheet.png]
+    python judge.py cases edited [--json report.json] [--sheet sheet.png] [--size-level 128]
 
-`cases` is the folder that cases.py writes; `edited` holds <id>.png. A pixel matches if one within a pixel of it in the other
+`cases` is the folder that cases.py writes; `edited` holds <id>.png. Pictures are compared at the size at which they were edited: all
+three are brought to it. A pixel matches if one within a pixel of it in the other
 picture differs by at most 45 of 255 in every channel (colours of the palette differ by 95 or more in one), looked for both ways.
 An edit is right if the pixels that fail to match, anywhere, are at most a tenth as many as the changed region's and at most 1 %
 of the picture; if at most 1 % of the pixels fail that lie 3 or more off the changed region; and if the mean difference there is
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
+
+from frames import working_size
 
 COLOUR_TOLERANCE = 45  # of 255, in any channel
 CHANGED_MOST, PICTURE_MOST, OUTSIDE_MOST = 0.10, 0.01, 0.01  # failing pixels, as shares of these
@@ -65,29 +68,34 @@ def report(cases: list[dict], right: list[bool]) -> dict:
         return {v: float(np.mean([r for case, r in zip(cases, right) if key(case) == v])) for v in values}
 
     wording = {False: "seen", True: "unseen"}
-    return {
+    result = {
         "cases": len(cases), "right": float(np.mean(right)), "kind": shares(lambda c: c["kind"]),
         "language": shares(lambda c: c["language"]), "wording": shares(lambda c: wording[c["held_out"]]),
     }
+    return result | ({"size": shares(lambda c: c["size"])} if all("size" in c for c in cases) else {})
 
 
 def printed(result: dict) -> str:
     lines = [f"{'all':12}{100 * result['right']:6.1f} % of {result['cases']}"]
-    for group in ("kind", "language", "wording"):
-        lines += [f"{name:12}{100 * share:6.1f} %" for name, share in result[group].items()]
+    for group in ("kind", "language", "wording", "size"):
+        lines += [f"{name:12}{100 * share:6.1f} %" for name, share in result.get(group, {}).items()]
     return "\n".join(lines)
 
 
-def sheet(source, target, edited, count: int = 66) -> Image.Image:
-    """Source, edited and target above each other, 11 cases a row (one of each kind)."""
-    columns = [torch.cat([s, e, t], dim=1) for s, e, t in list(zip(source, edited, target))[:count]]
+def sheet(pictures, count: int = 66) -> Image.Image:
+    """Triples of source, target and result [1, 3, H, W]: source, result and target above each other, 11 cases a row."""
+    columns = [torch.cat([s, e, t], dim=2)[0] for s, t, e in pictures[:count]]
+    height, width = (max(column.shape[side] for column in columns) for side in (1, 2))
+    columns = [F.pad(c, (0, width - c.shape[2], 0, height - c.shape[1]), value=255) for c in columns]
     rows = [torch.cat(columns[i : i + 11], dim=2) for i in range(0, len(columns) - 10, 11)]
-    return Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy())
+    return Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).contiguous().numpy())
 
 
-def load(paths) -> torch.Tensor:
-    pictures = [np.array(Image.open(path).convert("RGB")) for path in paths]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+def at_working_size(picture: Image.Image, level: int | None) -> torch.Tensor:
+    """uint8 [1, 3, H, W] of the size at which the picture is edited; without a level, of its own area."""
+    size = working_size(*picture.size, level or round((picture.width * picture.height) ** 0.5))
+    resized = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None]
 
 
 def main():
@@ -96,21 +104,25 @@ def main():
     parser.add_argument("edited", type=Path)
     parser.add_argument("--json", type=Path, help="write the report, with every case's measures, here")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet here")
+    parser.add_argument("--size-level", type=int, help="at which the pictures were edited [default: that of their own area]")
     options = parser.parse_args()
     cases = json.loads((options.cases / "cases.json").read_text())
     cases = [case for case in cases if (options.edited / f"{case['id']}.png").exists()]
     if not cases:
         parser.error(f"{options.edited} holds no <id>.png of a case")
-    source, target = (load(options.cases / f"{case['id']}.{name}.png" for case in cases) for name in ("source", "target"))
-    edited = load(options.edited / f"{case['id']}.png" for case in cases)
-    measures = judge(source, target, edited)
+    each = []
+    for case in cases:
+        paths = [options.cases / f"{case['id']}.{name}.png" for name in ("source", "target")] + [options.edited / f"{case['id']}.png"]
+        each.append([at_working_size(Image.open(path).convert("RGB"), options.size_level) for path in paths])
+    measures = [judge(*pictures) for pictures in each]
+    measures = {name: torch.cat([m[name] for m in measures]) for name in measures[0]}
     result = report(cases, measures["right"].tolist())
     print(printed(result))
     if options.json:
-        each = [case | {name: values[i].item() for name, values in measures.items()} for i, case in enumerate(cases)]
-        options.json.write_text(json.dumps(result | {"each": each}, ensure_ascii=False, indent=1) + "\n")
+        measured = [case | {name: values[i].item() for name, values in measures.items()} for i, case in enumerate(cases)]
+        options.json.write_text(json.dumps(result | {"each": measured}, ensure_ascii=False, indent=1) + "\n")
     if options.sheet:
-        sheet(source, target, edited).save(options.sheet)
+        sheet(each).save(options.sheet)
 
 
 if __name__ == "__main__":

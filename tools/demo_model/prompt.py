@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from frames import MERGED, SQUARE, Frame
 from scenes import KINDS, LETTERS, random_edit
 from words import CELL_ZH, CHINESE, COLOUR_ZH, FRAMES, SHAPE_ZH, TO_ZH, instruction
 
@@ -36,8 +37,7 @@ PREFIX = (
 VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 VOCABULARY_MOST = 1500
-VISION_SIDE = 140  # what the processor makes of a picture of 128×128: the nearest multiple of 28
-PICTURE_TOKENS = (VISION_SIDE // 28) ** 2
+PICTURE_TOKENS = SQUARE.picture_tokens
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -120,35 +120,50 @@ class Prompter:
             result += ids
         return result
 
-    def positions(self, length: int) -> torch.Tensor:
+    def positions(self, length: int, merged: tuple[int, int] = SQUARE.merged) -> torch.Tensor:
         """(time, row, column) [3, prefix + length] of a sequence whose tail begins with the picture's tokens."""
-        start, side = len(self.prefix), VISION_SIDE // 28
-        front, tokens = torch.arange(start).expand(3, -1), torch.arange(PICTURE_TOKENS)
-        picture = start + torch.stack([0 * tokens, tokens // side, tokens % side])
-        rest = start + side + torch.arange(length - PICTURE_TOKENS).expand(3, -1)
+        start, (down, across) = len(self.prefix), merged
+        front, tokens = torch.arange(start).expand(3, -1), torch.arange(down * across)
+        picture = start + torch.stack([0 * tokens, tokens // across, tokens % across])
+        rest = start + max(merged) + torch.arange(length - len(tokens)).expand(3, -1)
         return torch.cat([front, picture, rest], dim=1)
 
 
 @lru_cache
 def bicubic_weights(size: int, out: int, device) -> torch.Tensor:
-    """Pillow's bicubic enlargement as a matrix [out, size]."""
+    """Pillow's bicubic resizing as a matrix [out, size]."""
+    wide = max(1.0, size / out)  # the filter grows where it reduces
     centres = (np.arange(out)[:, None] + 0.5) * size / out
-    x = np.abs(np.arange(size)[None] - centres + 0.5)
+    x = np.abs(np.arange(size)[None] - centres + 0.5) / wide
     near, far = (1.5 * x - 2.5) * x * x + 1, ((x - 5) * x + 8) * x * -0.5 + 2
     weights = np.where(x < 1, near, np.where(x < 2, far, 0))
     return torch.from_numpy((weights / weights.sum(1, keepdims=True)).astype(np.float32)).to(device)
 
 
-def enlarge(pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, 3, 128, 128] to the vision tower's size, rounding as Pillow does: columns first, to 8 bits after each."""
-    weights = bicubic_weights(pictures.shape[3], VISION_SIDE, pictures.device)
-    wide = (pictures.float() @ weights.T).round().clamp(0, 255)
-    return (weights @ wide).round().clamp(0, 255).byte()
+def resized(pictures: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """uint8 [B, 3, H, W] to another size, rounding as Pillow does: columns first, to 8 bits after each."""
+    if pictures.shape[3] != width:
+        weights = bicubic_weights(pictures.shape[3], width, pictures.device)
+        pictures = (pictures.float() @ weights.T).round().clamp(0, 255).byte()
+    if pictures.shape[2] != height:
+        weights = bicubic_weights(pictures.shape[2], height, pictures.device)
+        pictures = (weights @ pictures.float()).round().clamp(0, 255).byte()
+    return pictures
 
 
-def enlarge_with_pillow(picture: Image.Image) -> torch.Tensor:
-    resized = picture.resize((VISION_SIDE, VISION_SIDE), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+def enlarge(pictures: torch.Tensor, frame: Frame = SQUARE) -> torch.Tensor:
+    """uint8 [B, 3, H, W] of a frame's size to the vision tower's, in the official processor's two steps."""
+    for height, width in frame.vision:
+        pictures = resized(pictures, height, width)
+    return pictures
+
+
+def enlarge_with_pillow(picture: Image.Image, frame: Frame = SQUARE) -> torch.Tensor:
+    """Each direction by itself, columns first: newer versions of Pillow choose the order by the cost."""
+    for height, width in frame.vision:
+        for size in ((width, picture.height), (width, height)):
+            picture = picture.resize(size, Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 @lru_cache
@@ -160,6 +175,6 @@ def patches(pictures: torch.Tensor) -> torch.Tensor:
     """uint8 [B, 3, H, W] to normalised patch rows in block order [B, H/14·W/14, 1176]; both frames are the same."""
     mean, std = statistics(pictures.device)
     x = (pictures.float() / 255 - mean) / std
-    down, across = (side // 28 for side in pictures.shape[2:])
+    down, across = (side // MERGED for side in pictures.shape[2:])
     x = x.reshape(len(x), 3, down, 2, 14, across, 2, 14).permute(0, 2, 5, 3, 6, 1, 4, 7)  # block, patch in block, channel
     return x[:, :, :, :, :, :, None].expand(-1, -1, -1, -1, -1, -1, 2, -1, -1).flatten(6).flatten(5).flatten(1, 4)

@@ -1,4 +1,7 @@
-"""Training steps without the host: on a GPU a whole step, its data and the optimisers included, is one CUDA graph."""
+"""Training steps without the host: on a GPU a whole step, its data and the optimisers included, is one CUDA graph.
+
+Batches of other sizes are other losses, each with a graph of its own; weights, optimisers and memory are common to all.
+"""
 import copy
 import time
 
@@ -10,19 +13,22 @@ EMA = 0.999
 WARMUP = 200  # steps, after each start
 AHEAD = 32  # steps that the host may be ahead of the GPU
 LOGGED = 10  # seconds between two lines
+WARM = 3  # steps of each loss before it is captured
 
 
 class Stepper:
     """AdamW, and Muon for the `matrices`, with clipped gradients and averaged weights.
 
-    `loss()` gives the loss and its parts by name; it draws its batch on the device. `rate()` is the share of the peak rates
+    Each of `losses` gives the loss and its parts by name; it draws its batch on the device. `rate()` is the share of the peak rates
     that holds now.
     """
 
-    def __init__(self, module, loss, rate, peak: float, matrices=(), matrix_peak: float = 0.0):
-        self.module, self.loss, self.rate, self.steps, self.graph = module, loss, rate, 0, None
+    def __init__(self, module, losses: dict, rate, peak: float, matrices=(), matrix_peak: float = 0.0):
+        self.module, self.losses, self.rate, self.steps = module, losses, rate, 0
+        self.graphs, self.pool, self.warm = {}, None, dict.fromkeys(losses, 0)
         device = next(module.parameters()).device
         self.cuda = device.type == "cuda"
+        self.aside = torch.cuda.Stream() if self.cuda else None
         apart = {id(p) for p in matrices}
         decayed = [p for p in module.parameters() if p.ndim > 1 and id(p) not in apart]
         others = [p for p in module.parameters() if p.ndim <= 1]
@@ -39,10 +45,10 @@ class Stepper:
         self.gain = scalar(1.0)  # of the averaged weights
         self.sums, self.summed, self.since = {}, 0, time.time()
 
-    def once(self):
+    def once(self, name):
         """A step. Nothing in it waits for the device or comes from the host."""
         self.module.zero_grad(set_to_none=True)
-        loss, parts = self.loss()
+        loss, parts = self.losses[name]()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         for optimiser in self.optimisers:
@@ -62,23 +68,34 @@ class Stepper:
         self.gain.fill_(1 - min(EMA, (self.steps + 1) / (self.steps + 11)))
         return now
 
-    def step(self):
+    def prepare(self):
+        """The first steps of all losses, before the first graph takes its memory."""
+        for name in self.losses:
+            for _ in range(WARM):
+                self.step(name)
+
+    def capture(self, name):
+        """A graph of one step. Graphs run one after another and keep nothing, so that all may use the same memory."""
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            self.once(name)
+        self.graphs[name], self.pool = graph, graph.pool()
+
+    def step(self, name):
         self.last_rate = self.set_rates()
-        if self.cuda and self.steps >= 3:  # by then all is compiled, and the optimisers have their states
-            if self.graph is None:
-                torch.cuda.synchronize()
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph):
-                    self.once()
-            self.graph.replay()
+        if self.cuda and self.warm[name] >= WARM:  # by then all is compiled, and the optimisers have their states
+            if name not in self.graphs:
+                self.capture(name)
+            self.graphs[name].replay()
         elif self.cuda:
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                self.once()
-            torch.cuda.current_stream().wait_stream(aside)
+            self.aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.aside):
+                self.once(name)
+            torch.cuda.current_stream().wait_stream(self.aside)
         else:
-            self.once()
+            self.once(name)
+        self.warm[name] += 1
         self.steps, self.summed = self.steps + 1, self.summed + 1
         if self.cuda and self.steps % AHEAD == 0:
             torch.cuda.synchronize()

@@ -1,6 +1,7 @@
 """Trains the demo model, in calls of a few minutes that go on where the last one stopped.
 
-    python train.py --out run --minutes 8.5 --total 24       # the same command again until it says that it is done
+    python train.py --out run --minutes 9 --total 24                  # again until it is done, the last time with --last
+    python train.py --out run --from ../../assets/demo-model ...      # begins with a model folder's weights
 
 The schedule follows the clock: of `total` minutes over all calls, the first fifth goes to the autoencoder, the rest to text
 model, vision tower, connector and transformer by flow matching. A call ends by itself after `minutes`; one that is killed
@@ -9,43 +10,56 @@ loses what came after its last checkpoint.
 import argparse
 import copy
 import os
+import random
 import time
 from pathlib import Path
 
 import torch
 
-import judge
+import export
 import sampler
 import train_vae
-from cases import held_out_cases, training_cases
+from cases import SETS
 from checkpoint import Log, State, load_weights, save_weights
 from config import VAE_BLOCKS, VAE_CHANNELS
-from edit_model import TOKENS, EditModel, initialise
+from draw import Drawer
+from edit_model import EditModel, initialise
+from frames import FRAMES, SQUARE, Frame
+from judging import Judges, unit
 from prompt import Prompter, enlarge, tokenizer_at
 from render import Renderer
 from stepper import Stepper
+from stream import GRID, Stream, workers
 from vae import AutoEncoder, ResnetBlock
 
 EMPTY_SHARE = 0.1  # of prompts replaced by the empty one
 CHANGED_WEIGHT = 4.0  # of tokens that the edit changes, above that of others
 LABEL_WEIGHT = 0.05
 PREFETCHED = 16  # times that a rendered and encoded case is used, with other noise
+SQUARE_SHARE = 0.55  # of batches; the other frames share the rest
+GRID_SHARE = 0.5  # of the cases in square batches; the others are wide ones
+FIRST = 0.125  # of a pool is filled before training begins
+POLLED = 64  # steps between two looks for new cases
 
 
 def parse():
     parser = argparse.ArgumentParser(description="Train the demo model; call again to go on.")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, log and sample sheets; resumed if it exists")
+    parser.add_argument("--from", dest="folder", type=Path, help="model folder to begin with, for weights that the run lacks")
     parser.add_argument("--minutes", type=float, default=8.5, help="of this call")
     parser.add_argument("--total", type=float, default=24, help="minutes of all calls together")
+    parser.add_argument("--last", action="store_true", help="this call ends the schedule, whatever the total")
     parser.add_argument("--vae-share", type=float, default=0.2, help="of the total time, for the autoencoder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--vae-batch", type=int, default=64)
-    parser.add_argument("--cases", type=int, default=400_000, help="instructions made at the start of each call")
-    parser.add_argument("--pool", type=int, default=32_768, help="encoded cases kept on the device")
+    parser.add_argument("--cases", type=int, default=320_000, help="instructions made while each call trains")
+    parser.add_argument("--pool", type=int, default=16_384, help="encoded square cases kept on the device; a quarter of other sizes")
+    parser.add_argument("--frames", type=int, default=len(FRAMES), help="how many sizes, the square first")
     parser.add_argument("--workers", type=int, default=min(16, os.cpu_count()))
-    parser.add_argument("--held-out", type=int, default=500, help="cases that the judge sees")
-    parser.add_argument("--eval-seconds", type=float, default=75, help="between two visits of the judge")
+    parser.add_argument("--held-out", type=int, help="cases of each set that the judge sees [default: all, of drawn ones a third]")
+    parser.add_argument("--judge-steps", type=int, default=28, help="sampler steps of the judge's edits")
+    parser.add_argument("--eval-seconds", type=float, default=150, help="between two visits of the judge")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of AdamW")
     parser.add_argument("--matrix-rate", type=float, default=5e-3, help="of the blocks' matrices, by Muon")
     parser.add_argument("--vae-rate", type=float, default=1e-3, help="of AdamW, for the autoencoder")
@@ -56,7 +70,7 @@ def parse():
 
 
 class Run:
-    """What all stages share: options, clock, state, log, renderer."""
+    """What all stages share: options, clock, state, log, cases, renderers."""
 
     def __init__(self, options):
         self.options, self.device, self.began = options, options.device, time.time()
@@ -64,18 +78,33 @@ class Run:
         self.state, self.log = State(options.out), Log(options.out / "log.jsonl")
         self.state.values["calls"] += 1
         self.before = self.state.values["seconds"]
-        torch.manual_seed(options.seed + 1000 * self.state.values["calls"])
+        self.total = self.before + 60 * options.minutes if options.last else 60 * options.total
+        call = options.seed * 100 + self.state.values["calls"]
+        tokenizer = options.out / "tokenizer.json"
+        if options.folder and not tokenizer.exists():
+            export.copy_tokenizer(options.folder, tokenizer)
+        self.prompter = Prompter(tokenizer_at(tokenizer))
+        self.frames = FRAMES[: options.frames]
+        pool = workers(options.workers, tokenizer)  # before the GPU is opened
+        self.stream = Stream(pool, call, self.counts())
+        self.judges = Judges(self, pool, {"grid": options.held_out, "wide": options.held_out, "drawn": options.held_out or 450})
+        torch.manual_seed(call)
         torch.set_float32_matmul_precision("high")
-        self.render = Renderer(self.device)
+        self.render, self.draw = Renderer(self.device), Drawer(self.device)
         self.compiled = self.device.startswith("cuda") and not options.no_compile
         torch._dynamo.config.recompile_limit = 64  # blocks of one kind are compiled once for every shape
         self.amp = torch.autocast(self.device.split(":")[0], torch.bfloat16)
-        seed = options.seed * 100 + self.state.values["calls"]
-        tokenizer = options.out / "tokenizer.json"
-        self.prompter = Prompter(tokenizer_at(tokenizer))
-        cases = training_cases(seed, options.cases, options.workers, tokenizer)
-        self.cases = {name: values.to(self.device) for name, values in cases.items()}
+        self.stream.attach(self.device)
         self.log(event="start", call=self.state.values["calls"], cases=options.cases, seconds=self.seconds(), device=self.card())
+
+    def counts(self) -> dict[str, int]:
+        """Instructions of each source, as they are needed."""
+        square, others = SQUARE_SHARE, self.frames[1:]
+        if not others:
+            square = 1.0
+        shares = {GRID: square * GRID_SHARE, str(SQUARE): square * (1 - GRID_SHARE)}
+        shares |= {str(frame): (1 - square) / len(others) for frame in others}
+        return {source: max(1, round(share * self.options.cases)) for source, share in shares.items()}
 
     def card(self):
         return torch.cuda.get_device_name() if self.device.startswith("cuda") else self.device
@@ -86,10 +115,14 @@ class Run:
 
     def progress(self, first: float, last: float) -> float:
         """How much of a stage's share of the total time is over."""
-        return min(1.0, (self.seconds() / (60 * self.options.total) - first) / (last - first))
+        return min(1.0, (self.seconds() / self.total - first) / (last - first))
 
     def must_stop(self) -> bool:
         return time.time() - self.began > 60 * self.options.minutes
+
+    def pictures(self, source: str, rows, frame: Frame):
+        """Rows of a source's scenes as pictures, uint8 [B, 3, H, W]."""
+        return self.render(rows) if source == GRID else self.draw(rows, frame.width, frame.height)
 
     def save(self, name: str, averaged: torch.nn.Module, steps: int):
         weights = averaged.state_dict()
@@ -105,6 +138,8 @@ class Run:
         weights = load_weights(self.options.out, name)
         if weights:
             module.load_state_dict(weights)
+        elif self.options.folder:
+            export.read(self.options.folder, name, module)
         return self.state.values.get(f"{name}_steps", 0)
 
 
@@ -113,10 +148,10 @@ def filters(vae) -> list:
     return [p for name, p in vae.named_parameters() if p.ndim == 4 and not any(part in name for part in ("conv_in", "conv_out"))]
 
 
-def compile_each(modules):
-    """Each kind of block once; its copies share the code."""
+def compile_each(modules, dynamic: bool | None = None):
+    """Each kind of block once; its copies share the code. By default once for the first size, and once more for all others."""
     for module in modules:
-        module.compile(dynamic=False)
+        module.compile(dynamic=dynamic)
 
 
 def decay(run: Run, span: tuple[float, float]):
@@ -124,20 +159,14 @@ def decay(run: Run, span: tuple[float, float]):
     return lambda: min(1.0, (1 - run.progress(*span)) / 0.5)
 
 
-def unit(pictures):
-    return (pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-
-
-def bytes_of(pictures):
-    """[-1, 1] to 8 bits, truncated as the official code does."""
-    return ((pictures.clamp(-1, 1) * 0.5 + 0.5) * 255).byte()
-
-
-def learn(run: Run, stage: str, stepper: Stepper, span: tuple[float, float], done: int, judged):
+def learn(run: Run, stage: str, stepper: Stepper, span: tuple[float, float], done: int, next_loss, judged):
     """Steps until the stage's share of the time, or this call, is over; checkpoints, of which `judged()` sees all but the last."""
     visited = time.time()
+    stepper.prepare()
     while run.progress(*span) < 1 and not run.must_stop():
-        stepper.step()
+        stepper.step(next_loss())
+        if stepper.steps % POLLED == 0:
+            run.stream.poll()
         if stepper.due():
             run.log(stage=stage, step=done + stepper.steps, seconds=run.seconds(), **stepper.means())
         if time.time() - visited > run.options.eval_seconds:
@@ -148,77 +177,86 @@ def learn(run: Run, stage: str, stepper: Stepper, span: tuple[float, float], don
     run.save(stage, stepper.averaged, done + stepper.steps)
 
 
-def train_autoencoder(run: Run, held_out):
+def train_autoencoder(run: Run):
     """Until its share of the time, or this call, is over. Gives the averaged weights."""
     options, span = run.options, (0.0, run.options.vae_share)
     vae = AutoEncoder(VAE_CHANNELS, VAE_BLOCKS).to(run.device, memory_format=torch.channels_last)
     train_vae.initialise(vae)
     done = run.restore("vae", vae)
+    if run.progress(*span) >= 1:
+        return vae
+    shares = {GRID: options.vae_batch // 4, str(SQUARE): options.vae_batch - options.vae_batch // 4}
 
     def loss():
-        index = torch.randint(options.cases, (options.vae_batch,), device=run.device)
-        sources = torch.rand(options.vae_batch, 1, device=run.device) < 0.5
-        pictures = unit(run.render(torch.where(sources, run.cases["source"][index], run.cases["target"][index])))
+        parts = []
+        for source, count in shares.items():
+            picked = run.stream.pick(source, count)
+            before = torch.rand(count, 1, device=run.device) < 0.5
+            parts.append(run.pictures(source, torch.where(before, picked["source"], picked["target"]), SQUARE))
         with run.amp:
-            return train_vae.loss_of(vae, pictures)
+            return train_vae.loss_of(vae, unit(torch.cat(parts)))
 
-    stepper = Stepper(vae, loss, decay(run, span), options.vae_rate, filters(vae), options.vae_matrix_rate)
+    stepper = Stepper(vae, {"square": loss}, decay(run, span), options.vae_rate, filters(vae), options.vae_matrix_rate)
     if run.compiled:
-        compile_each(module for module in vae.modules() if isinstance(module, ResnetBlock))
-    learn(run, "vae", stepper, span, done, lambda: held_out.ceiling(stepper.averaged))
+        compile_each((module for module in vae.modules() if isinstance(module, ResnetBlock)), dynamic=False)
+    learn(run, "vae", stepper, span, done, lambda: "square", lambda: run.judges.ceiling(stepper.averaged))
+    run.judges.ceiling(stepper.averaged)
     return stepper.averaged
 
 
 class Latents:
-    """A pool of encoded cases on the device, of which a part is made anew for every batch."""
+    """A pool of one frame's encoded cases on the device, of which a part is made anew for every batch."""
 
-    def __init__(self, run: Run, vae):
-        self.run, self.size = run, run.options.pool
-        self.count = max(1, run.options.batch // PREFETCHED)
-        self.vae = copy.deepcopy(vae)
-        if run.compiled:
-            compile_each(module for module in self.vae.encoder.modules() if isinstance(module, ResnetBlock))
-        self.at = torch.zeros((), dtype=torch.long, device=run.device)
-        self.fresh = torch.arange(self.count, device=run.device)
+    def __init__(self, run: Run, vae, frame: Frame):
+        self.run, self.frame, self.vae = run, frame, vae
+        fresh = max(2, run.options.batch // PREFETCHED)
+        self.parts = {str(frame): fresh}
+        self.size = max(fresh, run.options.pool // 4)
+        if frame == SQUARE:
+            self.parts, self.size = {GRID: round(fresh * GRID_SHARE), str(frame): fresh - round(fresh * GRID_SHARE)}, run.options.pool
+        self.fresh = torch.arange(fresh, device=run.device)
+        self.at, self.filled = (torch.zeros((), dtype=torch.long, device=run.device) for _ in range(2))
         self.store = {}
-        for _ in range(0, self.size, self.count):
+        for _ in range(max(1, round(FIRST * self.size / fresh))):
             self.renew()
 
     @torch.no_grad()
-    def encode(self, index):
-        source, target = (self.run.render(self.run.cases[name][index]) for name in ("source", "target"))
+    def encode(self):
+        picked = {source: self.run.stream.pick(source, count) for source, count in self.parts.items()}
+        drawn = {side: [self.run.pictures(name, cases[side], self.frame) for name, cases in picked.items()] for side in ("source", "target")}
+        source, target = (torch.cat(parts) for parts in drawn.values())
         with self.run.amp:
             latents = self.vae.encode(unit(torch.cat([source, target]))).float()
         reference, wanted = sampler.pack(latents).chunk(2)
-        texts = {name: self.run.cases[name][index] for name in ("ids", "length", "labels")}
-        return {"reference": reference.bfloat16(), "target": wanted.bfloat16(), "picture": enlarge(source)} | texts
+        texts = {name: torch.cat([cases[name] for cases in picked.values()]) for name in ("ids", "length", "labels")}
+        return {"reference": reference.bfloat16(), "target": wanted.bfloat16(), "picture": enlarge(source, self.frame)} | texts
 
     def renew(self):
-        index = torch.randint(self.run.options.cases, (self.count,), device=self.run.device)
         places = (self.at + self.fresh) % self.size
-        self.at.add_(self.count)
-        for name, values in self.encode(index).items():
+        self.at.add_(len(self.fresh))
+        self.filled.copy_(self.at.clamp(max=self.size))
+        for name, values in self.encode().items():
             if name not in self.store:
-                self.store[name] = torch.empty(self.size, *values.shape[1:], dtype=values.dtype, device=values.device)
+                self.store[name] = torch.zeros(self.size, *values.shape[1:], dtype=values.dtype, device=values.device)
             self.store[name][places] = values
 
     def batch(self) -> dict:
         self.renew()
-        places = torch.randint(self.size, (self.run.options.batch,), device=self.run.device)
+        places = (torch.rand(self.run.options.batch, device=self.run.device) * self.filled).long()
         return {name: values[places] for name, values in self.store.items()}
 
 
-def flow_loss(model: EditModel, batch: dict):
+def flow_loss(model: EditModel, batch: dict, frame: Frame):
     """Flow matching: x = (1 − t)·target + t·noise has the velocity noise − target. Gives the loss and its parts."""
     target, reference, count = batch["target"].float(), batch["reference"].float(), len(batch["ids"])
     device = target.device
     empty = torch.rand(count, device=device) < EMPTY_SHARE
     ids = torch.where(empty[:, None], model.empty, batch["ids"].long())
     length = torch.where(empty, model.empty_length, batch["length"].long())
-    rows, valid = model.embed(ids, length, batch["picture"])
+    rows, valid = model.embed(ids, length, batch["picture"], frame)
     named = (model.label_losses(rows, valid, batch["labels"]) * ~empty).mean()
 
-    t = sampler.bend(torch.rand(count, device=device).clamp(min=1e-4), TOKENS)
+    t = sampler.bend(torch.rand(count, device=device).clamp(min=1e-4), frame.tokens)
     noise, change = torch.randn_like(target), target - reference
     # Strong guidance overshoots in the direction of the edit by up to about min(5·(1 − t), t) times its size. Half of the
     # samples begin beyond their target in that way, so that the model has learnt the way back.
@@ -228,60 +266,10 @@ def flow_loss(model: EditModel, batch: dict):
     x = (1 - wide) * target + wide * noise + beyond
     velocity = noise - target + beyond / wide
     weight = 1 + CHANGED_WEIGHT * (change.abs().mean(2) > 0.15) * ~empty[:, None]  # without a prompt, any change is as likely
-    predicted = model.dit(torch.cat([x, reference], dim=1), rows, valid, t, (8, 8)).float()
+    predicted = model.dit(torch.cat([x, reference], dim=1), rows, valid, t, frame.grid).float()
     errors = (predicted - velocity).square().mean(2)
     flow = (errors * weight / weight.mean(1, keepdim=True)).mean()
     return flow + LABEL_WEIGHT * named, {"flow": flow, "named": named}
-
-
-class HeldOut:
-    """The held-out cases, edited by the batched sampler and judged."""
-
-    def __init__(self, run: Run):
-        self.run = run
-        self.described, arrays = held_out_cases(run.options.held_out, run.prompter)
-        self.source, self.target = run.render(arrays["source"]), run.render(arrays["target"])
-        self.ids, self.length = (arrays[name].long().to(run.device) for name in ("ids", "length"))
-        generator = torch.Generator().manual_seed(42)
-        noise = torch.randn(len(self.ids), 16, 16, 16, generator=generator)
-        self.noise = sampler.pack(noise.bfloat16().float()).to(run.device)  # as the official code draws it
-
-    @torch.no_grad()
-    def ceiling(self, vae):
-        """Logs how many targets the judge takes for right after the autoencoder alone."""
-        pictures = []
-        for part in self.target.split(250):
-            with self.run.amp:
-                pictures.append(vae.decode(vae.encode(unit(part)).float()).float())
-        decoded = torch.cat(pictures)
-        error = (decoded.clamp(-1, 1) - unit(self.target)).abs().mean() * 127.5
-        right = judge.judge(self.source, self.target, bytes_of(decoded))["right"].float().mean()
-        self.run.log(stage="ceiling", seconds=self.run.seconds(), right=right.item(), mean_error=error.item())
-
-    def edited(self, model, vae, steps: int, scale: float):
-        with torch.no_grad(), self.run.amp:
-            pieces = []
-            for part in torch.arange(len(self.ids)).split(250):
-                reference = sampler.pack(vae.encode(unit(self.source[part])).float())
-                shown = enlarge(self.source[part])
-                noise = self.noise[part]
-                latents = model.edit(self.ids[part], self.length[part], shown, reference, noise, steps, scale)
-                pictures = vae.decode(sampler.unpack(latents, 16, 16)).float()
-                pieces.append(bytes_of(pictures))
-        return torch.cat(pieces)
-
-    def visit(self, averaged: EditModel, vae, steps: int, scale: float = sampler.SCALE):
-        """Judges the averaged weights as they would be shipped, rounded to bf16; logs the shares and writes a sheet."""
-        began, rounded = time.time(), copy.deepcopy(averaged)
-        for p in rounded.parameters():
-            p.data = p.data.bfloat16().float()
-        edited = self.edited(rounded, vae, steps, scale)
-        measures = judge.judge(self.source, self.target, edited)
-        result = judge.report(self.described, measures["right"].tolist())
-        took = time.time() - began
-        self.run.log(stage="judge", sampler_steps=steps, scale=scale, seconds=self.run.seconds(), took=took, **result)
-        sheet = judge.sheet(self.source.cpu(), self.target.cpu(), edited.cpu(), 44)
-        sheet.save(self.run.options.out / f"sheet_{steps}_{scale:g}.png")
 
 
 def blocks_of(model: EditModel) -> list:
@@ -295,40 +283,54 @@ def block_matrices(model: EditModel) -> list:
     return [p for name, p in named if p.ndim == 2 and not any(part in name for part in ("mod.", "modulation", "adaLN"))]
 
 
-def train_edits(run: Run, vae, held_out):
+def train_edits(run: Run, vae):
     """Until the total time, or this call, is over. True if all is done."""
     options = run.options
     span = (options.vae_share, 1.0)
     model = EditModel(run.prompter).to(run.device)
     initialise(model)
     done = run.restore("edit", model)
-    latents = Latents(run, vae)
-    held_out.ceiling(vae)
+    square = copy.deepcopy(vae)
+    if run.compiled:  # for square pictures alone: each of its levels is compiled for its own size
+        compile_each((module for module in square.encoder.modules() if isinstance(module, ResnetBlock)), dynamic=False)
+    latents = {frame: Latents(run, square if frame == SQUARE else vae, frame) for frame in run.frames}
 
-    def loss():
-        batch = latents.batch()
-        with run.amp:
-            return flow_loss(model, batch)
+    def loss_of(frame: Frame):
+        def loss():
+            batch = latents[frame].batch()
+            with run.amp:
+                return flow_loss(model, batch, frame)
 
-    stepper = Stepper(model, loss, decay(run, span), options.learning_rate, block_matrices(model), options.matrix_rate)
+        return loss
+
+    losses = {frame: loss_of(frame) for frame in run.frames}
+    stepper = Stepper(model, losses, decay(run, span), options.learning_rate, block_matrices(model), options.matrix_rate)
     if run.compiled:
         compile_each(blocks_of(model))
     run.log(event="edits", step=done, seconds=run.seconds(), parameters=sum(p.numel() for p in model.parameters()))
-    learn(run, "edit", stepper, span, done, lambda: held_out.visit(stepper.averaged, vae, 28))
-    for steps, scale in ((28, 1.0), (8, sampler.SCALE), (28, sampler.SCALE)):
-        held_out.visit(stepper.averaged, vae, steps, scale)
+    rng, others = random.Random(run.state.values["calls"]), run.frames[1:]
+
+    def next_loss():
+        return rng.choice(others) if others and rng.random() > SQUARE_SHARE else SQUARE
+
+    def judged(*plan):
+        run.judges.visit(stepper.averaged, vae, plan)
+
+    steps = options.judge_steps
+    few = [(name, steps, 1.0) for name in SETS]
+    learn(run, "edit", stepper, span, done, next_loss, lambda: judged(*few, ("grid", steps, sampler.SCALE)))
+    judged(*few, *((name, steps, sampler.SCALE) for name, *_ in few))
     return run.progress(*span) >= 1
 
 
 def main():
     run = Run(parse())
-    held_out = HeldOut(run)
-    vae = train_autoencoder(run, held_out)
+    vae = train_autoencoder(run)
     finished = False
     if not run.must_stop():
         for p in vae.parameters():
             p.data = p.data.bfloat16().float()  # as it is shipped
-        finished = train_edits(run, vae, held_out)
+        finished = train_edits(run, vae.requires_grad_(False))
     run.state.values["seconds"] = run.seconds()
     run.state.save()
     run.log(event="done" if finished else "stopped", seconds=run.seconds())

@@ -147,10 +147,11 @@ def article(noun: str) -> str:
 def reference(rng, o: Object, scene: Scene, language: str) -> tuple[str, bool, bool]:
     """Words that mean this object alone, and whether they name its colour and its shape."""
     others = [x for x in scene.objects if x is not o and not x.is_letter]
-    forms = [(True, True)]
+    named = o.colour < len(COLOUR_NAMES)
+    forms = [(True, True)] if named else []
     if all(x.shape != o.shape for x in others):
         forms.append((False, True))
-    if all(x.colour != o.colour for x in others + [x for x in scene.objects if x.is_letter]):
+    if named and all(x.colour != o.colour for x in others + [x for x in scene.objects if x.is_letter]):
         forms.append((True, False))
     colour, shape = rng.choice(forms)
     if language == "zh":
@@ -208,7 +209,8 @@ def slots(rng, edit: Edit, language: str) -> tuple[dict, dict]:
     if "new" in asked:
         new = asked["new"]
         words["p"] = (CELL_EN if english else CELL_ZH)[new.cell]
-        words["c"] = COLOUR_NAMES[new.colour] if english else COLOUR_ZH[COLOUR_NAMES[new.colour]]
+        if "old" not in asked:  # a letter that was there may have a colour without a name
+            words["c"] = COLOUR_NAMES[new.colour] if english else COLOUR_ZH[COLOUR_NAMES[new.colour]]
         if not new.is_letter:
             words["n"] = new_object(rng, new, language)
         elif "old" in asked:

@@ -13,11 +13,11 @@ from PIL import Image
 import config
 import export
 import sampler
-from cases import TAIL
 from edit_model import EditModel
 from prompt import Prompter, enlarge_with_pillow, train_tokenizer
 from render import Renderer
 from scenes import Background, Object, Scene
+from stream import padded
 from vae import AutoEncoder
 
 BINARY = os.environ.get("STEP1X_EDIT")
@@ -53,12 +53,12 @@ def picture(path):
 def by_torch(model, path, pixels, prompt, steps):
     _, prompter, edit, vae = model
     ids = prompter.tail(prompt)
-    padded = torch.tensor([ids + [0] * (TAIL - len(ids))])
+    given = torch.tensor([padded(ids)])
     shown = enlarge_with_pillow(Image.open(path))[None]
     reference = sampler.pack(vae.encode(pixels.float() / 127.5 - 1))
     noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(SEED))
     noise = sampler.pack(noise.bfloat16().float())  # as the official code draws it
-    latents = edit.edit(padded, torch.tensor([len(ids)]), shown, reference, noise, steps)
+    latents = edit.edit(given, torch.tensor([len(ids)]), shown, reference, noise, steps)
     decoded = vae.decode(sampler.unpack(latents, 16, 16))
     return ((decoded.clamp(-1, 1) * 0.5 + 0.5) * 255).byte()[0].permute(1, 2, 0).numpy()
 

@@ -1,4 +1,5 @@
 """Scenes, instructions, prompt path and judge."""
+import json
 import os
 import random
 import re
@@ -10,12 +11,15 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from cases import LABELS, TAIL, held_out_cases, labels
+from cases import held_out_cases
+from frames import FRAMES
 from judge import judge, report
 from prompt import Prompter, enlarge, enlarge_with_pillow, patches, pieces, train_tokenizer
 from render import Renderer
 from scenes import KINDS, LETTERS, RADII, SHAPES, Background, Object, Scene, random_edit
-from words import FRAMES, LANGUAGES, TEMPLATES, instruction
+from stream import LABELS, TAIL, labels
+from words import FRAMES as SENTENCES
+from words import LANGUAGES, TEMPLATES, instruction
 
 GOLDEN = Path(os.environ.get("STEP1X_GOLDEN", Path(__file__).resolve().parents[3] / "tests" / "data" / "golden"))
 
@@ -50,7 +54,7 @@ def test_held_out_wordings_are_apart_and_many():
     for language in LANGUAGES:
         for kind, (training, held_out) in TEMPLATES[language].items():
             assert not set(training) & set(held_out), kind
-            assert len(training) * len(FRAMES[language]) >= 25 and len(held_out) >= 3, kind
+            assert len(training) * len(SENTENCES[language]) >= 25 and len(held_out) >= 3, kind
 
 
 def test_words_of_held_out_wordings_occur_in_training():
@@ -92,8 +96,20 @@ def test_patches_are_the_official_ones():
         assert torch.equal(patches(pixels)[0], file.get_tensor(f"{image}.pixel_values"))
 
 
-def test_enlarging_is_near_pillows():
-    picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 128, 128), dtype=np.uint8))
-    pillow = enlarge_with_pillow(Image.fromarray(picture[0].permute(1, 2, 0).numpy()))
-    difference = (enlarge(picture)[0].int() - pillow.int()).abs()
-    assert difference.max() <= 1 and difference.float().mean() < 0.01
+@pytest.mark.parametrize("frame", FRAMES, ids=str)
+def test_enlarging_is_near_pillows(frame):
+    shape = (1, 3, frame.height, frame.width)
+    picture = torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    pillow = enlarge_with_pillow(Image.fromarray(picture[0].permute(1, 2, 0).numpy()), frame)
+    difference = (enlarge(picture, frame)[0].int() - pillow.int()).abs()
+    assert difference.max() <= 2 and difference.float().mean() < 0.02
+
+
+def test_the_grids_held_out_cases_are_those_of_before():
+    folder = GOLDEN.parent / "demo_cases"
+    described, arrays = held_out_cases(22)
+    drawn = [Renderer()(arrays[name]).permute(0, 2, 3, 1).numpy() for name in ("source", "target")]
+    assert described == [{key: case[key] for key in described[0]} for case in json.loads((folder / "cases.json").read_text())[:22]]
+    for case, *pictures in zip(described, *drawn):
+        for name, picture in zip(("source", "target"), pictures):
+            assert np.array_equal(picture, np.array(Image.open(folder / f"{case['id']}.{name}.png").convert("RGB")))

@@ -37,14 +37,14 @@ def test_stepper_learns_and_averages():
         value = (model(inputs) - wanted).square().mean()
         return value, {"error": value}
 
-    stepper = Stepper(model, loss, lambda: 1.0, 3e-3, [model[0].weight], 3e-3)
-    stepper.step()
+    stepper = Stepper(model, {"all": loss}, lambda: 1.0, 3e-3, [model[0].weight], 3e-3)
+    stepper.step("all")
     first = stepper.means()["error"]
     assert abs(stepper.last_rate - 1 / WARMUP) < 1e-9
     for _ in range(400):
-        stepper.step()
+        stepper.step("all")
     stepper.restart()
-    stepper.step()
+    stepper.step("all")
     assert stepper.last_rate == 1.0 and stepper.means()["error"] < 0.5 * first
     apart = (stepper.averaged[0].weight - model[0].weight).norm() / model[0].weight.norm()
     assert 0 < apart < 0.5

@@ -6,10 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import export
+from checkpoint import load_weights
+from edit_model import EditModel
+from prompt import Prompter, tokenizer_at
 
 HERE = Path(__file__).resolve().parents[1]
 SMALL = ("--total 3 --batch 4 --vae-batch 2 --cases 200 --pool 16 --workers 1 --held-out 11 --eval-seconds 15 --device cpu "
-         "--learning-rate 5e-4").split()
+         "--learning-rate 5e-4 --frames 3 --judge-steps 2").split()
 
 pytestmark = pytest.mark.skipif("DEMO_TRAIN" not in os.environ, reason="DEMO_TRAIN is not set; the test takes minutes")
 
@@ -30,3 +36,8 @@ def test_killed_and_resumed(tmp_path):
     model = tmp_path / "model"
     subprocess.run([sys.executable, str(HERE / "export.py"), "--run", str(run), "--out", str(model)], check=True)
     assert sum(path.stat().st_size for path in model.rglob("*") if path.is_file()) < 24e6
+    again = EditModel(Prompter(tokenizer_at(run / "tokenizer.json")))
+    export.read(model, "edit", again)
+    weights = load_weights(run, "edit")
+    for key, tensor in again.state_dict().items():
+        assert key.startswith("labeller.") or torch.equal(tensor, weights[key].bfloat16().float())
