@@ -49,7 +49,7 @@ pub fn pack_noise(noise: &[f32], height: usize, width: usize, dtype: DType) -> V
 
 /// A seed nobody chose, from the system's entropy; 63 bits, so that it can be given back as a seed that is not negative.
 pub fn random_seed() -> u64 {
-    RandomState::new().build_hasher().finish() >> 1
+    RandomState::new().build_hasher().finish() >> 11
 }
 
 /// The first `n` values of `torch.randn` in float32 from a CPU generator just seeded: [n].

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::PlaceArgs;
+use super::{PlaceArgs, values};
 use crate::commands::demo::DemoJob;
 
 /// Flags of `demo`.
@@ -18,8 +18,8 @@ pub struct DemoArgs {
     #[arg(short, long)]
     force: bool,
     /// Denoising steps
-    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    steps: u32,
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(1, 1000), allow_negative_numbers = true)]
+    steps: usize,
     /// Show no progress
     #[arg(short, long)]
     pub quiet: bool,
@@ -34,7 +34,7 @@ impl DemoArgs {
     /// # Errors
     /// A usage error: flags that do not fit each other.
     pub fn job(&self) -> Result<DemoJob> {
-        let steps = self.steps as usize;
+        let steps = self.steps;
         Ok(DemoJob { output: self.output.clone(), force: self.force, steps, place: self.place.choice()? })
     }
 }

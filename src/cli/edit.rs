@@ -41,6 +41,9 @@ impl From<SavingsArgs> for Savings {
     }
 }
 
+/// A seed; none: a random one. (clap takes an `Option` for a flag that may be missing.)
+type Seed = Option<u64>;
+
 /// Flags of `edit`.
 #[derive(Debug, Args)]
 pub struct EditArgs {
@@ -65,13 +68,13 @@ pub struct EditArgs {
     /// Side of the square whose area the picture is given [default: the model's]
     ///
     /// The model's is 512 unless its step1x.json says otherwise.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(64..=4096), value_name = "PIXELS", help_heading = "Picture")]
-    size_level: Option<u32>,
+    #[arg(long, value_parser = values::whole(64, 4096), allow_negative_numbers = true, value_name = "PIXELS", help_heading = "Picture")]
+    size_level: Option<usize>,
     /// Width without -i, a multiple of 16 [default: 1024]
-    #[arg(long, conflicts_with = "image", value_name = "PIXELS", help_heading = "Picture", hide_short_help = true)]
+    #[arg(long, conflicts_with = "image", value_parser = values::side, allow_negative_numbers = true, value_name = "PIXELS", help_heading = "Picture", hide_short_help = true)]
     width: Option<usize>,
     /// Height without -i, a multiple of 16 [default: 1024]
-    #[arg(long, conflicts_with = "image", value_name = "PIXELS", help_heading = "Picture", hide_short_help = true)]
+    #[arg(long, conflicts_with = "image", value_parser = values::side, allow_negative_numbers = true, value_name = "PIXELS", help_heading = "Picture", hide_short_help = true)]
     height: Option<usize>,
     /// How to bring the picture to the working size; the first official code: bicubic
     #[arg(long, value_enum, default_value = "lanczos", help_heading = "Picture", hide_short_help = true)]
@@ -80,8 +83,8 @@ pub struct EditArgs {
     #[arg(long, help_heading = "Picture", hide_short_help = true)]
     keep_working_size: bool,
     /// Denoising steps
-    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Sampling")]
-    steps: u32,
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(1, 1000), allow_negative_numbers = true, help_heading = "Sampling")]
+    steps: usize,
     /// Guidance scale: how far the result is led away from the negative prompt [default: the model's, usually 6]
     #[arg(
         long,
@@ -103,11 +106,11 @@ pub struct EditArgs {
         hide_short_help = true
     )]
     guidance_limit: f64,
-    /// Seed of the noise; a negative one is random
+    /// Seed of the noise, up to 2^64 - 1; a negative one is random
     ///
-    /// A random seed is printed.
-    #[arg(short, long, default_value_t = 42, allow_hyphen_values = true, help_heading = "Sampling")]
-    seed: i64,
+    /// A random seed is printed. It is below 2^53, so that every program keeps it exactly.
+    #[arg(short, long, default_value = "42", value_parser = values::seed, allow_hyphen_values = true, help_heading = "Sampling")]
+    seed: Seed,
     /// Generator of the noise as PyTorch has it: cpu, cuda (an H100's grid), or cuda:THREADS for another grid
     #[arg(long, default_value = "cuda", value_parser = values::rng, help_heading = "Sampling", hide_short_help = true)]
     rng: Rng,
@@ -145,12 +148,6 @@ impl EditArgs {
             "the built-in demo model only edits pictures; give one with -i, or another model with -m".into(),
         )?;
         let edit = self.parameters()?;
-        for (flag, side) in [("--width", edit.size.0), ("--height", edit.size.1)] {
-            usage_unless(
-                (16..=4096).contains(&side) && side % 16 == 0,
-                format!("{flag} {side} is out of range; give a multiple of 16 from 16 to 4096"),
-            )?;
-        }
         Ok(EditJob {
             started: Instant::now(),
             model: self.model.clone(),
@@ -167,11 +164,11 @@ impl EditArgs {
         Ok(EditParameters {
             prompt: self.prompt.clone(),
             negative_prompt: self.negative_prompt.clone(),
-            steps: self.steps as usize,
+            steps: self.steps,
             cfg_scale: self.cfg_scale,
             guidance_limit: self.guidance_limit,
-            seed: u64::try_from(self.seed).unwrap_or_else(|_| random_seed()),
-            size_level: self.size_level.map(|side| side as usize),
+            seed: self.seed.unwrap_or_else(random_seed),
+            size_level: self.size_level,
             size: (self.width.unwrap_or(1024), self.height.unwrap_or(1024)),
             filter: self.resize_filter.into(),
             rng: self.rng,
@@ -182,6 +179,6 @@ impl EditArgs {
 
     /// Whether the seed was left to chance and should be shown.
     pub fn random_seed(&self) -> bool {
-        self.seed < 0
+        self.seed.is_none()
     }
 }

@@ -22,11 +22,11 @@ pub struct JudgeArgs {
     #[arg(short, long, value_name = "DIR")]
     output: Option<PathBuf>,
     /// Most cases to edit, from the first on [default: all]
-    #[arg(long, value_name = "CASES", value_parser = values::count)]
+    #[arg(long, value_name = "CASES", value_parser = values::count, allow_negative_numbers = true)]
     limit: Option<usize>,
     /// Denoising steps
-    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    steps: u32,
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(1, 1000), allow_negative_numbers = true)]
+    steps: usize,
     /// Guidance scale [default: the model's, usually 6]
     #[arg(long, alias = "cfg-guidance", allow_hyphen_values = true, value_parser = values::cfg_scale)]
     cfg_scale: Option<f32>,
@@ -34,11 +34,11 @@ pub struct JudgeArgs {
     #[arg(long, default_value = "0.93", value_name = "T", allow_hyphen_values = true, value_parser = values::guidance_limit)]
     guidance_limit: f64,
     /// Seed of every case's noise
-    #[arg(short, long, default_value_t = 42)]
+    #[arg(short, long, default_value_t = 42, value_parser = values::fixed_seed, allow_hyphen_values = true)]
     seed: u64,
     /// Side of the square whose area the pictures are brought to [default: that of their own area]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(64..=4096), value_name = "PIXELS")]
-    size_level: Option<u32>,
+    #[arg(long, value_parser = values::whole(64, 4096), allow_negative_numbers = true, value_name = "PIXELS")]
+    size_level: Option<usize>,
     /// Print one JSON object, with every case's measures
     #[arg(long)]
     json: bool,
@@ -57,11 +57,11 @@ impl JudgeArgs {
     /// A usage error: flags that do not fit each other.
     pub fn job(&self) -> Result<JudgeJob> {
         let edit = EditParameters {
-            steps: self.steps as usize,
+            steps: self.steps,
             cfg_scale: self.cfg_scale,
             guidance_limit: self.guidance_limit,
             seed: self.seed,
-            size_level: self.size_level.map(|side| side as usize),
+            size_level: self.size_level,
             ..EditParameters::new("")
         };
         Ok(JudgeJob {

@@ -31,11 +31,11 @@ pub struct InspectArgs {
     #[arg(long, default_value = "1024x1024", value_parser = values::size, value_name = "WxH")]
     size: (usize, usize),
     /// Side of the square whose area that picture is brought to
-    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(64..=4096), value_name = "PIXELS")]
-    size_level: u32,
+    #[arg(long, default_value_t = 1024, value_parser = values::whole(64, 4096), allow_negative_numbers = true, value_name = "PIXELS")]
+    size_level: usize,
     /// Denoising steps
-    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    steps: u32,
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(1, 1000), allow_negative_numbers = true)]
+    steps: usize,
     /// Prompt to plan for
     #[arg(short, long, value_name = "TEXT", default_value = "Change the sofa to vintage leather.")]
     prompt: String,
@@ -75,8 +75,8 @@ impl InspectArgs {
         let plan = PlanJob {
             prompt: self.prompt.clone(),
             size: self.size,
-            size_level: self.size_level as usize,
-            steps: self.steps as usize,
+            size_level: self.size_level,
+            steps: self.steps,
             precision,
             savings: self.savings.into(),
         };
@@ -110,7 +110,7 @@ pub struct SynthArgs {
     #[arg(long, value_enum, default_value = "v1.1")]
     version: VersionArg,
     /// Seed of the weights
-    #[arg(short, long, default_value_t = 0)]
+    #[arg(short, long, default_value_t = 0, value_parser = values::fixed_seed, allow_hyphen_values = true)]
     seed: u64,
     /// Folder to write; must be new or empty
     #[arg(short, long, value_name = "DIR")]

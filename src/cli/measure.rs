@@ -103,11 +103,11 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "TEXT", default_value = PROMPT)]
     prompt: String,
     /// Denoising steps of the edit
-    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(3..=1000))]
-    steps: u32,
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(3, 1000), allow_negative_numbers = true)]
+    steps: usize,
     /// Timed runs of each stage while its weights are on the device
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..=1000))]
-    runs: u32,
+    #[arg(long, default_value_t = 10, value_parser = values::whole(2, 1000), allow_negative_numbers = true)]
+    runs: usize,
     /// Print one JSON object for each size
     #[arg(long)]
     json: bool,
@@ -128,8 +128,8 @@ impl BenchArgs {
             model: self.model.clone(),
             sizes: self.size.clone(),
             prompt: self.prompt.clone(),
-            steps: self.steps as usize,
-            runs: self.runs as usize,
+            steps: self.steps,
+            runs: self.runs,
             place: self.memory.choice(self.device)?,
             json: self.json,
         })
@@ -152,8 +152,8 @@ pub struct ProfileArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAMES", default_value = "step")]
     stage: Vec<String>,
     /// Denoising steps of the edit
-    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = clap::value_parser!(u32).range(3..=1000))]
-    steps: u32,
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(3, 1000), allow_negative_numbers = true)]
+    steps: usize,
     /// Write a trace of the nodes that Perfetto and chrome://tracing open
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
@@ -176,7 +176,7 @@ impl ProfileArgs {
             size: self.size,
             prompt: self.prompt.clone(),
             stages: self.stage.clone(),
-            steps: self.steps as usize,
+            steps: self.steps,
             trace: self.trace.clone(),
             force: self.force,
             place: PlaceChoice { device: self.device, precision: None, max_vram: None, setup: setup() },

@@ -92,6 +92,9 @@ pub(super) fn device(text: &str) -> Result<DeviceChoice> {
     choice.context("give auto, cpu, cuda or cuda:N")
 }
 
+/// More threads than any GPU's grid has; an H100's has 270336.
+const GRID_THREADS_MOST: usize = 1 << 24;
+
 pub(super) fn rng(text: &str) -> Result<Rng> {
     let threads = match text.split_once(':') {
         None if text == "cpu" => return Ok(Rng::Cpu),
@@ -99,9 +102,9 @@ pub(super) fn rng(text: &str) -> Result<Rng> {
         Some(("cuda", threads)) => threads.parse::<usize>().ok(),
         _ => bail!("give cpu, cuda or cuda:THREADS"),
     };
-    match threads.filter(|&n| n >= 256 && n % 256 == 0) {
+    match threads.filter(|&n| (256..=GRID_THREADS_MOST).contains(&n) && n % 256 == 0) {
         Some(grid_threads) => Ok(Rng::Cuda { grid_threads }),
-        None => bail!("give THREADS of cuda:THREADS as a multiple of 256, the threads of a block"),
+        None => bail!("give THREADS of cuda:THREADS as a multiple of 256, the threads of a block, up to {GRID_THREADS_MOST}"),
     }
 }
 
@@ -124,8 +127,33 @@ pub(super) fn most_threads() -> usize {
 }
 
 pub(super) fn threads(text: &str) -> Result<usize> {
-    let most = most_threads();
-    text.parse().ok().filter(|n| (1..=most).contains(n)).with_context(|| format!("give a whole number from 1 to {most}"))
+    whole(1, most_threads())(text)
+}
+
+/// A number between two others, both included.
+pub(super) fn whole(least: usize, most: usize) -> impl Fn(&str) -> Result<usize> + Clone {
+    move |text: &str| {
+        let number = text.parse().ok().filter(|n| (least..=most).contains(n));
+        number.with_context(|| format!("give a whole number from {least} to {most}"))
+    }
+}
+
+/// Width or height of what is made from text alone.
+pub(super) fn side(text: &str) -> Result<usize> {
+    let side = text.parse().ok().filter(|side| (16..=4096).contains(side) && side % 16 == 0);
+    side.context("give a multiple of 16 from 16 to 4096")
+}
+
+/// A seed; none: a random one.
+pub(super) fn seed(text: &str) -> Result<Option<u64>> {
+    let negative = text.strip_prefix('-').is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()));
+    let seed = if negative { Some(None) } else { text.parse().ok().map(Some) };
+    seed.with_context(|| format!("give a whole number from 0 to {}, or -1 for a random one", u64::MAX))
+}
+
+/// A seed that is no random one.
+pub(super) fn fixed_seed(text: &str) -> Result<u64> {
+    text.parse().ok().with_context(|| format!("give a whole number from 0 to {}", u64::MAX))
 }
 
 pub(super) fn count(text: &str) -> Result<usize> {

@@ -9,6 +9,7 @@ mod place;
 mod program;
 mod report;
 mod run;
+mod wording;
 
 use anyhow::Result;
 
@@ -21,6 +22,7 @@ pub use self::place::{DeviceChoice, LEAST_CAPABILITY, Place, PlaceChoice};
 pub use self::program::{EditInputs, HostInputs, Program, Request};
 pub use self::report::{Parameters, Report};
 pub use self::run::{Ended, Ran, run_program};
+pub use self::wording::{is_blank, tidy};
 use crate::error::{no_thread, usage};
 use crate::image::{self, Filter, Format, Output, Rgb};
 
@@ -64,6 +66,7 @@ impl Progress for Silent {
 /// One of [`crate::error`], a [`crate::weights::ModelError`], or a fault of picture, arithmetic or disk. Nothing is written
 /// then.
 pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
+    let job = &EditJob { edit: job.edit.tidied(progress)?, ..job.clone() };
     let output = Output::reserve(&job.output, job.force).map_err(usage)?;
     let format = Format::of(&job.output).map_err(usage)?;
 

@@ -235,8 +235,42 @@ fn a_random_seed_is_shown_and_can_be_given_again() {
     let seed = answer.stderr.trim_end().strip_prefix("seed ").unwrap_or_else(|| panic!("{}", answer.stderr));
     let other = place.edited(&["-i", &colour(), "--seed", "-1", "-q", "-o", "b.png", "--device", "cpu"]);
     assert_ne!(other.stderr, answer.stderr);
+    assert!(seed.parse::<u64>().unwrap() < 1 << 53, "programs that count in float64 keep it");
     place.edited(&["-i", &colour(), "--seed", seed, "-o", "c.png", "--device", "cpu"]);
     assert!(place.read("a.png") == place.read("c.png"), "seed {seed} gives another picture");
+}
+
+/// Every seed is one that the report gives back.
+#[test]
+fn seeds_go_up_to_the_largest_number_of_64_bits() {
+    let place = Place::new();
+    let edit = |seed: &str, name: &str| {
+        let answer = place.edited(&["-i", &colour(), "--seed", seed, "--json", "-o", name]);
+        assert_eq!(answer.json()["seed"].as_u64().map(|seed| seed.to_string()).as_deref(), Some(seed));
+        place.read(name)
+    };
+    let [a, b, c] =
+        [("18446744073709551615", "a.png"), ("9223372036854775808", "b.png"), ("0", "c.png")].map(|(s, n)| edit(s, n));
+    assert!(difference(&a, &b) > 0 && difference(&b, &c) > 0);
+}
+
+#[test]
+fn what_is_around_a_prompt_is_left_out_and_told() {
+    let place = Place::new();
+    let edit = |prompt: &str, negative: &str, name: &str| {
+        let answer = place.edited(&["-i", &colour(), "-p", prompt, "-n", negative, "-o", name, "-q", "--device", "cpu"]);
+        assert_eq!(parameters(&place.read(name))["prompt"], "make it red");
+        (place.read(name), answer.stderr)
+    };
+    let (plain, silence) = edit("make it red", "blue", "a.png");
+    assert_eq!(silence, "");
+    let (other, notes) = edit("\u{feff}  make it red\r\n", "blue ", "b.png");
+    assert!(plain == other);
+    let expected = [
+        "note: the prompt is used without a byte order mark, carriage returns, white space around it",
+        "note: the negative prompt is used without white space around it",
+    ];
+    assert_eq!(notes.lines().collect::<Vec<_>>(), expected);
 }
 
 #[test]

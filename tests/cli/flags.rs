@@ -22,18 +22,29 @@ fn unknown_and_missing_flags_are_named() {
 
 #[test]
 fn values_out_of_range_are_named_with_the_range() {
-    refused(&["--steps", "0"], 2, &["--steps", "1..=1000"]);
-    refused(&["--size-level", "8"], 2, &["--size-level", "64..=4096"]);
-    refused(&["--width", "100"], 2, &["--width 100", "multiple of 16"]);
-    refused(&["--height", "8192"], 2, &["--height 8192", "4096"]);
-    refused(&["--width", "wide"], 2, &["--width"]);
+    for steps in ["0", "1001", "-1", "2.5", "many", "", "99999999999999999999"] {
+        refused(&["--steps", steps], 2, &["--steps", "a whole number from 1 to 1000"]);
+    }
+    refused(&["--size-level", "8"], 2, &["--size-level", "a whole number from 64 to 4096"]);
+    for side in ["0", "100", "8192", "-16", "wide"] {
+        refused(&["--width", side], 2, &["--width", "a multiple of 16 from 16 to 4096"]);
+        refused(&["--height", side], 2, &["--height", "a multiple of 16 from 16 to 4096"]);
+    }
     for scale in ["nan", "inf", "-inf", "1e30", "-101", "high"] {
         refused(&["--cfg-scale", scale], 2, &["--cfg-scale", "from -100 to 100"]);
     }
     for limit in ["nan", "-0.1", "1.1", "inf"] {
         refused(&["--guidance-limit", limit], 2, &["--guidance-limit", "from 0 to 1"]);
     }
+    for seed in ["random", "1.5", "18446744073709551616", "-", "--", "1e3", ""] {
+        let words = ["--seed", "a whole number from 0 to 18446744073709551615, or -1 for a random one"];
+        refused(&["--seed", seed], 2, &words);
+    }
+    Place::new().run(&["synth", "--preset", "tiny", "-o", "m", "-s", "-1"]).refused(2, &["--seed", "0 to 18446744073709551615"]);
     refused(&["--rng", "xpu"], 2, &["--rng", "cpu, cuda"]);
+    for threads in ["100", "0", "16777472", "9223372036854775808", "99999999999999999999"] {
+        refused(&["--rng", &format!("cuda:{threads}")], 2, &["--rng", "a multiple of 256", "up to 16777216"]);
+    }
     refused(&["--precision", "fp4"], 2, &["f32", "bf16"]);
     Place::new().run(&["inspect", "--preset", "full", "--size", "big"]).refused(2, &["WIDTHxHEIGHT"]);
 }
@@ -70,6 +81,97 @@ fn a_size_belongs_to_text_alone() {
 fn tokens_that_stand_for_pictures_are_refused_in_prompts() {
     refused(&["-p", "a <|image_pad|> b", "--width", "64", "--height", "64"], 2, &["<|image_pad|>", "leave it out"]);
     refused(&["-n", "<|video_pad|>", "--width", "64", "--height", "64"], 2, &["<|video_pad|>"]);
+}
+
+#[test]
+fn a_prompt_that_says_nothing_is_refused_before_anything_is_read() {
+    let place = Place::new();
+    for blank in ["", " ", "\n\r\t", "\u{feff}", "\u{3000}"] {
+        place.edit_refused(&["-m", "absent", "-i", "absent.png", "-p", blank], 2, &["the prompt is empty", "say what to change"]);
+    }
+    // Text that a shell decodes wrongly, and what is no text.
+    #[cfg(unix)]
+    for flag in ["-p", "-n", "--seed", "--format", "--device", "--steps"] {
+        use std::os::unix::ffi::OsStrExt;
+        let mut command = place.command(&place.edit_args(&["-i", "absent.png", "-p", "x"]));
+        let answer: Answer = command.arg(flag).arg(std::ffi::OsStr::from_bytes(b"a\xff")).output().unwrap().into();
+        answer.refused(2, &[]);
+    }
+}
+
+/// A path is bytes, of which not all are text; a name that is no path must be text.
+#[cfg(unix)]
+#[test]
+fn no_name_makes_a_panic() {
+    use std::ffi::{OsStr, OsString};
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    let place = Place::new();
+    let run = |args: &str| -> Answer {
+        // N stands for a name that is no text.
+        let bytes = |arg: &str| {
+            OsString::from_vec(arg.bytes().flat_map(|b| if b == b'N' { vec![0xff, 0xfe] } else { vec![b] }).collect())
+        };
+        place.command(&[]).args(args.split(' ').map(bytes)).output().unwrap().into()
+    };
+    for (args, code) in [
+        ("synth --preset tiny -q -o N", 0),
+        ("inspect -m N", 0),
+        ("inspect -m N --json", 0),
+        ("inspect -m N/step1x-edit-v1p1-official.safetensors", 0),
+        ("edit -m N -i N.png -p x -o out.png", 1),
+        ("edit -m NN -i N -p x -o N.png", 1),
+        ("edit -m NN --width 64 --height 64 -p x -o N.png", 3),
+        ("edit -i N -p x -o N", 2),
+        ("demo -o N", 2),
+        ("judge --cases N", 2),
+        ("judge --cases N -o N", 2),
+        ("inspect -m NN", 3),
+        ("inspect -m absent --preset N", 2),
+        ("bench -m NN --device cpu", 2),
+        ("profile -m NN --trace N --device cpu", 2),
+        ("compare -m NN --stage N --device cpu", 2),
+        ("verify -m NN --golden N", 3),
+        ("verify -m NN --golden N --name N", 2),
+        ("op N", 2),
+        ("op linear --case N --list", 2),
+        ("N", 2),
+        ("--N", 2),
+    ] {
+        let answer = run(args);
+        assert_eq!(answer.code, Some(code), "{args}: {}", answer.stderr);
+        assert!(!answer.stderr.contains("panicked"), "{args}: {}", answer.stderr);
+    }
+    assert!(place.path("").join(OsStr::from_bytes(b"\xff\xfe")).is_dir());
+}
+
+/// A name may hold what a terminal obeys; no message hands it on.
+#[cfg(unix)]
+#[test]
+fn no_message_gives_orders_to_the_terminal() {
+    let place = Place::new();
+    let name = "a\x1b[31m\x07\u{9b}b";
+    for args in [
+        vec!["edit", "-m", name, "--width", "64", "--height", "64", "-p", "x", "-o", "out.png"],
+        vec!["edit", "-i", name, "-p", "x", "-o", "out.png"],
+        vec!["edit", "-i", "x", "-p", "x", "-o", name],
+        vec!["edit", "-i", "x", "-p", "x", "-o", "x.png", "--seed", name],
+        vec!["edit", "-i", "x", "-p", "x", "-o", "x.png", name],
+        vec!["inspect", "-m", name],
+        vec!["judge", "--cases", name],
+        vec!["verify", "-m", "x", "--golden", name],
+        vec!["op", name],
+        vec!["synth", "--preset", name, "-o", "x"],
+        vec![name],
+    ] {
+        let answer = place.run(&args);
+        assert_ne!(answer.code, Some(0));
+        let shown = answer.stderr + &answer.stdout;
+        assert!(shown.chars().all(|c| c == '\n' || !c.is_control()), "{args:?}: {shown:?}");
+    }
+    // Results too: the name of a file that `edit` wrote.
+    let output = format!("{name}.png");
+    let answer = place.edited(&["-i", &fixture("grey.png"), "-o", &output]);
+    assert!(answer.stderr.contains("wrote a\\u001b[31m\\u0007\\u009bb.png"), "{}", answer.stderr);
 }
 
 #[test]

@@ -89,6 +89,7 @@ fn faulty_cases_are_named() {
         ("[", &["not a list of cases"]),
         (&list.to_string().replace("000", "../x"), &["../x", "letters"]),
         (&list.to_string().replace("001", "000"), &["case 000 twice"]),
+        (&list.to_string().replace("make the square blue", " \u{feff}"), &["case 000 is empty"]),
         (&list.to_string().replace("000", "007"), &["007.source.png"]),
     ] {
         place.write("cases/cases.json", text);

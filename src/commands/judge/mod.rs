@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use self::rule::Measures;
 use crate::error::usage;
 use crate::image::{self, Format, Output, Rgb};
-use crate::pipeline::{EditParameters, Engine, Model, Place, PlaceChoice, Progress};
+use crate::pipeline::{EditParameters, Engine, Model, Place, PlaceChoice, Progress, is_blank};
 
 /// A folder of cases to edit and judge.
 #[derive(Clone, Debug)]
@@ -85,6 +85,7 @@ pub fn run(job: &JudgeJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Re
     let mut judged = Vec::new();
     for (case, (source, target)) in cases.into_iter().zip(pictures) {
         let edit = job.edit(&case.instruction, (source.width, source.height));
+        let edit = edit.tidied(progress).with_context(|| format!("case {}", case.id))?;
         let edited = engine.edit(&edit, Some(&source), progress).with_context(|| format!("case {}", case.id))?.at(&source);
         if let Some(folder) = &job.output {
             let output = Output::reserve(&folder.join(format!("{}.png", case.id)), false)?;
@@ -118,6 +119,9 @@ fn read_cases(folder: &Path) -> Result<Vec<Case>> {
     let plain = |id: &str| !id.is_empty() && id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
     if let Some(case) = cases.iter().find(|case| !plain(&case.id)) {
         bail!("{}: the id {:?} has other characters than letters, digits, - and _; rename the case", file.display(), case.id);
+    }
+    if let Some(case) = cases.iter().find(|case| is_blank(&case.instruction)) {
+        bail!("{}: the instruction of the case {} is empty; say what to change", file.display(), case.id);
     }
     let mut seen = HashSet::new();
     if let Some(case) = cases.iter().find(|case| !seen.insert(case.id.as_str())) {
