@@ -40,10 +40,11 @@ impl std::error::Error for Interrupted {}
 /// What is said of a run that was stopped.
 pub const INTERRUPTED: &str = "interrupted; nothing was written";
 
-/// A text as a terminal may have it: control characters but for the end of a line, which names of files and tensors may hold
-/// and terminals obey, are written as in JSON.
+/// A text as a terminal may have it: control characters but for the end of a line, and those that turn the direction of
+/// writing, which names of files and tensors may hold and terminals obey, are written as in JSON.
 pub fn printable(text: &str) -> Cow<'_, str> {
-    let obeyed = |c: char| c.is_control() && c != '\n';
+    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let obeyed = |c: char| c.is_control() && c != '\n' || turns(c);
     if !text.contains(obeyed) {
         return text.into();
     }
@@ -71,6 +72,7 @@ mod tests {
             ("a name, 名前\nanother line", "a name, 名前\nanother line"),
             ("\x1b[31mred\x07\t\r", "\\u001b[31mred\\u0007\\u0009\\u000d"),
             ("\u{9b}31m \x7f", "\\u009b31m \\u007f"),
+            ("a\u{202e}gpj.b", "a\\u202egpj.b"),
         ] {
             assert_eq!(printable(text), shown);
         }

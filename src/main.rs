@@ -45,7 +45,11 @@ fn run(command: &Command) -> Result<u8> {
                 say(&done);
             }
         }
-        Command::Inspect(args) => print(&inspect::run(&args.job()?)?)?,
+        Command::Inspect(args) => {
+            let (text, held) = inspect::run(&args.job()?, &byte_bar(false))?;
+            print(&text)?;
+            held?;
+        }
         Command::Doctor(args) => {
             let (text, code) = doctor::run(&args.job());
             print(&text)?;

@@ -42,6 +42,9 @@ pub struct InspectArgs {
     /// Element type of activations: bf16 plans for a GPU, f32 for the CPU
     #[arg(long, value_enum, default_value = "bf16")]
     precision: PrecisionArg,
+    /// Compare the files with their published digests: of a hub's cache, of the hub's client, or of a file SHA256SUMS
+    #[arg(long, conflicts_with = "preset")]
+    verify: bool,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -80,8 +83,8 @@ impl InspectArgs {
             precision,
             savings: self.savings.into(),
         };
-        let (tensors, graph, json) = (self.tensors, self.graph, self.json);
-        Ok(InspectJob { networks, plan, max_vram: self.memory.max_vram, tensors, graph, json })
+        let (verify, tensors, graph, json) = (self.verify, self.tensors, self.graph, self.json);
+        Ok(InspectJob { networks, plan, max_vram: self.memory.max_vram, verify, tensors, graph, json })
     }
 }
 

@@ -61,9 +61,12 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for NamedVisitor<T> {
 
 /// The file's bytes.
 ///
-/// Fails when it cannot be read or has more than `most`.
+/// Fails when it cannot be read, is a pipe or the like, or has more than `most`.
 pub(super) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(ModelError::new("this is not a regular file; download it again").at(path));
+    }
     std::fs::File::open(path)
         .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
         .map_err(|e| ModelError::io("read it", path, &e))?;

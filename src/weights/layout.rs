@@ -124,6 +124,19 @@ impl Layout {
             _ => Err(incomplete(&dir, &qwen, &missing)),
         }
     }
+
+    /// Every file of the model.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let of_qwen = |name: &str| self.qwen.join(name);
+        let mut files = vec![self.dit.clone(), self.vae.clone()];
+        files.extend(self.settings.clone());
+        files.extend([QWEN_CONFIG, QWEN_TOKENIZER].map(of_qwen));
+        match &self.index {
+            None => files.push(of_qwen(QWEN_SINGLE)),
+            Some(index) => files.extend([QWEN_INDEX].into_iter().chain(index.shards.iter().map(String::as_str)).map(of_qwen)),
+        }
+        files
+    }
 }
 
 /// There is nothing at `path`. A name as a hub has it is told how the files of a hub become a folder.
@@ -294,11 +307,11 @@ impl Index {
 
 /// What the file at `path` is, if it can be read, is known and not what is wanted here.
 fn look(path: &Path, wanted: Component) -> Option<Foreign> {
+    if !path.is_file() {
+        return None; // opening a pipe would wait
+    }
     let mut first = Vec::new();
     let file = std::fs::File::open(path).ok()?;
-    if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-        return None;
-    }
     file.take(FIRST as u64).read_to_end(&mut first).ok()?;
     what_bytes(&first).or_else(|| {
         let file = WeightFile::open(path).ok()?;

@@ -10,6 +10,7 @@
 
 mod check;
 mod decode;
+mod digest;
 mod file;
 mod folder;
 mod foreign;
@@ -25,19 +26,20 @@ mod write;
 
 pub use check::{Expected, check};
 pub use decode::{decode_f32, e4m3_to_f32, encode_f32, f32_to_e4m3};
+pub use digest::{Known, Published, published_files};
 pub use file::{Entry, WeightFile, parse_header};
 pub use folder::ModelFolder;
 pub use foreign::{Foreign, what_bytes, what_names};
 pub use form::{WeightForm, WeightKey, read_f32};
 pub use recipe::{LoraPair, PlusLora, Recipe, Rows, Stored};
 pub use splitmix::{Splitmix, fill};
-pub use words::{printable, shown};
+pub use words::shown;
 pub use write::{PlannedTensor, check_absent_or_empty, write_model};
 
 use std::fmt;
 use std::path::Path;
 
-use self::words::tame;
+use self::words::bounded;
 use crate::tensor::{Component, Spec};
 
 /// Where an executor finds weights: a [`ModelFolder`], or a generator in tests. Names are canonical ones.
@@ -67,7 +69,7 @@ impl ModelError {
     ///
     /// Whatever the text repeats of a file, it becomes one of bounded length that a terminal shows as it is.
     pub fn new(message: impl AsRef<str>) -> Self {
-        ModelError(tame(message.as_ref()))
+        ModelError(bounded(message.as_ref()))
     }
 
     /// The same fault, with the file it is about in front.
@@ -103,6 +105,6 @@ mod tests {
     fn whatever_a_file_holds_a_message_stays_short_and_plain() {
         let error = ModelError::new(format!("\u{1b}[2J {}", "x".repeat(1 << 20))).at(Path::new("a\u{7}"));
         let text = error.to_string();
-        assert!(text.starts_with(r"a\u{7}: \u{1b}[2J xxx") && text.len() < 20_000, "{}", text.len());
+        assert!(text.starts_with(r"a\u0007: \u001b[2J xxx") && text.len() < 20_000, "{}", text.len());
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use crate::error::printable;
+
 /// Most characters of a name; the longest of a released tensor has 77.
 const NAME: usize = 120;
 /// Most characters of what another library says of a file.
@@ -19,36 +21,20 @@ pub(super) fn remark(error: impl Display) -> String {
     cut(&error.to_string(), REMARK)
 }
 
-/// The first characters of a text, escaped, and how many bytes it has if that is not all.
+/// The first characters of a text in one line, and how many bytes it has if that is not all.
 fn cut(text: &str, most: usize) -> String {
+    let line = |text: &str| printable(text).replace('\n', "\\u000a");
     match text.char_indices().nth(most) {
-        None => printable(text),
-        Some((end, _)) => format!("{}… ({} bytes)", printable(&text[..end]), text.len()),
+        None => line(text),
+        Some((end, _)) => format!("{}… ({} bytes)", line(&text[..end]), text.len()),
     }
 }
 
-/// The text with those characters escaped that control a terminal, end a line or turn the direction of writing.
-pub fn printable(text: &str) -> String {
-    escaped(text, |_| false)
-}
-
-/// A message of bounded length that a terminal shows as it is; it may have several lines.
-pub(super) fn tame(message: &str) -> String {
+/// A message, or the front of one that is too long.
+pub(super) fn bounded(message: &str) -> String {
     let end = (0..=MESSAGE.min(message.len())).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
-    escaped(&message[..end], |c| c == '\n') + if end < message.len() { "…" } else { "" }
-}
-
-fn escaped(text: &str, allowed: impl Fn(char) -> bool) -> String {
-    let obeyed =
-        |c: char| c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let mut plain = String::with_capacity(text.len());
-    for c in text.chars() {
-        match obeyed(c) && !allowed(c) {
-            true => plain.extend(c.escape_default()),
-            false => plain.push(c),
-        }
-    }
-    plain
+    let more = if end < message.len() { "…" } else { "" };
+    format!("{}{more}", printable(&message[..end]))
 }
 
 /// The first ten of `items`, a line each under a heading that counts them; empty when there are none.
@@ -73,19 +59,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_obey_is_escaped() {
-        assert_eq!(shown("\u{1b}[2J\u{1b}]0;owned\u{7}x"), r"\u{1b}[2J\u{1b}]0;owned\u{7}x");
-        assert_eq!(shown("a\nb\u{202e}c"), r"a\nb\u{202e}c");
+    fn names_are_one_plain_line() {
+        assert_eq!(shown("\u{1b}[2J\u{1b}]0;owned\u{7}x"), r"\u001b[2J\u001b]0;owned\u0007x");
+        assert_eq!(shown("a\nb"), r"a\u000ab");
         assert_eq!(shown("model.layers.0 \"é\" e\u{301}模型"), "model.layers.0 \"é\" e\u{301}模型");
-        assert_eq!(tame("one\ntwo\u{9b}2J"), "one\ntwo\\u{9b}2J");
+        assert_eq!(bounded("one\ntwo\u{9b}2J"), "one\ntwo\\u009b2J");
     }
 
     #[test]
     fn long_texts_are_cut() {
         assert_eq!(shown(&"é".repeat(120)), "é".repeat(120));
         assert_eq!(shown(&"é".repeat(121)), "é".repeat(120) + "… (242 bytes)");
-        let message = "é".repeat(MESSAGE);
-        assert_eq!(tame(&message), "é".repeat(MESSAGE / 2) + "…");
+        assert_eq!(bounded(&"é".repeat(MESSAGE)), "é".repeat(MESSAGE / 2) + "…");
         assert_eq!(remark("x".repeat(1 << 20)).len(), REMARK + "… (1048576 bytes)".len());
     }
 

@@ -90,6 +90,77 @@ fn the_graph_shows_equal_blocks_once() {
     assert!(!step.contains("single_blocks.5.") && step.contains("single_blocks.37.linear2"), "{step}");
 }
 
+/// The digests of a model's files: of a cache as the hub's client makes it, and of a list.
+#[test]
+#[cfg(unix)]
+fn files_are_compared_with_their_published_digests() {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use sha2::{Digest, Sha256};
+
+    let place = Place::new();
+    let digest = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hub = place.path("hub");
+    let repositories =
+        [("models--stepfun-ai--Step1X-Edit", ""), ("models--Qwen--Qwen2.5-VL-7B-Instruct", "Qwen2.5-VL-7B-Instruct/")];
+    let mut damage = None;
+    for file in MODEL_FILES {
+        let (repository, name) = match file.strip_prefix(repositories[1].1) {
+            Some(name) => (repositories[1].0, name),
+            None => (repositories[0].0, file),
+        };
+        let (blobs, snapshot) = (hub.join(repository).join("blobs"), hub.join(repository).join("snapshots/abc"));
+        fs::create_dir_all(&blobs).unwrap();
+        fs::create_dir_all(&snapshot).unwrap();
+        let bytes = fs::read(model().join(file)).unwrap();
+        let blob = blobs.join(digest(&bytes));
+        fs::write(&blob, bytes).unwrap();
+        symlink(format!("../../blobs/{}", digest(&fs::read(&blob).unwrap())), snapshot.join(name)).unwrap();
+        damage = if file == TEXT { Some(blob) } else { damage };
+    }
+    let cache = hub.join(repositories[0].0);
+    let inspect = |path: &std::path::Path, more: &[&str]| {
+        place.run(&[&["inspect", "-m", path.to_str().unwrap(), "--verify", "--precision", "f32"], more].concat())
+    };
+    let answer = inspect(&cache, &[]);
+    assert_eq!((answer.code, answer.stderr.as_str()), (Some(0), ""), "{}", answer.stdout);
+    assert_eq!(answer.stdout.matches("\n  ok  ").count(), 6, "{}", answer.stdout);
+    assert!(answer.stdout.contains("the hub's cache") && answer.stdout.contains("plan of an edit"), "{}", answer.stdout);
+
+    // One bit of a weight, which nothing else would notice.
+    let blob = damage.unwrap();
+    let mut bytes = fs::read(&blob).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&blob, &bytes).unwrap();
+    let answer = inspect(&cache, &[]);
+    assert_eq!(answer.code, Some(3));
+    assert!(
+        answer.stderr.contains("model.safetensors: the file is not as it was published; fetch it again"),
+        "{}",
+        answer.stderr
+    );
+    assert!(answer.stdout.contains("\n  damaged  ") && answer.stdout.matches("\n  ok  ").count() == 5, "{}", answer.stdout);
+    let json = inspect(&cache, &["--json"]).json();
+    let verdicts = json["verified"].as_array().unwrap().iter().filter(|file| file["verdict"] == "damaged");
+    assert_eq!(verdicts.count(), 1, "{json}");
+
+    let dir = place.linked_model("model", &[]);
+    let answer = inspect(&dir, &[]);
+    assert_eq!(answer.code, Some(0));
+    assert!(
+        answer.stdout.contains("no digest is known") && answer.stdout.matches("not checked").count() == 6,
+        "{}",
+        answer.stdout
+    );
+    let line = |file: &str, bytes: &[u8]| format!("{}  {file}\n", digest(bytes));
+    place.write("model/SHA256SUMS", line(DIT, &fs::read(model().join(DIT)).unwrap()) + &line(VAE, b"another"));
+    let json = inspect(&dir, &["--json"]).json();
+    let verdicts: Vec<_> = json["verified"].as_array().unwrap().iter().map(|file| file["verdict"].as_str().unwrap()).collect();
+    assert_eq!(verdicts[..3], ["ok", "damaged", "not checked"]);
+    place.run(&["inspect", "--preset", "tiny", "--verify"]).refused(2, &["--verify", "--preset"]);
+}
+
 #[test]
 fn faults_are_refused() {
     let place = Place::new();

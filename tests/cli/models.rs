@@ -238,7 +238,7 @@ fn what_files_hold_is_shown_briefly_and_plainly() {
     parts.data.extend([0; 4]);
     let entry = json!({"dtype": "F32", "shape": [1], "data_offsets": [end, end + 4]});
     parts.header.insert("\u{1b}[2J\u{1b}]0;owned\u{7}x".into(), entry.clone());
-    message(parts.bytes(), &["unexpected (1)", r"\u{1b}[2J\u{1b}]0;owned\u{7}x"]);
+    message(parts.bytes(), &["unexpected (1)", r"\u001b[2J\u001b]0;owned\u0007x"]);
     parts.header.insert("x".repeat(10_000_000), entry);
     message(parts.bytes(), &["overlaps the one before it", "(10000000 bytes)"]);
 }

@@ -1,11 +1,15 @@
 //! The `inspect` command: what a model consists of, and the plan of an edit with it.
 
+mod checked;
+
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 
+use self::checked::Checked;
 use super::synth::PresetModel;
 use crate::error::usage;
 use crate::image;
@@ -16,7 +20,7 @@ use crate::pipeline::{EditInputs, Model, Program, Request};
 use crate::plan::{BodyMemory, Budget, CONTEXT_BYTES, Plan, Policy, Precision, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
 use crate::tensor::{Component, DType, Shape, Spec};
-use crate::weights::{printable, shown};
+use crate::weights::shown;
 
 /// A model to look at, and an edit to plan with it.
 #[derive(Clone, Debug)]
@@ -27,6 +31,8 @@ pub struct InspectJob {
     pub plan: PlanJob,
     /// Bytes of a device's memory that the plan must do with; none: any.
     pub max_vram: Option<usize>,
+    /// Compare the files' digests with those that were published.
+    pub verify: bool,
     /// List every tensor.
     pub tensors: bool,
     /// Print the recorded graph.
@@ -71,32 +77,64 @@ struct Subject {
     tensors: Vec<(Component, String, Spec)>,
 }
 
-/// The text, or the JSON object, that `inspect` prints.
+/// The text, or the JSON object, that `inspect` prints, and an error if a file is not as it was published: then nothing more
+/// is said of the model. `bar` shows the bytes whose digests are taken.
 ///
 /// # Errors
-/// Faults of the model's files, or sizes that cannot be planned.
-pub fn run(job: &InspectJob) -> Result<String> {
-    let subject = Subject::new(&job.networks)?;
-    let mut program = plan_edit(&subject.config, &subject.settings, &subject.tokenizer, &job.plan)?;
-    if let Some(allowed) = job.max_vram {
-        program = program.fit(Budget::Allowed(allowed), Policy::RESIDENT, CONTEXT_BYTES)?;
-    }
+/// Other faults of the model's files, or sizes that cannot be planned.
+pub fn run(job: &InspectJob, bar: &ProgressBar) -> Result<(String, Result<()>)> {
+    let checked = match &job.networks {
+        Networks::Folder(path) if job.verify => Some(Checked::new(path, bar)?),
+        _ => None,
+    };
+    let held = checked.as_ref().map_or(Ok(()), Checked::held);
+    let planned = if held.is_ok() { Some(Planned::new(job)?) } else { None };
     if job.json {
-        return Ok(format!("{:#}\n", subject.json(&program.plan)));
+        let mut object = planned.map_or(json!({}), |planned| planned.subject.json(&planned.program.plan));
+        if let Some(checked) = checked {
+            object["verified"] = checked.json();
+        }
+        return Ok((format!("{object:#}\n"), held));
     }
-    let mut text = subject.text(job.tensors)?;
-    let (height, width) = (8 * program.spec.latent.0, 8 * program.spec.latent.1);
-    let (tokens, rows) = (program.spec.prompt.valid.clone(), program.spec.step_rows().total());
-    writeln!(
-        text,
-        "\nplan of an edit at {width}x{height}, {} steps, prompts of {tokens:?} rows, {rows} rows a step",
-        job.plan.steps
-    )?;
-    write!(text, "{}", program.plan)?;
-    if job.graph {
-        write!(text, "\n{}", program.plan.graph)?;
+    let mut text = checked.map_or(String::new(), |checked| checked.text());
+    if let Some(planned) = planned {
+        text += &planned.text(job)?;
     }
-    Ok(text)
+    Ok((text, held))
+}
+
+/// A model, with an edit planned.
+struct Planned {
+    subject: Subject,
+    program: Program,
+}
+
+impl Planned {
+    fn new(job: &InspectJob) -> Result<Planned> {
+        let subject = Subject::new(&job.networks)?;
+        let mut program = plan_edit(&subject.config, &subject.settings, &subject.tokenizer, &job.plan)?;
+        if let Some(allowed) = job.max_vram {
+            program = program.fit(Budget::Allowed(allowed), Policy::RESIDENT, CONTEXT_BYTES)?;
+        }
+        Ok(Planned { subject, program })
+    }
+
+    fn text(&self, job: &InspectJob) -> Result<String> {
+        let Planned { subject, program } = self;
+        let mut text = subject.text(job.tensors)?;
+        let (height, width) = (8 * program.spec.latent.0, 8 * program.spec.latent.1);
+        let (tokens, rows) = (&program.spec.prompt.valid, program.spec.step_rows().total());
+        writeln!(
+            text,
+            "\nplan of an edit at {width}x{height}, {} steps, prompts of {tokens:?} rows, {rows} rows a step",
+            job.plan.steps
+        )?;
+        write!(text, "{}", program.plan)?;
+        if job.graph {
+            write!(text, "\n{}", program.plan.graph)?;
+        }
+        Ok(text)
+    }
 }
 
 impl Subject {
@@ -116,8 +154,7 @@ impl Subject {
 
     fn of_folder(path: &Path) -> Result<Subject> {
         let Model { folder, config, settings, tokenizer, .. } = Model::open(path)?;
-        let files =
-            folder.files().map(|(path, bytes, tensors)| (printable(&path.display().to_string()), bytes, tensors)).collect();
+        let files = folder.files().map(|(path, bytes, tensors)| (path.display().to_string(), bytes, tensors)).collect();
         let components = [Component::Dit, Component::Vae, Component::Qwen];
         let of = |component| folder.tensors(component).map(move |(name, spec)| (component, name.to_string(), spec.clone()));
         let tensors = components.into_iter().flat_map(of).collect();
