@@ -17,3 +17,4 @@ mod output;
 mod pictures;
 mod support;
 mod synth;
+mod verify;

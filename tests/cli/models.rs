@@ -301,7 +301,7 @@ fn a_prompt_of_ten_million_spaces_is_cut() {
     for (name, colour) in [("a.source.png", [200, 30, 30]), ("a.target.png", [30, 60, 200])] {
         image::RgbImage::from_pixel(64, 64, image::Rgb(colour)).save(place.path("cases").join(name)).unwrap();
     }
-    let case = json!([{"id": "a", "kind": "x", "language": "en", "held_out": false, "instruction": " ".repeat(10_100_000)}]);
+    let case = json!([{"id": "a", "kind": "x", "language": "en", "held_out": false, "instruction": format!("make{}it red", " ".repeat(10_100_000))}]);
     place.write("cases/cases.json", case.to_string());
     let model = model().to_str().unwrap();
     let answer = place.run(&["judge", "-m", model, "--cases", "cases", "--steps", "1", "--device", "cpu"]);

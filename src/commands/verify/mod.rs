@@ -7,22 +7,23 @@
 //! the recorded embeddings, and from the true ones, show what that contributes, and each picture has the bound of what it
 //! was made from.
 
+mod golden;
+
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
-use half::bf16;
-use safetensors::{Dtype, SafeTensors};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+pub use self::golden::parameters;
+use self::golden::{Golden, Tensors};
 use crate::exec::{Executor, unwatched};
 use crate::graph::{BodyId, TensorId};
-use crate::image::Rgb;
 use crate::model::edit::EditBodies;
 use crate::ops::{HostValues, Values};
 use crate::pipeline::{
-    EditParameters, Engine, Loaded, Material, Model, Place, PlaceChoice, Program, Progress, Purpose, Rng, Silent, run_program,
+    EditParameters, Engine, Loaded, Material, Model, Place, PlaceChoice, Program, Progress, Purpose, Silent, run_program,
 };
 use crate::plan::Itinerary;
 use crate::prompt;
@@ -61,10 +62,11 @@ const OWN_EMBEDDINGS_DB: f64 = 38.0;
 /// Files that are missing or do not fit each other or the model, or whatever stops an edit.
 pub fn run(job: &VerifyJob, progress: &mut dyn Progress) -> Result<(String, Result<()>)> {
     let golden = Golden::open(&job.golden, &job.name)?;
+    let edit = golden.official.parameters()?;
     let place = Place::open(&job.place)?;
     let mut engine = Engine::open(Model::open(&job.model)?, place)?;
     progress.place(&engine.place);
-    let recorded = Recorded::new(&golden, &engine.model)?;
+    let recorded = Recorded::new(&golden, &edit, &engine.model)?;
     let mut table = Table { rows: vec![] };
     let tokens = recorded.whole(&mut engine, progress, &mut table)?;
     recorded.with_other_embeddings(&mut engine, &tokens, &mut table)?;
@@ -83,85 +85,6 @@ pub fn run(job: &VerifyJob, progress: &mut dyn Progress) -> Result<(String, Resu
     Ok((text, held))
 }
 
-/// The recorded files.
-struct Golden {
-    inputs: Tensors,
-    official: Tensors,
-    truth: Tensors,
-}
-
-/// A safetensors file, read whole.
-struct Tensors {
-    path: PathBuf,
-    bytes: Vec<u8>,
-    metadata: HashMap<String, String>,
-}
-
-impl Golden {
-    fn open(folder: &Path, name: &str) -> Result<Golden> {
-        let open = |suffix: &str| Tensors::open(folder.join(format!("{name}{suffix}.safetensors")));
-        Ok(Golden { inputs: open("_inputs")?, official: open("")?, truth: open("_truth")? })
-    }
-}
-
-impl Tensors {
-    fn open(path: PathBuf) -> Result<Tensors> {
-        let bytes = std::fs::read(&path)
-            .map_err(|e| ModelError::new(format!("{}: cannot read the recorded run: {e}", path.display())))?;
-        let (_, header) = SafeTensors::read_metadata(&bytes)
-            .map_err(|e| ModelError::new(format!("{}: this is not a safetensors file: {e}", path.display())))?;
-        let metadata = header.metadata().clone().unwrap_or_default();
-        Ok(Tensors { path, bytes, metadata })
-    }
-
-    fn raw(&self, name: &str) -> Result<(Dtype, Vec<usize>, &[u8])> {
-        let all = SafeTensors::deserialize(&self.bytes)?;
-        let view = all.tensor(name).with_context(|| format!("{} has no tensor {name}", self.path.display()))?;
-        Ok((view.dtype(), view.shape().to_vec(), view.data()))
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.raw(name).is_ok()
-    }
-
-    fn floats(&self, name: &str) -> Result<Vec<f32>> {
-        let (dtype, _, bytes) = self.raw(name)?;
-        Ok(match dtype {
-            Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            Dtype::BF16 => bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-            Dtype::F64 => bytes.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
-            other => bail!("{}: {name} has type {other:?}; it must be F32, BF16 or F64", self.path.display()),
-        })
-    }
-
-    fn integers(&self, name: &str) -> Result<Vec<i32>> {
-        let (dtype, _, bytes) = self.raw(name)?;
-        ensure!(dtype == Dtype::I32, "{}: {name} has type {dtype:?}; it must be I32", self.path.display());
-        Ok(bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect())
-    }
-
-    fn picture(&self, name: &str) -> Result<Rgb> {
-        let (dtype, shape, bytes) = self.raw(name)?;
-        let [height, width, 3] = shape[..] else {
-            bail!("{}: {name} has shape {shape:?}; a picture has [height, width, 3]", self.path.display())
-        };
-        ensure!(dtype == Dtype::U8, "{}: {name} has type {dtype:?}; it must be U8", self.path.display());
-        Ok(Rgb { width, height, data: bytes.to_vec() })
-    }
-
-    fn text(&self, key: &str) -> Result<&str> {
-        let found = self.metadata.get(key).map(String::as_str);
-        found.with_context(|| format!("{}: the header does not give {key}", self.path.display()))
-    }
-
-    fn number<T: std::str::FromStr>(&self, key: &str) -> Result<T> {
-        let text = self.text(key)?;
-        text.parse()
-            .ok()
-            .with_context(|| format!("{}: the header gives {key} as {text:?}, which is not such a number", self.path.display()))
-    }
-}
-
 /// The edit that was recorded.
 struct Recorded<'a> {
     golden: &'a Golden,
@@ -175,38 +98,23 @@ struct Recorded<'a> {
 const BRANCHES: [&str; 2] = ["cond", "uncond"];
 
 impl<'a> Recorded<'a> {
-    fn new(golden: &'a Golden, model: &Model) -> Result<Recorded<'a>> {
-        let (inputs, official) = (&golden.inputs, &golden.official);
+    fn new(golden: &'a Golden, edit: &EditParameters, model: &Model) -> Result<Recorded<'a>> {
+        let inputs = &golden.inputs;
         let working = inputs.picture("rgb")?;
         let patches = prompt::patches(&working, &model.settings)?;
-        for (branch, text) in BRANCHES.iter().zip([official.text("prompt")?, ""]) {
+        for (branch, text) in BRANCHES.iter().zip([edit.prompt.as_str(), ""]) {
             let ours = model.tokenizer.encode_prompt(text, patches.image_tokens(), &model.settings)?;
             let recorded = inputs.integers(&format!("{branch}.input_ids"))?;
             let same = ours.ids.len() == recorded.len() && ours.ids.iter().zip(&recorded).all(|(a, b)| *a as i64 == *b as i64);
-            ensure!(
-                same,
-                "the model's tokenizer gives other {branch} tokens than were recorded; give the model that was recorded"
-            );
+            if !same {
+                let text = format!(
+                    "the model's tokenizer gives other {branch} tokens than were recorded; give the model that was recorded"
+                );
+                return Err(inputs.fault(&text));
+            }
         }
-        let pixels = inputs.floats("pixel_values")?;
-        ensure!(
-            pixels.len() == patches.pixel_values.len(),
-            "the picture gives {} patch values, but {} were recorded; give the model that was recorded",
-            patches.pixel_values.len(),
-            pixels.len()
-        );
-        let edit = EditParameters {
-            steps: official.number("steps")?,
-            cfg_scale: Some(official.number("cfg")?),
-            seed: official.number("seed")?,
-            rng: Rng::Cpu, // the host gives the noise
-            ..EditParameters::new(official.text("prompt")?)
-        };
-        ensure!(
-            edit.cfg_scale != Some(1.0),
-            "the run was recorded at a guidance scale of 1, where one branch runs; record it at another"
-        );
-        let material = Material::of_working_size(&edit, model, working, &mut Silent)?;
+        inputs.so_many("pixel_values", patches.pixel_values.len())?;
+        let material = Material::of_working_size(edit, model, working, &mut Silent)?;
         Ok(Recorded { golden, material, steps: edit.steps, width: model.config.text.hidden })
     }
 
@@ -214,7 +122,7 @@ impl<'a> Recorded<'a> {
     fn ready<'e>(&self, engine: &'e mut Engine) -> Result<&'e mut Loaded> {
         let loaded = engine.ready(&self.material, Purpose::Edit)?;
         let (h, w) = loaded.program.spec.latent;
-        let noise = pack_noise(&self.golden.official.floats("noise")?, h, w, DType::BF16);
+        let noise = pack_noise(&self.golden.official.so_many("noise", 16 * h * w)?, h, w, DType::BF16);
         loaded.exec.write(loaded.program.tensors.denoised.latents, Values::F32(&noise))?;
         Ok(loaded)
     }
@@ -225,8 +133,11 @@ impl<'a> Recorded<'a> {
         let Loaded { program, exec, .. } = self.ready(engine)?;
         let t = &program.tensors;
         let times = schedule(self.steps, program.spec.step_rows().tokens());
-        let same = times.iter().zip(official.floats("timesteps")?).all(|(a, b)| (a - b).abs() < 1e-6);
-        ensure!(same, "the recorded times are not those of {} steps; record the run again", self.steps);
+        let same = times.iter().zip(official.so_many("timesteps", times.len())?).all(|(a, b)| (a - b).abs() < 1e-6);
+        if !same {
+            let text = format!("the recorded times are not those of {} steps; record the run again", self.steps);
+            return Err(official.fault(&text));
+        }
 
         let reference = t.reference_latent.context("an edit has a reference")?;
         let encode = t.bodies.vae_encode.context("an edit has a reference")?;
@@ -278,7 +189,8 @@ impl<'a> Recorded<'a> {
         }
         let Loaded { program, exec, .. } = self.ready(engine)?;
         let (t, decode) = (&program.tensors, program.tensors.bodies.vae_decode);
-        exec.write(t.denoised.latents, Values::F32(&official.floats("final_packed")?))?;
+        let latents = official.so_many("final_packed", elements(program, t.denoised.latents))?;
+        exec.write(t.denoised.latents, Values::F32(&latents))?;
         exec.begin(&Itinerary::once([decode]))?;
         exec.run(decode, &mut unwatched)?;
         table.add_picture("image, recorded latents", &pixels(&**exec, t.pixels)?, &picture, Some(PICTURE_DB))
@@ -288,7 +200,8 @@ impl<'a> Recorded<'a> {
     fn embedding(&self, tensors: &Tensors, program: &Program) -> Result<Vec<f32>> {
         let mut embedding = Vec::new();
         for (b, branch) in BRANCHES.iter().enumerate() {
-            embedding.extend(tensors.floats(&format!("{branch}.llm_embedding"))?);
+            let count = program.spec.prompt.valid[b] * self.width;
+            embedding.extend(tensors.so_many(&format!("{branch}.llm_embedding"), count)?);
             embedding.resize(program.spec.prompt.branch(b).end * self.width, 0.0);
         }
         Ok(embedding)
@@ -297,7 +210,7 @@ impl<'a> Recorded<'a> {
     /// The recorded reference as tokens.
     fn reference(&self, program: &Program) -> Result<Vec<f32>> {
         let (h, w) = program.spec.latent;
-        Ok(pack_noise(&self.golden.official.floats("ref_latent")?, h, w, DType::BF16))
+        Ok(pack_noise(&self.golden.official.so_many("ref_latent", 16 * h * w)?, h, w, DType::BF16))
     }
 
     /// Each recorded step from its recorded latents, embeddings and reference.
@@ -311,7 +224,8 @@ impl<'a> Recorded<'a> {
         exec.begin(&Itinerary::once([conditioning]).then_times(body, self.steps))?;
         exec.run(conditioning, &mut unwatched)?;
         for step in (0..self.steps).filter(|step| official.has(&format!("step{step}.x"))) {
-            exec.write(t.denoised.latents, Values::F32(&official.floats(&format!("step{step}.x"))?))?;
+            let latents = official.so_many(&format!("step{step}.x"), elements(program, t.denoised.latents))?;
+            exec.write(t.denoised.latents, Values::F32(&latents))?;
             exec.write(t.denoised.counter, Values::I32(&[step as i32]))?;
             exec.run(body, &mut unwatched)?;
             let velocity = exec.read_f32(t.denoised.velocity)?;
@@ -322,6 +236,11 @@ impl<'a> Recorded<'a> {
         }
         Ok(())
     }
+}
+
+/// Values of a tensor of a program.
+fn elements(program: &Program, id: TensorId) -> usize {
+    program.plan.graph.tensor(id).spec.shape.elements()
 }
 
 fn pixels(exec: &dyn Executor, id: TensorId) -> Result<Vec<u8>> {
@@ -359,22 +278,28 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     (apart / b.iter().map(|b| square(*b as f64)).sum::<f64>()).sqrt()
 }
 
+/// Refuses a recorded result of another size.
+fn same_count(name: &str, ours: usize, recorded: usize) -> Result<()> {
+    match ours == recorded {
+        true => Ok(()),
+        false => {
+            let text = format!("{name} has {ours} values, but {recorded} were recorded; give the model that was recorded");
+            Err(ModelError::new(text).into())
+        }
+    }
+}
+
 impl Table {
     fn add(&mut self, name: &str, ours: &[f32], official: Vec<f32>, truth: Option<Vec<f32>>) -> Result<()> {
-        let fits = ours.len() == official.len() && truth.as_ref().is_none_or(|t| t.len() == ours.len());
-        ensure!(fits, "{name} has {} values, but {} were recorded; give the model that was recorded", ours.len(), official.len());
+        let counts = [official.len(), truth.as_ref().map_or(ours.len(), Vec::len)];
+        counts.iter().try_for_each(|recorded| same_count(name, ours.len(), *recorded))?;
         let truth = truth.map(|t| (distance(ours, &t), distance(&official, &t)));
         self.rows.push(Row { name: name.into(), truth, official: distance(ours, &official), decibels: None });
         Ok(())
     }
 
     fn add_picture(&mut self, name: &str, ours: &[u8], official: &[u8], least: Option<f64>) -> Result<()> {
-        ensure!(
-            ours.len() == official.len(),
-            "{name} has {} values, but {} were recorded; give the model that was recorded",
-            ours.len(),
-            official.len()
-        );
+        same_count(name, ours.len(), official.len())?;
         let wide = |p: &[u8]| p.iter().map(|&v| v as f32).collect::<Vec<_>>();
         let (a, b) = (wide(ours), wide(official));
         let square: f64 = a.iter().zip(&b).map(|(a, b)| ((a - b) as f64).powi(2)).sum::<f64>() / a.len() as f64;
