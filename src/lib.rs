@@ -8,7 +8,7 @@
 //! # fn main() -> anyhow::Result<()> {
 //! let place = Place::open(&PlaceChoice { device: DeviceChoice::Cpu, ..PlaceChoice::default() })?;
 //! let mut engine = Engine::open(Model::demo()?, place)?; // Model::open("folder".as_ref()) for released weights
-//! let picture = Rgb { width: 64, height: 64, data: vec![255; 64 * 64 * 3] }; // or image::decode("sofa.jpg".as_ref())
+//! let picture = Rgb { width: 64, height: 64, data: vec![255; 64 * 64 * 3] }; // or image::decode, of a file
 //! let edit = EditParameters { steps: 2, size_level: Some(64), ..EditParameters::new("add a blue circle") };
 //! let edited = engine.edit(&edit, Some(&picture), &mut Silent)?;
 //! assert_eq!(edited.at(&picture).data.len(), picture.data.len());

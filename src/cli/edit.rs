@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::PlaceArgs;
+use super::picture::PictureArgs;
 use super::values::{self, FilterArg, PosteriorArg};
 use crate::error::usage;
 use crate::model::edit::Savings;
@@ -62,7 +63,7 @@ pub struct EditArgs {
     negative_prompt: String,
     /// Picture to edit; without it a picture is made from the prompt alone
     ///
-    /// JPEG, PNG, WebP, BMP, GIF and TIFF can be read. v1.1 can make a picture from a prompt alone, v1.0 was not trained to.
+    /// JPEG, PNG, WebP, GIF, BMP, TIFF and JPEG XL can be read. v1.1 can make a picture from a prompt alone, v1.0 was not trained to.
     #[arg(short, long, value_name = "FILE", help_heading = "Picture")]
     image: Option<PathBuf>,
     /// Side of the square whose area the picture is given [default: the model's]
@@ -82,6 +83,8 @@ pub struct EditArgs {
     /// Leave the result at the working size
     #[arg(long, help_heading = "Picture", hide_short_help = true)]
     keep_working_size: bool,
+    #[command(flatten)]
+    picture: PictureArgs,
     /// Denoising steps
     #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(1, 1000), allow_negative_numbers = true, help_heading = "Sampling")]
     steps: usize,
@@ -152,6 +155,7 @@ impl EditArgs {
             started: Instant::now(),
             model: self.model.clone(),
             image: self.image.clone(),
+            reading: self.picture.into(),
             edit,
             output: self.output.clone(),
             force: self.force,

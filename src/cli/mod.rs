@@ -8,6 +8,7 @@ mod judge;
 mod look;
 mod measure;
 mod op;
+mod picture;
 mod place;
 mod values;
 

@@ -170,6 +170,21 @@ pub(super) fn guidance_limit(text: &str) -> Result<f64> {
     text.parse().ok().filter(|time| (0.0..=1.0).contains(time)).context("give a time from 0 to 1, usually 0.93")
 }
 
+/// Red, green and blue.
+pub(super) fn colour(text: &str) -> Result<[u8; 3]> {
+    match text {
+        "white" => return Ok([255; 3]),
+        "black" => return Ok([0; 3]),
+        "grey" | "gray" => return Ok([128; 3]),
+        _ => {}
+    }
+    let digits = text.strip_prefix('#').unwrap_or(text);
+    let number = u32::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 6 && !digits.starts_with('+'));
+    let [_, red, green, blue] =
+        number.context("give white, black, grey or six hexadecimal digits such as #ffcc00")?.to_be_bytes();
+    Ok([red, green, blue])
+}
+
 /// Units and their bytes; GB is a thousand million.
 const UNITS: [(&str, f64); 7] = [
     ("b", 1.0),
@@ -193,6 +208,16 @@ pub(super) fn bytes(text: &str) -> Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn colours_are_named_or_hexadecimal() {
+        for (text, expected) in [("white", [255; 3]), ("#ffCC00", [255, 204, 0]), ("010203", [1, 2, 3])] {
+            assert_eq!(colour(text).unwrap(), expected, "{text}");
+        }
+        for text in ["", "#fff", "whitish", "#+12345", "#1234567"] {
+            assert!(colour(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn memory_is_written_as_people_do() {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::error::usage;
-use crate::image::{self, Format, Output, Rgb};
+use crate::image::{self, Format, Output, Reading, Rgb};
 use crate::pipeline::{EditParameters, Engine, Model, Place, PlaceChoice, Progress};
 
 /// A gallery to make.
@@ -63,7 +63,7 @@ pub fn run(job: &DemoJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Res
     bar.finish_and_clear();
     let precision = engine.place.precision;
     let parameters = json!({"gallery": "demo model", "steps": job.steps, "precision": precision.to_string()});
-    output.commit_unless(&image::encode(&page, format, &parameters.to_string())?, &mut || progress.last_look())?;
+    output.commit_unless(&image::encode(&page, None, format, &parameters.to_string())?, &mut || progress.last_look())?;
     Ok(format!(
         "wrote {}: {} edits, {} steps, {}, {precision}",
         job.output.display(),
@@ -76,7 +76,7 @@ pub fn run(job: &DemoJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Res
 /// The places, all within the page, and the page without results.
 fn template() -> Result<(Gallery, Rgb)> {
     let gallery: Gallery = serde_json::from_slice(include_bytes!("../../assets/gallery/cases.json"))?;
-    let page = image::decode_bytes(include_bytes!("../../assets/gallery/template.png"))?;
+    let page = image::decode_bytes(include_bytes!("../../assets/gallery/template.png"), &Reading::default())?.picture;
     let inside = |(x, y): (usize, usize)| x + gallery.side <= page.width && y + gallery.side <= page.height;
     ensure!(gallery.cells.iter().all(|cell| inside(cell.source) && inside(cell.result)), "a cell lies outside the page");
     Ok((gallery, page))

@@ -1,13 +1,14 @@
 //! The result as the bytes of a picture file.
 
+use std::io::Write;
 use std::path::Path;
 
-use ::image::ExtendedColorType;
 use ::image::codecs::jpeg::JpegEncoder;
 use ::image::codecs::webp::WebPEncoder;
+use ::image::{ExtendedColorType, ImageEncoder};
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Rgb;
+use super::{Alpha, Rgb};
 
 /// Quality of JPEG output, of 100.
 const JPEG_QUALITY: u8 = 95;
@@ -54,6 +55,19 @@ impl Format {
         }
     }
 
+    /// Whether the format can hold what is asked to become of transparency.
+    ///
+    /// # Errors
+    ///
+    /// If alpha is to be kept in a JPEG.
+    pub fn check_alpha(self, alpha: Alpha) -> Result<()> {
+        ensure!(
+            (self, alpha) != (Format::Jpeg, Alpha::Keep),
+            "a JPEG cannot be transparent, so --alpha keep is of no use; write a PNG or WebP, or choose --alpha composite"
+        );
+        Ok(())
+    }
+
     /// Whether the format can hold a picture of this size.
     ///
     /// # Errors
@@ -70,38 +84,68 @@ impl Format {
     }
 }
 
-/// The bytes of a picture file. `parameters` (how the picture was made) goes into a PNG as text with keyword
-/// "parameters": tEXt if it is ASCII, else iTXt; none if it is empty. The other formats do not carry it.
+/// The bytes of a picture file, which says that its colours are sRGB. `alpha` is the opacity of each pixel, [height, width].
+/// `parameters` (how the picture was made) goes into a PNG as text with keyword "parameters": tEXt if it is ASCII, else iTXt;
+/// none if it is empty. The other formats do not carry it.
 ///
 /// # Errors
 ///
-/// If the picture is empty, its data does not fit its size, or a side is larger than the format allows.
-pub fn encode(picture: &Rgb, format: Format, parameters: &str) -> Result<Vec<u8>> {
+/// If the picture is empty, its data does not fit its size, a side is larger than the format allows, or the format cannot hold
+/// alpha.
+pub fn encode(picture: &Rgb, alpha: Option<&[u8]>, format: Format, parameters: &str) -> Result<Vec<u8>> {
     let Rgb { width, height, data } = picture;
     format.check_size(*width, *height)?;
+    if alpha.is_some() {
+        format.check_alpha(Alpha::Keep)?;
+    }
     ensure!(
-        width.checked_mul(*height).and_then(|pixels| pixels.checked_mul(3)) == Some(data.len()),
+        width.checked_mul(*height).and_then(|pixels| pixels.checked_mul(3)) == Some(data.len())
+            && alpha.is_none_or(|alpha| alpha.len() == data.len() / 3),
         "a {width}x{height} RGB picture cannot hold {} bytes",
         data.len()
     );
     let (width, height) = (u32::try_from(*width)?, u32::try_from(*height)?);
     let mut bytes = Vec::new();
-    match format {
-        Format::Png => write_png(&mut bytes, data, width, height, parameters).context("PNG encoding failed")?,
-        Format::Jpeg => JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)
-            .encode(data, width, height, ExtendedColorType::Rgb8)
-            .context("JPEG encoding failed")?,
-        Format::WebP => WebPEncoder::new_lossless(&mut bytes)
-            .encode(data, width, height, ExtendedColorType::Rgb8)
-            .context("WebP encoding failed")?,
+    match (format, alpha) {
+        (Format::Png, _) => write_png(&mut bytes, data, alpha, (width, height), parameters).context("PNG encoding failed")?,
+        (Format::Jpeg, _) => {
+            let mut encoder = JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY);
+            encoder.set_exif_metadata(SRGB_EXIF.to_vec()).context("JPEG encoding failed")?;
+            encoder.encode(data, width, height, ExtendedColorType::Rgb8).context("JPEG encoding failed")?;
+        }
+        (Format::WebP, None) => write_webp(&mut bytes, data, (width, height), ExtendedColorType::Rgb8)?,
+        (Format::WebP, Some(alpha)) => {
+            write_webp(&mut bytes, &interleaved(data, alpha), (width, height), ExtendedColorType::Rgba8)?
+        }
     }
     Ok(bytes)
 }
 
-fn write_png(bytes: &mut Vec<u8>, data: &[u8], width: u32, height: u32, parameters: &str) -> Result<()> {
-    let mut encoder = png::Encoder::new(bytes, width, height);
-    encoder.set_color(png::ColorType::Rgb);
+/// Red, green, blue and alpha of each pixel.
+fn interleaved(data: &[u8], alpha: &[u8]) -> Vec<u8> {
+    data.chunks_exact(3).zip(alpha).flat_map(|(pixel, alpha)| [pixel[0], pixel[1], pixel[2], *alpha]).collect()
+}
+
+fn write_webp(bytes: &mut Vec<u8>, samples: &[u8], (width, height): (u32, u32), colours: ExtendedColorType) -> Result<()> {
+    let mut encoder = WebPEncoder::new_lossless(bytes);
+    encoder.set_exif_metadata(SRGB_EXIF.to_vec()).context("WebP encoding failed")?;
+    encoder.encode(samples, width, height, colours).context("WebP encoding failed")
+}
+
+/// EXIF that says sRGB and nothing else: a directory whose one entry leads to the EXIF directory, whose one entry is the
+/// colour space, 1.
+#[rustfmt::skip]
+const SRGB_EXIF: &[u8] = &[
+    b'M', b'M', 0, 42, 0, 0, 0, 8,
+    0, 1, 0x87, 0x69, 0, 4, 0, 0, 0, 1, 0, 0, 0, 26, 0, 0, 0, 0,
+    0, 1, 0xa0, 0x01, 0, 3, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0,
+];
+
+fn write_png(bytes: &mut Vec<u8>, data: &[u8], alpha: Option<&[u8]>, size: (u32, u32), parameters: &str) -> Result<()> {
+    let mut encoder = png::Encoder::new(bytes, size.0, size.1);
+    encoder.set_color(if alpha.is_some() { png::ColorType::Rgba } else { png::ColorType::Rgb });
     encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_source_srgb(png::SrgbRenderingIntent::Perceptual);
     // NUL ends a text in PNG; leaving it out is better than losing a finished picture over it.
     let text = parameters.replace('\0', "");
     if text.is_ascii() && !text.is_empty() {
@@ -110,14 +154,22 @@ fn write_png(bytes: &mut Vec<u8>, data: &[u8], width: u32, height: u32, paramete
         encoder.add_itxt_chunk(PARAMETERS_KEYWORD.into(), text)?;
     }
     let mut writer = encoder.write_header()?;
-    writer.write_image_data(data)?;
-    Ok(writer.finish()?)
+    let Some(alpha) = alpha else {
+        writer.write_image_data(data)?;
+        return Ok(writer.finish()?);
+    };
+    let mut stream = writer.stream_writer()?;
+    let width = size.0 as usize;
+    for (row, alpha) in data.chunks_exact(width * 3).zip(alpha.chunks_exact(width)) {
+        stream.write_all(&interleaved(row, alpha))?;
+    }
+    Ok(stream.finish()?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::decode_bytes;
+    use crate::image::{Reading, decode_bytes};
 
     /// Smooth, so that JPEG at quality 95 stays close.
     fn gradient(width: usize, height: usize) -> Rgb {
@@ -142,14 +194,18 @@ mod tests {
     fn lossless_formats_come_back_equal() {
         let picture = gradient(33, 21);
         for format in [Format::Png, Format::WebP] {
-            assert_eq!(decode_bytes(&encode(&picture, format, "seed 1").unwrap()).unwrap(), picture, "{format:?}");
+            assert_eq!(
+                decode_bytes(&encode(&picture, None, format, "seed 1").unwrap(), &Reading::default()).unwrap().picture,
+                picture,
+                "{format:?}"
+            );
         }
     }
 
     #[test]
     fn jpeg_comes_back_close() {
         let picture = gradient(48, 40);
-        let decoded = decode_bytes(&encode(&picture, Format::Jpeg, "").unwrap()).unwrap();
+        let decoded = decode_bytes(&encode(&picture, None, Format::Jpeg, "").unwrap(), &Reading::default()).unwrap().picture;
         assert_eq!((decoded.width, decoded.height), (48, 40));
         let worst = decoded.data.iter().zip(&picture.data).map(|(a, b)| a.abs_diff(*b)).max();
         // Quantisation steps at quality 95 are at most 10 of 255, on high frequencies a gradient hardly has.
@@ -159,7 +215,7 @@ mod tests {
     #[test]
     fn png_carries_parameters() {
         let picture = gradient(4, 4);
-        let text = |parameters| texts(&encode(&picture, Format::Png, parameters).unwrap());
+        let text = |parameters| texts(&encode(&picture, None, Format::Png, parameters).unwrap());
         let entry = |value: &str| vec![("parameters".to_string(), value.to_string())];
         assert_eq!(text("a red hat\nseed: 7"), (entry("a red hat\nseed: 7"), vec![]));
         assert_eq!(text("帽子改成红色, é"), (vec![], entry("帽子改成红色, é")));
@@ -183,9 +239,9 @@ mod tests {
     #[test]
     fn impossible_pictures_are_errors() {
         let picture = |width, height, bytes| Rgb { width, height, data: vec![0; bytes] };
-        assert!(encode(&picture(0, 3, 0), Format::Png, "").is_err());
-        assert!(encode(&picture(2, 2, 11), Format::Jpeg, "").is_err());
-        let message = encode(&picture(16_384, 1, 16_384 * 3), Format::WebP, "").unwrap_err().to_string();
+        assert!(encode(&picture(0, 3, 0), None, Format::Png, "").is_err());
+        assert!(encode(&picture(2, 2, 11), None, Format::Jpeg, "").is_err());
+        let message = encode(&picture(16_384, 1, 16_384 * 3), None, Format::WebP, "").unwrap_err().to_string();
         assert!(message.contains("16384x1") && message.contains("16383"), "{message}");
     }
 }

@@ -1,19 +1,18 @@
 //! Pictures at the edges of the program: read from a file, resized as the reference resizes, written back.
 //!
-//! Everything is 8-bit RGB between these edges. [`decode`] accepts what people have, [`resize`] equals Pillow 11.1's
+//! Everything is 8-bit sRGB between these edges. [`decode`] accepts what people have, [`resize`] equals Pillow 11.1's
 //! `Image.resize` bit for bit, because the model was conditioned on pictures made by it, and [`Output`] finds out before
 //! the work whether its result can be stored.
 
-mod decode;
 mod encode;
-mod jpeg;
 mod output;
+mod read;
 mod resize;
 
-pub use decode::{decode, decode_bytes};
 pub use encode::{Format, encode};
 pub use output::Output;
-pub use resize::{Filter, resize, working_size};
+pub use read::{Alpha, Decoded, Reading, decode, decode_bytes};
+pub use resize::{Filter, resize, resize_alpha, working_size};
 
 /// An 8-bit RGB picture; `data` is [height, width, 3], row-major.
 #[derive(Clone, Debug, PartialEq, Eq)]

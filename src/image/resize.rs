@@ -109,45 +109,59 @@ fn to_sample(sum: i32) -> u8 {
 ///
 /// If `width` or `height` is 0, or `picture.data` does not hold `height · width · 3` bytes.
 pub fn resize(picture: &Rgb, width: usize, height: usize, filter: Filter) -> Rgb {
-    assert!(width > 0 && height > 0, "resize to {width}x{height}: a picture has at least one pixel");
-    assert_eq!(picture.data.len(), picture.width * picture.height * 3, "{}x{} RGB", picture.width, picture.height);
-    if picture.width == width {
-        return resize_rows(picture, height, filter);
-    }
-    resize_rows(&resize_columns(picture, width, filter), height, filter)
+    Rgb { width, height, data: resize_channels::<3>(&picture.data, (picture.width, picture.height), (width, height), filter) }
 }
 
-/// The horizontal pass: [H, W, 3] to [H, width, 3].
-fn resize_columns(picture: &Rgb, width: usize, filter: Filter) -> Rgb {
-    let windows = windows(picture.width, width, filter);
-    let mut data = vec![0; picture.height * width * 3];
-    data.par_chunks_exact_mut(width * 3).zip(picture.data.par_chunks_exact(picture.width * 3)).for_each(|(output, input)| {
-        for (pixel, window) in output.chunks_exact_mut(3).zip(&windows) {
-            let mut sum = [HALF; 3];
-            for (weight, sample) in window.weights.iter().zip(input[window.first * 3..].chunks_exact(3)) {
-                for channel in 0..3 {
+/// Opacity of each pixel, [height, width], at another size (width, height).
+///
+/// # Panics
+///
+/// As [`resize`].
+pub fn resize_alpha(alpha: Vec<u8>, from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
+    if from == to { alpha } else { resize_channels::<1>(&alpha, from, to, Filter::Bicubic) }
+}
+
+/// [H, W, N] to [height, width, N].
+fn resize_channels<const N: usize>(data: &[u8], from: (usize, usize), to: (usize, usize), filter: Filter) -> Vec<u8> {
+    assert!(to.0 > 0 && to.1 > 0, "resize to {}x{}: a picture has at least one pixel", to.0, to.1);
+    assert_eq!(data.len(), from.0 * from.1 * N, "{}x{} of {N} channels", from.0, from.1);
+    if from.0 == to.0 {
+        return resize_rows(data, (from.0 * N, from.1), to.1, filter);
+    }
+    let columns = resize_columns::<N>(data, from, to.0, filter);
+    if from.1 == to.1 { columns } else { resize_rows(&columns, (to.0 * N, from.1), to.1, filter) }
+}
+
+/// The horizontal pass: [H, W, N] to [H, to, N].
+fn resize_columns<const N: usize>(data: &[u8], (width, height): (usize, usize), to: usize, filter: Filter) -> Vec<u8> {
+    let windows = windows(width, to, filter);
+    let mut resized = vec![0; height * to * N];
+    resized.par_chunks_exact_mut(to * N).zip(data.par_chunks_exact(width * N)).for_each(|(output, input)| {
+        for (pixel, window) in output.chunks_exact_mut(N).zip(&windows) {
+            let mut sum = [HALF; N];
+            for (weight, sample) in window.weights.iter().zip(input[window.first * N..].chunks_exact(N)) {
+                for channel in 0..N {
                     sum[channel] += weight * i32::from(sample[channel]);
                 }
             }
             pixel.copy_from_slice(&sum.map(to_sample));
         }
     });
-    Rgb { width, height: picture.height, data }
+    resized
 }
 
-/// The vertical pass: [H, W, 3] to [height, W, 3].
-fn resize_rows(picture: &Rgb, height: usize, filter: Filter) -> Rgb {
-    if picture.height == height {
-        return picture.clone();
+/// The vertical pass: [H, row] to [to, row].
+fn resize_rows(data: &[u8], (row, height): (usize, usize), to: usize, filter: Filter) -> Vec<u8> {
+    if height == to {
+        return data.to_vec();
     }
-    let row = picture.width * 3;
-    let windows = windows(picture.height, height, filter);
-    let mut data = vec![0; height * row];
-    data.par_chunks_exact_mut(row).zip(&windows).for_each_init(
+    let windows = windows(height, to, filter);
+    let mut resized = vec![0; to * row];
+    resized.par_chunks_exact_mut(row).zip(&windows).for_each_init(
         || vec![HALF; row],
         |sums, (output, window)| {
             sums.fill(HALF);
-            for (weight, input) in window.weights.iter().zip(picture.data[window.first * row..].chunks_exact(row)) {
+            for (weight, input) in window.weights.iter().zip(data[window.first * row..].chunks_exact(row)) {
                 for (sum, sample) in sums.iter_mut().zip(input) {
                     *sum += weight * i32::from(*sample);
                 }
@@ -157,7 +171,7 @@ fn resize_rows(picture: &Rgb, height: usize, filter: Filter) -> Rgb {
             }
         },
     );
-    Rgb { width: picture.width, height, data }
+    resized
 }
 
 /// Width and height in pixels at which a `width` × `height` picture is edited: about `size_level`² pixels of the same

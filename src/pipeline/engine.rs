@@ -25,12 +25,13 @@ pub const PROGRAM_BYTES: usize = 32_000_000;
 /// The loaded model on a place.
 ///
 /// ```no_run
-/// use step1x_edit::{EditParameters, Engine, Model, Place, PlaceChoice, Silent, image};
+/// use step1x_edit::image::{Reading, decode};
+/// use step1x_edit::{EditParameters, Engine, Model, Place, PlaceChoice, Silent};
 ///
 /// # fn main() -> anyhow::Result<()> {
 /// let model = Model::open("models/Step1X-Edit".as_ref())?;
 /// let mut engine = Engine::open(model, Place::open(&PlaceChoice::default())?)?;
-/// let picture = image::decode("sofa.jpg".as_ref())?;
+/// let picture = decode("sofa.jpg".as_ref(), &Reading::default())?.picture;
 /// let edited = engine.edit(&EditParameters::new("make the sofa a leather couch"), Some(&picture), &mut Silent)?;
 /// println!("{}x{} pixels in {:.1} s", edited.picture.width, edited.picture.height, edited.seconds.total());
 /// # Ok(())

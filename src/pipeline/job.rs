@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::{Model, PlaceChoice};
-use crate::image::Filter;
+use crate::image::{Filter, Reading};
 use crate::model::edit::Savings;
 use crate::ops::H100_GRID_THREADS;
 
@@ -85,6 +85,8 @@ pub struct EditJob {
     pub model: Option<PathBuf>,
     /// The picture to edit; none: text-to-image.
     pub image: Option<PathBuf>,
+    /// How it is to be read.
+    pub reading: Reading,
     /// What to make of it.
     pub edit: EditParameters,
     /// Where the result goes; the extension says the format.

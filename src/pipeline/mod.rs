@@ -24,7 +24,7 @@ pub use self::report::{Parameters, Report};
 pub use self::run::{Ended, Ran, run_program};
 pub use self::wording::{is_blank, tidy};
 use crate::error::{no_thread, usage};
-use crate::image::{self, Filter, Format, Output, Rgb};
+use crate::image::{self, Filter, Format, Output};
 
 /// What the caller hears while an edit runs; an error stops it.
 pub trait Progress {
@@ -69,6 +69,7 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
     let job = &EditJob { edit: job.edit.tidied(progress)?, ..job.clone() };
     let output = Output::reserve(&job.output, job.force).map_err(usage)?;
     let format = Format::of(&job.output).map_err(usage)?;
+    format.check_alpha(job.reading.alpha).map_err(usage)?;
 
     // A device takes as long to wake as the files to be read.
     let (place, files) = std::thread::scope(|scope| {
@@ -77,10 +78,8 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
         anyhow::Ok((place.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), files))
     })?;
     let (place, (original, model, material)) = (place?, files?);
-    let last = match &original {
-        Some(picture) if !job.keep_working_size => (picture.width, picture.height),
-        _ => material.size,
-    };
+    let original_size = original.as_ref().map(|original| original.size);
+    let last = original_size.filter(|_| !job.keep_working_size).unwrap_or(material.size);
     format.check_size(last.0, last.1).map_err(usage)?;
     progress.place(&place);
 
@@ -91,14 +90,29 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
 
     let picture = image::resize(&edited.picture, last.0, last.1, Filter::Bicubic);
     let parameters = Parameters::new(job, &model, &edited, last);
-    output.commit_unless(&image::encode(&picture, format, &parameters.to_string())?, &mut || progress.last_look())?;
-    Ok(Report::new(job, parameters, &edited, &place, begun, original.as_ref()))
+    let alpha = original.and_then(|Original { size, alpha }| Some(image::resize_alpha(alpha?, size, last)));
+    let bytes = image::encode(&picture, alpha.as_deref(), format, &parameters.to_string())?;
+    output.commit_unless(&bytes, &mut || progress.last_look())?;
+    Ok(Report::new(job, parameters, &edited, &place, begun, original_size))
 }
 
-/// The picture, if there is one, the model, and what the model takes of picture and prompts.
-fn open(job: &EditJob, progress: &mut dyn Progress) -> Result<(Option<Rgb>, Model, Material)> {
-    let original = job.image.as_deref().map(image::decode).transpose()?;
+/// What an edit needs of the picture once the model has taken it in.
+struct Original {
+    /// Width and height.
+    size: (usize, usize),
+    /// Opacity of each pixel, if it is kept.
+    alpha: Option<Vec<u8>>,
+}
+
+/// What is left of the picture, if there is one, the model, and what the model takes of picture and prompts.
+fn open(job: &EditJob, progress: &mut dyn Progress) -> Result<(Option<Original>, Model, Material)> {
+    let decoded = job.image.as_deref().map(|path| image::decode(path, &job.reading)).transpose()?;
+    for note in decoded.iter().flat_map(|decoded| &decoded.notes) {
+        progress.notice(note);
+    }
     let model = Model::open_or_demo(job.model.as_deref(), progress)?;
-    let material = Material::new(&job.edit, &model, original.as_ref(), progress)?;
+    let material = Material::new(&job.edit, &model, decoded.as_ref().map(|decoded| &decoded.picture), progress)?;
+    let original =
+        decoded.map(|decoded| Original { size: (decoded.picture.width, decoded.picture.height), alpha: decoded.alpha });
     Ok((original, model, material))
 }

@@ -8,7 +8,6 @@ use serde_json::json;
 
 use super::memory::peak_resident_bytes;
 use super::{EditJob, Edited, Model, Place, Rng};
-use crate::image::Rgb;
 
 /// What it takes to make the picture again.
 #[derive(Clone, Debug, Serialize)]
@@ -124,7 +123,7 @@ impl Report {
         edited: &Edited,
         place: &Place,
         begun: f64,
-        original: Option<&Rgb>,
+        original: Option<(usize, usize)>,
     ) -> Report {
         let (plan, took) = (&edited.plan, &edited.seconds);
         let planned = begun + took.plan;
@@ -136,7 +135,7 @@ impl Report {
         Report {
             parameters,
             output: job.output.to_string_lossy().into_owned(),
-            input_size: original.map(|picture| [picture.width, picture.height]),
+            input_size: original.map(|(width, height)| [width, height]),
             device: place.name(),
             seconds,
             seconds_since_start: SinceStart { planned, ready, first_step: ready + took.until_step },

@@ -22,7 +22,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
     ("plan", &["error", "graph", "ops", "tensor"]),
     ("model", &["graph", "ops", "tensor"]),
     ("sampling", &["ops", "tensor"]),
-    ("image", &["aside"]),
+    ("image", &["aside", "error"]),
     ("prompt", &["image"]),
     ("weights", &["aside", "error", "hash", "model", "ops", "tensor"]),
     ("exec", &["cuda", "error", "graph", "ops", "plan", "tensor", "weights"]),

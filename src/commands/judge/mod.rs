@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use self::rule::Measures;
 use crate::error::usage;
-use crate::image::{self, Format, Output, Rgb};
+use crate::image::{self, Format, Output, Reading, Rgb};
 use crate::pipeline::{EditParameters, Engine, Model, Place, PlaceChoice, Progress, is_blank};
 
 /// A folder of cases to edit and judge.
@@ -89,7 +89,7 @@ pub fn run(job: &JudgeJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Re
         let edited = engine.edit(&edit, Some(&source), progress).with_context(|| format!("case {}", case.id))?.at(&source);
         if let Some(folder) = &job.output {
             let output = Output::reserve(&folder.join(format!("{}.png", case.id)), false)?;
-            output.commit(&image::encode(&edited, Format::Png, &json!({"prompt": case.instruction}).to_string())?)?;
+            output.commit(&image::encode(&edited, None, Format::Png, &json!({"prompt": case.instruction}).to_string())?)?;
         }
         judged.push(Judged { measures: Measures::of(&source, &target, &edited), case });
         bar.inc(1);
@@ -132,7 +132,10 @@ fn read_cases(folder: &Path) -> Result<Vec<Case>> {
 
 /// Source and target of a case.
 fn pictures(folder: &Path, case: &Case) -> Result<(Rgb, Rgb)> {
-    let read = |what: &str| image::decode(&folder.join(format!("{}.{what}.png", case.id)));
+    let read = |what: &str| {
+        let file = folder.join(format!("{}.{what}.png", case.id));
+        image::decode(&file, &Reading::default()).map(|decoded| decoded.picture)
+    };
     let (source, target) = (read("source")?, read("target")?);
     let size = |picture: &Rgb| format!("{}x{}", picture.width, picture.height);
     ensure!(

@@ -1,0 +1,160 @@
+//! Picture files of other programs, as 8-bit sRGB.
+//!
+//! Each format has a reader of its own, which looks at the file's metadata, has a crate decode the pixels and gives them to
+//! a [`canvas::Canvas`] row by row, so that beside the finished picture little is held. What a person should know of a
+//! picture that could be read comes with it as notes.
+
+mod bmp;
+mod canvas;
+mod colour;
+mod format;
+mod gif;
+mod jpeg;
+mod jxl;
+mod orientation;
+mod png;
+mod samples;
+mod tiff;
+mod webp;
+
+use std::fs::File;
+use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use self::format::Format;
+use super::Rgb;
+
+/// What becomes of a picture's transparency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alpha {
+    /// The picture is put on the background.
+    Composite,
+    /// As for `Composite`, and the alpha comes with the picture.
+    Keep,
+    /// Alpha is forgotten, as by Pillow's `convert("RGB")`: the colours under what is invisible appear.
+    Drop,
+}
+
+/// How a picture is to be read.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading {
+    /// Largest picture, in pixels. A header is a few bytes and can claim any size, so memory is bounded by this.
+    pub pixels_max: u64,
+    /// What becomes of transparency.
+    pub alpha: Alpha,
+    /// What is seen through a transparent picture: red, green, blue.
+    pub background: [u8; 3],
+    /// Take colours as they are stored, as the official code does, whatever they mean.
+    pub ignore_profile: bool,
+}
+
+impl Default for Reading {
+    /// At most 100 megapixels, on white, in sRGB.
+    fn default() -> Reading {
+        Reading { pixels_max: 100_000_000, alpha: Alpha::Composite, background: [255; 3], ignore_profile: false }
+    }
+}
+
+/// A picture, and what came with it.
+#[derive(Clone, Debug)]
+pub struct Decoded {
+    /// The picture, upright, in sRGB.
+    pub picture: Rgb,
+    /// Opacity of each pixel, [height, width]; none unless it was to be kept and something is transparent.
+    pub alpha: Option<Vec<u8>>,
+    /// What a person should know of how the picture was read; each a sentence.
+    pub notes: Vec<String>,
+}
+
+/// Reads a picture file as [`decode_bytes`] does.
+///
+/// # Errors
+///
+/// If the file cannot be read or is far larger than its pixels could be, and as [`decode_bytes`]; the message names the path.
+pub fn decode(path: &Path, reading: &Reading) -> Result<Decoded> {
+    let read = || decode_bytes(&read_file(path, reading.pixels_max)?, reading);
+    read().with_context(|| format!("cannot read the picture {}", path.display()))
+}
+
+fn read_file(path: &Path, pixels_max: u64) -> Result<Vec<u8>> {
+    // Four uncompressed 16-bit channels, and metadata.
+    let bytes_max = 8 * pixels_max + (1 << 28);
+    let file = File::open(path)?;
+    let found = file.metadata()?;
+    ensure!(!found.is_dir(), "it is a folder; give a picture file");
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(found.len().min(bytes_max) as usize)?;
+    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    ensure!(
+        bytes.len() as u64 <= bytes_max,
+        "the file is larger than {} MB, so it is hardly a picture of at most {} megapixels",
+        bytes_max / 1_000_000,
+        pixels_max / 1_000_000
+    );
+    Ok(bytes)
+}
+
+/// The picture in the bytes of a JPEG, PNG, WebP, GIF, BMP, TIFF or JPEG XL file; the format is found from the content.
+///
+/// The result is upright by EXIF or XMP, in sRGB by the file's profile, and on the background where it is transparent. Grey
+/// is repeated in all channels, palettes are expanded, CMYK is converted, and a 16-bit sample v becomes v / 257 rounded to
+/// nearest. Of an animation the first frame is taken, of a document the first page.
+///
+/// # Errors
+///
+/// If the bytes are no such picture, lack pixels or cannot be decoded without guessing, or the picture is larger than allowed
+/// or has floating-point samples; a [`crate::error::ResourceError`] if there is no memory for it. No bytes make it panic.
+pub fn decode_bytes(bytes: &[u8], reading: &Reading) -> Result<Decoded> {
+    let read = match format::of(bytes)? {
+        Format::Jpeg => jpeg::read,
+        Format::Png => png::read,
+        Format::WebP => webp::read,
+        Format::Gif => gif::read,
+        Format::Bmp => bmp::read,
+        Format::Tiff => tiff::read,
+        Format::JpegXl => jxl::read,
+    };
+    // The decoding crates are fuzzed by their authors; what still slips through ends this picture, not the program.
+    match catch_unwind(AssertUnwindSafe(|| read(bytes, reading))) {
+        Ok(read) => read.map(|(decoded, orientation)| orientation::upright(decoded, orientation)),
+        Err(_) => bail!("its decoder failed, so the file is probably damaged; copy or download it again"),
+    }
+}
+
+/// The size as indices, if such a picture may be read.
+fn check_size(width: u64, height: u64, reading: &Reading) -> Result<(usize, usize)> {
+    ensure!(width > 0 && height > 0, "the picture is {width}x{height}: it has no pixels");
+    let pixels = width.checked_mul(height);
+    if pixels.is_none_or(|pixels| pixels > reading.pixels_max) {
+        let scale = (reading.pixels_max as f64 / (width as f64 * height as f64)).sqrt();
+        bail!(
+            "the picture claims {width}x{height} pixels; at most {} megapixels can be read; scale it down first, for example to \
+             {}x{}",
+            reading.pixels_max / 1_000_000,
+            ((width as f64 * scale) as u64).max(1),
+            ((height as f64 * scale) as u64).max(1)
+        );
+    }
+    Ok((width as usize, height as usize))
+}
+
+/// The error of a file part of which cannot be what its writer wrote.
+fn damaged(format: &str, part: &str) -> anyhow::Error {
+    anyhow::anyhow!("the {format} is damaged: its {part} cannot be decoded; copy or download the file again")
+}
+
+/// The error of a file that lacks part of its pixels.
+fn ends_early(format: &str) -> anyhow::Error {
+    anyhow::anyhow!("the {format} ends early and lacks part of its pixels: the file was cut short; copy or download it again")
+}
+
+/// The note of a file of which only the first frame or page is read.
+fn first_of(count: usize, what: &str) -> String {
+    format!("only the first of the {count} {what} of the picture is edited")
+}
+
+#[cfg(test)]
+mod tests;
