@@ -1,7 +1,8 @@
 //! The program's memory: a request that the system refuses ends it with a message and exit code 4.
 //!
 //! What a plan knows is checked before it is taken, and refused with a better message. This is for what nobody planned, and for
-//! what others have taken since. Without it the process would abort. Nothing is half written then: results have no name yet.
+//! what others have taken since. Without it the process would abort. A result that is not whole has no name, so it goes; what
+//! `synth` has written so far stays.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{Cursor, Write};
@@ -46,19 +47,28 @@ fn granted(memory: *mut u8, bytes: usize) -> *mut u8 {
     memory
 }
 
+/// Whether a request was refused, so that the process ends.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+
+/// Ends the process as [`refuse`] would, if that is under way: for the C library, which aborts where it needs memory itself.
+pub fn end_if_refused() {
+    if REFUSED.load(Ordering::SeqCst) {
+        exit(4)
+    }
+}
+
 /// Says what was refused and ends the process. Nothing may be allocated or locked here.
 #[cold]
 fn refuse(bytes: usize) -> ! {
-    static SAID: AtomicBool = AtomicBool::new(false);
-    while SAID.swap(true, Ordering::SeqCst) {
+    while REFUSED.swap(true, Ordering::SeqCst) {
         std::thread::sleep(Duration::from_secs(1)); // another thread is at it
     }
     let mut text = Cursor::new([0; 256]);
-    let _ = writeln!(
-        text,
-        "error: the system refused {bytes} bytes of memory; close other programs, raise the limit (ulimit -v), or use a smaller \
-         --size-level"
-    );
+    let help = match crate::STOP.ends() {
+        true => "the result was ready; see whether it is there",
+        false => "close other programs, raise the limit (ulimit -v), or use a smaller --size-level",
+    };
+    let _ = writeln!(text, "error: the system refused {bytes} bytes of memory; {help}");
     let length = text.position() as usize;
     crate::write_plainly(&text.get_ref()[..length]);
     exit(4)

@@ -77,6 +77,8 @@ fn watch_signals() -> std::io::Result<()> {
     #[cfg(unix)]
     {
         register(signal_hook::consts::SIGXFSZ, Arc::default())?;
+        // SAFETY: a handler may read atomics and end the process; this one does nothing else.
+        unsafe { signal_hook::low_level::register(signal_hook::consts::SIGABRT, allocator::end_if_refused)? };
         if !hangup_is_ignored() {
             signals.push(signal_hook::consts::SIGHUP);
         }

@@ -70,6 +70,11 @@ impl Stop {
         self.check()
     }
 
+    /// Whether the last look was taken: the result may have its name.
+    pub fn ends(&self) -> bool {
+        self.phase.load(SeqCst) == Phase::Ending as u8
+    }
+
     /// Looks for a request.
     ///
     /// # Errors
@@ -120,7 +125,7 @@ mod tests {
     fn nothing_stops_what_ends_and_a_request_before_it_does() {
         let stop = Stop::new();
         stop.end().unwrap();
-        assert_eq!((stop.ask(INT), stop.ask(INT)), (None, None));
+        assert_eq!((stop.ask(INT), stop.ask(INT), stop.ends()), (None, None, true));
         for last in [Stop::end, Stop::stream] {
             let stop = Stop::new();
             stop.begin();

@@ -5,6 +5,7 @@
 mod demo;
 mod doctor;
 mod edit;
+mod faults;
 mod flags;
 mod inspect;
 mod interrupt;
