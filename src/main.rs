@@ -13,6 +13,7 @@ use signal_hook::low_level::exit;
 use step1x_edit::cli::{self, Command, EditArgs};
 use step1x_edit::commands::{demo, doctor, inspect, judge, measure, op, synth, verify};
 use step1x_edit::error::{Interrupted, ResourceError, UsageError, no_thread, printable};
+use step1x_edit::image::Stream;
 use step1x_edit::pipeline::run_edit;
 use step1x_edit::progress::{Display, byte_bar, case_bar, say};
 use step1x_edit::stop::Stop;
@@ -122,10 +123,11 @@ fn edit(args: &EditArgs) -> Result<()> {
     progress.finish();
     let report = result?;
     if args.json {
-        print(&format!("{report}\n"))
-            .with_context(|| format!("{} is written, but its JSON cannot be printed", job.output.display()))?;
+        print(&format!("{report}\n")).with_context(|| format!("{} is written, but its JSON cannot be printed", job.output))?;
     } else if !args.quiet {
-        say(&format!("wrote {}", job.output.display()));
+        let where_to =
+            if job.output == Stream::Standard { "the picture to standard output".into() } else { job.output.to_string() };
+        say(&format!("wrote {where_to} ({})", report.sizes()));
     }
     Ok(())
 }

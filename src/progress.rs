@@ -93,6 +93,10 @@ impl Progress for Display<'_> {
         Ok(self.stop.check()?)
     }
 
+    fn stream(&mut self) -> Result<()> {
+        Ok(self.stop.stream()?)
+    }
+
     fn last_look(&mut self) -> Result<()> {
         Ok(self.stop.end()?)
     }

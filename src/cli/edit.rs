@@ -8,8 +8,9 @@ use clap::Args;
 
 use super::PlaceArgs;
 use super::picture::PictureArgs;
-use super::values::{self, FilterArg, PosteriorArg};
+use super::values::{self, FilterArg, FormatArg, PosteriorArg};
 use crate::error::usage;
+use crate::image::Stream;
 use crate::model::edit::Savings;
 use crate::pipeline::{EditJob, EditParameters, Rng};
 use crate::sampling::random_seed;
@@ -61,7 +62,7 @@ pub struct EditArgs {
     /// What to lead the result away from
     #[arg(short, long, value_name = "TEXT", default_value = "", help_heading = "Prompt", hide_short_help = true)]
     negative_prompt: String,
-    /// Picture to edit; without it a picture is made from the prompt alone
+    /// Picture to edit, - is standard input; without it a picture is made from the prompt alone
     ///
     /// JPEG, PNG, WebP, GIF, BMP, TIFF and JPEG XL can be read. v1.1 can make a picture from a prompt alone, v1.0 was not trained to.
     #[arg(short, long, value_name = "FILE", help_heading = "Picture")]
@@ -123,9 +124,12 @@ pub struct EditArgs {
     /// Where to run.
     #[command(flatten)]
     pub place: PlaceArgs,
-    /// File to write; .png, .jpg or .webp says the format
+    /// File to write; .png, .jpg or .webp says the format; - is standard output
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: PathBuf,
+    /// Format of the result, where its name says none [default for standard output: png]
+    #[arg(long, value_enum, help_heading = "Output", hide_short_help = true)]
+    format: Option<FormatArg>,
     /// Replace the output if it exists
     #[arg(short, long, help_heading = "Output", hide_short_help = true)]
     force: bool,
@@ -150,14 +154,19 @@ impl EditArgs {
             self.model.is_some() || self.image.is_some(),
             "the built-in demo model only edits pictures; give one with -i, or another model with -m".into(),
         )?;
-        let edit = self.parameters()?;
+        let (output, edit) = (Stream::from(self.output.clone()), self.parameters()?);
+        usage_unless(
+            output != Stream::Standard || !self.json,
+            "standard output takes the picture or its JSON; leave out --json, or name a file with -o".into(),
+        )?;
         Ok(EditJob {
             started: Instant::now(),
             model: self.model.clone(),
-            image: self.image.clone(),
+            image: self.image.clone().map(Stream::from),
             reading: self.picture.into(),
             edit,
-            output: self.output.clone(),
+            format: self.format.map(Into::into),
+            output,
             force: self.force,
             keep_working_size: self.keep_working_size,
             place: self.place.choice()?,

@@ -87,6 +87,7 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::image::Stream;
     use crate::pipeline::{DeviceChoice, EditJob, EditParameters, Rng};
 
     fn edit(flags: &[&str]) -> Result<EditJob> {
@@ -122,7 +123,7 @@ mod tests {
         ])
         .unwrap();
         assert_eq!((job.edit.cfg_scale, job.edit.size_level, job.edit.steps), (Some(4.5), Some(1024), 8));
-        assert_eq!((job.edit.negative_prompt.as_str(), job.image), ("a_b", Some("x_y.jpg".into())));
+        assert_eq!((job.edit.negative_prompt.as_str(), job.image), ("a_b", Some(Stream::File("x_y.jpg".into()))));
     }
 
     #[test]

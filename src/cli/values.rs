@@ -5,7 +5,7 @@ use std::num::NonZero;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
-use crate::image::Filter;
+use crate::image::{Filter, Format};
 use crate::model::{Preset, Version};
 use crate::ops::H100_GRID_THREADS;
 use crate::pipeline::{CFG_SCALES, DeviceChoice, Rng};
@@ -21,6 +21,14 @@ pub(super) enum PrecisionArg {
 pub(super) enum FilterArg {
     Lanczos,
     Bicubic,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum FormatArg {
+    Png,
+    #[value(alias = "jpeg")]
+    Jpg,
+    Webp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -59,6 +67,16 @@ impl From<FilterArg> for Filter {
         match filter {
             FilterArg::Lanczos => Filter::Lanczos,
             FilterArg::Bicubic => Filter::Bicubic,
+        }
+    }
+}
+
+impl From<FormatArg> for Format {
+    fn from(format: FormatArg) -> Format {
+        match format {
+            FormatArg::Png => Format::Png,
+            FormatArg::Jpg => Format::Jpeg,
+            FormatArg::Webp => Format::WebP,
         }
     }
 }

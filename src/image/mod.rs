@@ -8,11 +8,13 @@ mod encode;
 mod output;
 mod read;
 mod resize;
+mod stream;
 
 pub use encode::{Format, encode};
 pub use output::Output;
-pub use read::{Alpha, Decoded, Reading, decode, decode_bytes};
+pub use read::{Alpha, Decoded, Reading, decode, decode_bytes, decode_from};
 pub use resize::{Filter, resize, resize_alpha, working_size};
+pub use stream::Stream;
 
 /// An 8-bit RGB picture; `data` is [height, width, 3], row-major.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! A place for the result, secured before the work that makes it.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,11 +13,25 @@ use crate::aside::Aside;
 /// target's name in one step, so the target is never half written.
 #[derive(Debug)]
 pub struct Output {
-    target: PathBuf,
+    /// None: standard output.
+    target: Option<PathBuf>,
     force: bool,
 }
 
 impl Output {
+    /// Standard output, unless it is a terminal.
+    ///
+    /// # Errors
+    ///
+    /// If it is a terminal.
+    pub fn standard() -> Result<Output> {
+        ensure!(
+            !io::stdout().is_terminal(),
+            "standard output is a terminal; send the picture to a file or a program, such as -o - > edited.png"
+        );
+        Ok(Output { target: None, force: false })
+    }
+
     /// Reserves `path`; `force` permits replacing a file that is there. A symbolic link to a file is followed.
     ///
     /// # Errors
@@ -42,7 +56,7 @@ impl Output {
         Aside::create(folder).with_context(|| {
             format!("cannot write {shown}: no file can be created in {}; choose another folder", folder.display())
         })?;
-        Ok(Output { target, force })
+        Ok(Output { target: Some(target), force })
     }
 
     /// Stores `bytes` durably under the reserved path.
@@ -54,32 +68,38 @@ impl Output {
         self.commit_unless(bytes, &mut || Ok(()))
     }
 
-    /// Stores `bytes` durably under the reserved path, unless `last_look`, which is asked when all that can take long is done,
-    /// says no.
+    /// Stores `bytes` durably under the reserved path, or sends them to standard output, unless `last_look`, which is asked
+    /// before that can be seen, says no.
     ///
     /// # Errors
     ///
     /// If writing fails (a full disk, for example), without force a file has appeared at the path since it was reserved,
     /// or what `last_look` returns. The target is then as it was, and what was written is gone.
     pub fn commit_unless(self, bytes: &[u8], last_look: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        let shown = self.target.display();
+        let Some(target) = self.target else {
+            last_look()?;
+            let mut out = io::stdout().lock();
+            let written = out.write_all(bytes).and_then(|()| out.flush());
+            return written.with_context(|| format!("cannot write the {} bytes of the picture to standard output", bytes.len()));
+        };
+        let shown = target.display();
         let mut aside =
-            Aside::create(folder_of(&self.target)).with_context(|| format!("cannot write {shown}; is its folder gone?"))?;
+            Aside::create(folder_of(&target)).with_context(|| format!("cannot write {shown}; is its folder gone?"))?;
         write_durably(aside.file(), bytes).with_context(|| format!("cannot write the {} bytes of {shown}", bytes.len()))?;
-        if let (true, Ok(replaced)) = (self.force, fs::metadata(&self.target)) {
+        if let (true, Ok(replaced)) = (self.force, fs::metadata(&target)) {
             let kept = aside.file().set_permissions(replaced.permissions());
             kept.with_context(|| format!("cannot keep the permissions of {shown}"))?;
         }
         last_look()?;
         if self.force {
-            aside.rename(&self.target).with_context(|| format!("cannot replace {shown}"))?;
+            aside.rename(&target).with_context(|| format!("cannot replace {shown}"))?;
         } else {
-            let created = aside.rename_to_free(&self.target);
+            let created = aside.rename_to_free(&target);
             created
                 .with_context(|| format!("cannot create {shown}; if something appeared there meanwhile, --force replaces it"))?;
         }
         // The picture is in place; only its survival of a power cut depends on this, and not every system offers it.
-        let _ = File::open(folder_of(&self.target)).and_then(|folder| folder.sync_all());
+        let _ = File::open(folder_of(&target)).and_then(|folder| folder.sync_all());
         Ok(())
     }
 }

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use anyhow::{Result, ensure};
+
 use super::{Model, PlaceChoice};
-use crate::image::{Filter, Reading};
+use crate::image::{Filter, Format, Reading, Stream};
 use crate::model::edit::Savings;
 use crate::ops::H100_GRID_THREADS;
 
@@ -84,17 +86,41 @@ pub struct EditJob {
     /// The model's folder or transformer file; none: the demo model.
     pub model: Option<PathBuf>,
     /// The picture to edit; none: text-to-image.
-    pub image: Option<PathBuf>,
+    pub image: Option<Stream>,
     /// How it is to be read.
     pub reading: Reading,
     /// What to make of it.
     pub edit: EditParameters,
-    /// Where the result goes; the extension says the format.
-    pub output: PathBuf,
+    /// Where the result goes.
+    pub output: Stream,
+    /// In which format; none: the one that the output's name says, PNG on standard output.
+    pub format: Option<Format>,
     /// Replace a file that is there.
     pub force: bool,
     /// Leave the result at the working size.
     pub keep_working_size: bool,
     /// Where to run.
     pub place: PlaceChoice,
+}
+
+impl EditJob {
+    /// The format of the result.
+    ///
+    /// # Errors
+    /// The name says none that can be written, or another than what is asked.
+    pub(super) fn output_format(&self) -> Result<Format> {
+        match (&self.output, self.format) {
+            (Stream::Standard, format) => Ok(format.unwrap_or(Format::Png)),
+            (Stream::File(path), Some(format)) if path.extension().is_none() => Ok(format),
+            (Stream::File(path), format) => {
+                let named = Format::of(path)?;
+                let shown = path.display();
+                ensure!(
+                    format.is_none_or(|format| format == named),
+                    "--format differs from what {shown} ends in; leave out --format"
+                );
+                Ok(named)
+            }
+        }
+    }
 }

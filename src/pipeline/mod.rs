@@ -24,7 +24,7 @@ pub use self::report::{Parameters, Report};
 pub use self::run::{Ended, Ran, run_program};
 pub use self::wording::{is_blank, tidy};
 use crate::error::{no_thread, usage};
-use crate::image::{self, Filter, Format, Output};
+use crate::image::{self, Filter, Output, Stream};
 
 /// What the caller hears while an edit runs; an error stops it.
 pub trait Progress {
@@ -36,6 +36,10 @@ pub trait Progress {
     fn node(&mut self) -> Result<()>;
     /// The result is ready and about to get its name: an error stops it, later ones do not.
     fn last_look(&mut self) -> Result<()> {
+        self.node()
+    }
+    /// The result is ready and about to go where it cannot be taken back, and where it may wait for ever: an error stops it.
+    fn stream(&mut self) -> Result<()> {
         self.node()
     }
     /// Something worth knowing that is no error.
@@ -67,8 +71,12 @@ impl Progress for Silent {
 /// then.
 pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
     let job = &EditJob { edit: job.edit.tidied(progress)?, ..job.clone() };
-    let output = Output::reserve(&job.output, job.force).map_err(usage)?;
-    let format = Format::of(&job.output).map_err(usage)?;
+    let output = match &job.output {
+        Stream::File(path) => Output::reserve(path, job.force),
+        Stream::Standard => Output::standard(),
+    };
+    let output = output.map_err(usage)?;
+    let format = job.output_format().map_err(usage)?;
     format.check_alpha(job.reading.alpha).map_err(usage)?;
 
     // A device takes as long to wake as the files to be read.
@@ -92,7 +100,10 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
     let parameters = Parameters::new(job, &model, &edited, last);
     let alpha = original.and_then(|Original { size, alpha }| Some(image::resize_alpha(alpha?, size, last)));
     let bytes = image::encode(&picture, alpha.as_deref(), format, &parameters.to_string())?;
-    output.commit_unless(&bytes, &mut || progress.last_look())?;
+    output.commit_unless(&bytes, &mut || match &job.output {
+        Stream::File(_) => progress.last_look(),
+        Stream::Standard => progress.stream(),
+    })?;
     Ok(Report::new(job, parameters, &edited, &place, begun, original_size))
 }
 
@@ -106,7 +117,7 @@ struct Original {
 
 /// What is left of the picture, if there is one, the model, and what the model takes of picture and prompts.
 fn open(job: &EditJob, progress: &mut dyn Progress) -> Result<(Option<Original>, Model, Material)> {
-    let decoded = job.image.as_deref().map(|path| image::decode(path, &job.reading)).transpose()?;
+    let decoded = job.image.as_ref().map(|stream| image::decode_from(stream, &job.reading)).transpose()?;
     for note in decoded.iter().flat_map(|decoded| &decoded.notes) {
         progress.notice(note);
     }

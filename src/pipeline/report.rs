@@ -116,6 +116,12 @@ impl fmt::Display for Report {
 }
 
 impl Report {
+    /// The sizes, as people read them.
+    pub fn sizes(&self) -> String {
+        let Parameters { output_size: [width, height], working_size: [wide, high], .. } = self.parameters;
+        format!("{width}x{height}, worked on at {wide}x{high}")
+    }
+
     /// `begun`: seconds from the job's start to the edit's.
     pub(super) fn new(
         job: &EditJob,
@@ -134,7 +140,7 @@ impl Report {
         let on_gpu = place.device().is_some();
         Report {
             parameters,
-            output: job.output.to_string_lossy().into_owned(),
+            output: job.output.to_string(),
             input_size: original.map(|(width, height)| [width, height]),
             device: place.name(),
             seconds,

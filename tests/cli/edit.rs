@@ -25,7 +25,11 @@ fn a_png_of_the_inputs_size_says_how_it_was_made() {
     assert_eq!((&parameters["seed"], &parameters["steps"]), (&json!(7), &json!(2)));
     assert_eq!(parameters["model"], "v1.1");
     assert_eq!(answer.stdout, "");
-    assert!(answer.stderr.contains("vae_decode") && answer.stderr.ends_with("wrote out.png\n"), "{}", answer.stderr);
+    assert!(
+        answer.stderr.contains("vae_decode") && answer.stderr.ends_with("wrote out.png (40x30, worked on at 64x48)\n"),
+        "{}",
+        answer.stderr
+    );
     assert_eq!(place.names(), ["out.png"]);
 }
 

@@ -16,6 +16,7 @@ mod models;
 mod op;
 mod output;
 mod pictures;
+mod pipes;
 mod support;
 mod synth;
 mod verify;

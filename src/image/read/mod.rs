@@ -25,7 +25,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use self::format::Format;
-use super::Rgb;
+use super::{Rgb, Stream, stream};
 
 /// What becomes of a picture's transparency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,18 +79,37 @@ pub fn decode(path: &Path, reading: &Reading) -> Result<Decoded> {
     read().with_context(|| format!("cannot read the picture {}", path.display()))
 }
 
+/// Reads a picture file, or the picture that comes from standard input.
+///
+/// # Errors
+///
+/// As for [`decode`]; a usage error if standard input is a terminal.
+pub fn decode_from(stream: &Stream, reading: &Reading) -> Result<Decoded> {
+    let Stream::File(path) = stream else {
+        let input = stream::standard_input()?;
+        let read = || decode_bytes(&read_all(input, reading.pixels_max, 0)?, reading);
+        return read().context("cannot read the picture from standard input");
+    };
+    decode(path, reading)
+}
+
 fn read_file(path: &Path, pixels_max: u64) -> Result<Vec<u8>> {
-    // Four uncompressed 16-bit channels, and metadata.
-    let bytes_max = 8 * pixels_max + (1 << 28);
     let file = File::open(path)?;
     let found = file.metadata()?;
     ensure!(!found.is_dir(), "it is a folder; give a picture file");
+    read_all(file, pixels_max, found.len())
+}
+
+/// All bytes, of which `announced` may come.
+fn read_all(input: impl Read, pixels_max: u64, announced: u64) -> Result<Vec<u8>> {
+    // Four uncompressed 16-bit channels, and metadata.
+    let bytes_max = 8 * pixels_max + (1 << 28);
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(found.len().min(bytes_max) as usize)?;
-    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    bytes.try_reserve_exact(announced.min(bytes_max) as usize)?;
+    input.take(bytes_max + 1).read_to_end(&mut bytes)?;
     ensure!(
         bytes.len() as u64 <= bytes_max,
-        "the file is larger than {} MB, so it is hardly a picture of at most {} megapixels",
+        "it has more than {} MB, so it is hardly a picture of at most {} megapixels",
         bytes_max / 1_000_000,
         pixels_max / 1_000_000
     );
