@@ -20,7 +20,7 @@ use serde_json::Value;
 use step1x_edit::commands::verify::{self, VerifyJob};
 use step1x_edit::image::{self, Rgb};
 use step1x_edit::model::{AXES, Config};
-use step1x_edit::prompt::{self, Tokenizer};
+use step1x_edit::prompt::{self, PromptSettings, Tokenizer};
 use step1x_edit::weights::{ModelFolder, parse_header, tokenizer::full_tokenizer_json};
 use step1x_edit::{DeviceChoice, Model, Place, PlaceChoice, Progress};
 
@@ -116,11 +116,12 @@ fn tokenizer() {
             _ => [&mutate::text(rng, head, &words), tail].concat(),
         }
     };
+    let settings = PromptSettings::default();
     let prompts = ["make the circle blue", "'\"“”  \n\n1234567890 <|im_end|> 把圆形变成蓝色", &"a".repeat(300)];
     fuzz("tokenizer", make, |bytes| {
         let Ok(tokenizer) = Tokenizer::from_bytes(bytes).map_err(|e| format!("{e:#}")) else { return false };
         for prompt in prompts {
-            if let Ok(tokens) = tokenizer.encode_prompt(prompt, 25) {
+            if let Ok(tokens) = tokenizer.encode_prompt(prompt, 25, &settings) {
                 assert!(tokens.ids.iter().all(|&id| (id as usize) < tokenizer.vocabulary_size()));
             }
         }
@@ -181,10 +182,11 @@ fn prompt() {
         // One in a thousand is far longer than any that is kept.
         if rng.below(1000) == 0 { text.repeat(2000).into_bytes() } else { text.into_bytes() }
     };
+    let settings = PromptSettings::default();
     fuzz("prompt", make, |bytes| {
         let text = str::from_utf8(bytes).unwrap();
         let taken = [&demo, &full].map(|tokenizer| {
-            let Ok(tokens) = tokenizer.encode_prompt(text, 25) else { return false };
+            let Ok(tokens) = tokenizer.encode_prompt(text, 25, &settings) else { return false };
             assert!(tokens.ids.iter().all(|&id| (id as usize) < tokenizer.vocabulary_size()));
             assert_eq!(tokens.image_tokens, 25);
             true
@@ -321,7 +323,7 @@ fn recorded_run() {
 fn recorded(model: &Model) -> [(&'static str, Vec<u8>); 3] {
     let picture = Rgb { width: 128, height: 128, data: vec![128; 3 * 128 * 128] };
     let patches = prompt::patches(&picture, &model.settings).unwrap();
-    let ids = |text| model.tokenizer.encode_prompt(text, patches.image_tokens()).unwrap().ids;
+    let ids = |text| model.tokenizer.encode_prompt(text, patches.image_tokens(), &model.settings).unwrap().ids;
     let [first, second] = ["make the circle blue", ""].map(ids);
     let bytes = |ids: &[u32]| ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
     let (first_ids, second_ids) = (bytes(&first), bytes(&second));
