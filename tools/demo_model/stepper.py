@@ -50,7 +50,12 @@ class Stepper:
         self.module.zero_grad(set_to_none=True)
         loss, parts = self.losses[name]()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        parameters = list(self.module.parameters())
+        fine = torch.nn.utils.clip_grad_norm_(parameters, 1.0).isfinite()
+        for p in parameters:
+            if p.grad is not None:  # a batch that gives no finite gradient teaches nothing
+                p.grad.nan_to_num_(0, 0, 0)
+        parts = {name: torch.where(fine, value.detach(), 0) for name, value in parts.items()} | {"skipped": (~fine).float()}
         for optimiser in self.optimisers:
             optimiser.step()
         with torch.no_grad():
@@ -59,7 +64,7 @@ class Stepper:
             torch._foreach_mul_(change, self.gain)
             torch._foreach_add_(averaged, change)
             for name, value in parts.items():
-                self.sums.setdefault(name, torch.zeros_like(value)).add_(value.detach())
+                self.sums.setdefault(name, torch.zeros_like(value)).add_(value)
 
     def set_rates(self):
         now = min(1.0, (self.steps + 1) / WARMUP) * max(self.rate(), 0.01)

@@ -226,7 +226,7 @@ class Latents:
         drawn = {side: [self.run.pictures(name, cases[side], self.frame) for name, cases in picked.items()] for side in ("source", "target")}
         source, target = (torch.cat(parts) for parts in drawn.values())
         with self.run.amp:
-            latents = self.vae.encode(unit(torch.cat([source, target]))).float()
+            latents = self.vae.encode(unit(torch.cat([source, target]))).float().nan_to_num()
         reference, wanted = sampler.pack(latents).chunk(2)
         texts = {name: torch.cat([cases[name] for cases in picked.values()]) for name in ("ids", "length", "labels")}
         return {"reference": reference.bfloat16(), "target": wanted.bfloat16(), "picture": enlarge(source, self.frame)} | texts
