@@ -14,18 +14,20 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use step1x_edit::commands::verify::{self, VerifyJob};
 use step1x_edit::image::{self, Rgb};
 use step1x_edit::model::{AXES, Config};
+use step1x_edit::pipeline::{CFG_SCALES, parse_settings};
 use step1x_edit::prompt::{self, PromptSettings, Tokenizer};
+use step1x_edit::sampling;
 use step1x_edit::weights::{ModelFolder, parse_header, tokenizer::full_tokenizer_json};
 use step1x_edit::{DeviceChoice, Model, Place, PlaceChoice, Progress};
 
 use self::mutate::Rng;
-use self::run::fuzz;
+use self::run::{fuzz, fuzz_slowly};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -263,6 +265,25 @@ fn config() {
     );
 }
 
+/// Settings that are accepted are in range, and hold for a tokenizer or are refused in words.
+#[test]
+fn settings() {
+    let words = words("cut max_text min_pixels max_pixels axes size_level cfg_scale 64 4096 128 6.0 1e39 -0.5 [16,56,56] null");
+    let seed = br#"{"size_level": 128, "cfg_scale": 1.0, "cut": 208, "max_text": 64, "min_pixels": 19600, "max_pixels": 19600, "axes": [16, 56, 56]}"#;
+    let tokenizer = Tokenizer::from_bytes(&read("assets/demo-model/Qwen2.5-VL-7B-Instruct/tokenizer.json")).unwrap();
+    fuzz(
+        "settings",
+        |rng| mutate::text(rng, seed, &words),
+        |bytes| {
+            let Ok(json) = serde_json::from_slice(bytes) else { return false };
+            let Ok(settings) = parse_settings(Some(json)).map_err(|e| format!("{e:#}")) else { return false };
+            assert!((64..=4096).contains(&settings.size_level) && CFG_SCALES.contains(&settings.cfg_scale));
+            let _ = settings.prompt.check(&tokenizer).map_err(|e| e.to_string());
+            true
+        },
+    );
+}
+
 /// Every stage is refused, so that an edit ends when it would begin.
 struct Stop;
 
@@ -278,6 +299,21 @@ impl Progress for Stop {
     }
 
     fn notice(&mut self, _: &str) {}
+}
+
+/// What a recorded run's header says is refused, or is an edit in range.
+#[test]
+fn recorded_header() {
+    let words = words("prompt steps cfg seed 0 1 1000 1001 18446744073709551615 nan inf -1 1e9 6.0");
+    let seed = br#"{"__metadata__":{"prompt":"make the circle blue","steps":"2","cfg":"6.0","seed":"42"}}"#;
+    let make = |rng: &mut Rng| file_of(&mutate::text(rng, seed, &words), 0);
+    fuzz("recorded_header", make, |bytes| {
+        let Ok((_, header)) = SafeTensors::read_metadata(bytes) else { return false };
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let Ok(edit) = verify::parameters(&metadata).map_err(|e| format!("{e:#}")) else { return false };
+        assert!((1..=1000).contains(&edit.steps));
+        true
+    });
 }
 
 /// A recorded run with any header is refused or gets as far as its first stage.
@@ -308,14 +344,17 @@ fn recorded_run() {
         bytes.truncate(length);
         bytes
     };
+    let ended = || verify::run(&job, &mut Stop).map(|_| ()).map_err(|error| format!("{error:#}"));
+    let as_it_is = ended().unwrap_err();
+    assert!(as_it_is.contains("stopped"), "{as_it_is}");
     // The first byte of an input says which of the three files it is.
-    fuzz("recorded_run", make, |bytes| {
+    fuzz_slowly("recorded_run", make, |bytes| {
         let (name, whole) = &files[bytes[0] as usize];
         let path = folder.path().join(name);
         fs::write(&path, &bytes[1..]).unwrap();
-        let ended = verify::run(&job, &mut Stop).map(|_| ()).map_err(|error| format!("{error:#}"));
+        let message = ended().unwrap_err();
         fs::write(&path, whole).unwrap();
-        ended.is_err_and(|message| message.contains("stopped"))
+        message.contains("stopped")
     });
 }
 
@@ -335,7 +374,10 @@ fn recorded(model: &Model) -> [(&'static str, Vec<u8>); 3] {
     };
     let settings = [("prompt", "make the circle blue"), ("steps", "2"), ("cfg", "6.0"), ("seed", "42")];
     let settings = settings.map(|(key, value)| (key.to_string(), value.to_string())).into();
-    let nothing = || vec![("x", Dtype::F32, vec![1], &[0; 4][..])];
+    let (noise, times) = (vec![0; 4 * 16 * 16 * 16], sampling::schedule(2, 64));
+    let times: Vec<u8> = times.iter().flat_map(|time| (*time as f32).to_le_bytes()).collect();
+    let official = vec![("noise", Dtype::F32, vec![1, 16, 16, 16], &noise[..]), ("timesteps", Dtype::F32, vec![3], &times)];
+    let truth = vec![("x", Dtype::F32, vec![1], &[0; 4][..])];
     let inputs = vec![
         ("cond.input_ids", Dtype::I32, vec![first.len()], &first_ids[..]),
         ("pixel_values", Dtype::F32, vec![count], &values),
@@ -344,7 +386,7 @@ fn recorded(model: &Model) -> [(&'static str, Vec<u8>); 3] {
     ];
     [
         ("run_inputs.safetensors", file(inputs, None)),
-        ("run.safetensors", file(nothing(), Some(settings))),
-        ("run_truth.safetensors", file(nothing(), None)),
+        ("run.safetensors", file(official, Some(settings))),
+        ("run_truth.safetensors", file(truth, None)),
     ]
 }
