@@ -18,7 +18,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use step1x_edit::commands::verify::{self, VerifyJob};
-use step1x_edit::image::{self, Rgb};
+use step1x_edit::image::{self, Decoded, Reading, Rgb};
 use step1x_edit::model::{AXES, Config};
 use step1x_edit::pipeline::{CFG_SCALES, parse_settings};
 use step1x_edit::prompt::{self, PromptSettings, Tokenizer};
@@ -211,8 +211,9 @@ fn pictures() {
         }
         bytes
     };
+    let reading = Reading { pixels_max: PIXELS, ..Reading::default() };
     fuzz("pictures", make, |bytes| {
-        let Ok(picture) = image::decode_bytes(bytes).map_err(|e| format!("{e:#}")) else { return false };
+        let Ok(Decoded { picture, .. }) = image::decode_bytes(bytes, &reading).map_err(|e| format!("{e:#}")) else { return false };
         assert_eq!(picture.data.len(), picture.width * picture.height * 3);
         assert!((1..=PIXELS).contains(&((picture.width * picture.height) as u64)));
         true
