@@ -213,7 +213,9 @@ fn pictures() {
     };
     let reading = Reading { pixels_max: PIXELS, ..Reading::default() };
     fuzz("pictures", make, |bytes| {
-        let Ok(Decoded { picture, .. }) = image::decode_bytes(bytes, &reading).map_err(|e| format!("{e:#}")) else { return false };
+        let Ok(Decoded { picture, .. }) = image::decode_bytes(bytes, &reading).map_err(|e| format!("{e:#}")) else {
+            return false;
+        };
         assert_eq!(picture.data.len(), picture.width * picture.height * 3);
         assert!((1..=PIXELS).contains(&((picture.width * picture.height) as u64)));
         true
