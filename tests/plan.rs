@@ -132,6 +132,23 @@ fn the_fastest_residency_that_fits_is_taken() {
     assert!(text.contains("--max-vram allows 17.00 GB") && text.contains("smallest picture needs 17.82 GB"), "{text}");
 }
 
+/// Programs that plan at the same moment see the same free memory. Each that finds it taken plans again, a policy slower, with what
+/// is free by then: on 80 GB two fit, and a third is refused.
+#[test]
+fn programs_that_plan_at_the_same_moment_find_room() {
+    let plan = planned(Preset::Full, (1024, 1024), 1024, Precision::Bf16).plan;
+    let fit = |free: usize, fastest| Plan::clone(&plan).fit(Budget::Free(free), fastest);
+    let all = 85_000_000_000;
+    let [first, second] = [fit(all, Policy::RESIDENT).unwrap(), fit(all, Policy::RESIDENT).unwrap()];
+    assert_eq!((first.weights.policy, second.weights.policy), (Policy::RESIDENT, Policy::RESIDENT));
+    assert!(first.peak_bytes() + second.peak_bytes() > all, "not both");
+    let left = all - first.peak_bytes();
+    let second = fit(left, Policy::OVERLAPPED).unwrap();
+    assert_eq!(second.weights.policy, Policy::OVERLAPPED);
+    let third = fit(left - second.peak_bytes(), Policy::PHASED).unwrap_err().to_string();
+    assert!(third.contains("at least 20.00 GB") && third.contains("14.0"), "both numbers: {third}");
+}
+
 /// What the chart shows of a policy: the weights of each stage in place, those that come early, those that leave.
 #[test]
 fn the_memory_over_the_stages_is_that_of_the_policy() {

@@ -1,13 +1,12 @@
 //! The `doctor` command: which driver, devices and libraries there are, what is missing and how to get it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use crate::cuda::{Compiler, Device, Found, Gemms, Module, Nvml, Setup};
+use crate::cuda::{Compiler, Device, Found, Gemms, Module, Nvml, Setup, cache};
 use crate::pipeline::LEAST_CAPABILITY;
 use crate::plan::format_bytes;
 
@@ -73,7 +72,7 @@ impl Findings {
             cublaslt: products(setup, first).map_err(words),
             cache: setup.cache.as_deref().map_or_else(
                 || Err(words(anyhow::anyhow!("STEP1X_CACHE, XDG_CACHE_HOME and HOME are not set; set one of them"))),
-                |folder| cache(folder).map_err(words),
+                |folder| cache_folder(folder).map_err(words),
             ),
             searched: setup.libraries.clone(),
             cards: devices.and_then(|devices| devices.iter().map(|device| card(device).map_err(words)).collect()),
@@ -241,24 +240,24 @@ fn products(setup: &Setup, device: Option<&Arc<Device>>) -> Result<Found> {
     Ok(found)
 }
 
-/// The cache's folder, if files can be made in it.
-fn cache(folder: &Path) -> Result<PathBuf> {
+/// The cache's folder, if it is used and files can be made in it.
+fn cache_folder(folder: &Path) -> Result<PathBuf> {
     let cannot = || {
         format!(
             "{} cannot be written, so every start compiles the kernels again; set STEP1X_CACHE to another folder",
             folder.display()
         )
     };
-    let probe = folder.join(format!(".probe.{}", std::process::id()));
-    fs::create_dir_all(folder)
-        .and_then(|()| fs::write(&probe, []))
-        .and_then(|()| fs::remove_file(&probe))
-        .with_context(cannot)?;
-    Ok(folder.to_path_buf())
+    match cache::refusal(folder) {
+        Some(refusal) => bail!("{refusal}"),
+        None => cache::probe(folder).with_context(cannot).map(|()| folder.to_path_buf()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn found(major: u32) -> Result<Found, String> {
@@ -326,10 +325,10 @@ mod tests {
     #[test]
     fn a_cache_that_cannot_be_written_is_said_and_stops_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(cache(&dir.path().join("new/cache")).unwrap(), dir.path().join("new/cache"));
+        assert_eq!(cache_folder(&dir.path().join("new/cache")).unwrap(), dir.path().join("new/cache"));
         assert_eq!(fs::read_dir(dir.path().join("new/cache")).unwrap().count(), 0, "a probe was left");
         fs::write(dir.path().join("file"), "").unwrap();
-        let why = format!("{:#}", cache(&dir.path().join("file")).unwrap_err());
+        let why = format!("{:#}", cache_folder(&dir.path().join("file")).unwrap_err());
         let findings = Findings { cache: Err(why), ..findings(0) };
         assert!(findings.text().contains("cannot be written"));
         assert_eq!(findings.exit_code(), 0);

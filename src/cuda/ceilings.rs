@@ -66,10 +66,8 @@ impl Ceilings {
         let matrix = |n: usize| Matrix { address: self.memory.address + (n * bytes) as u64, stride: SIDE, dtype };
         let (x, w, y, workspace) = (matrix(0), matrix(1), matrix(2), matrix(3).address);
         let gemm = Gemm { m: SIDE, n: SIDE, k: SIDE, x, w, bias: None, y, gelu: false, workspace };
+        let product = self.gemms.prepare(&gemm)?;
         // SAFETY: the operands, of at most 256 MiB each, and the workspace lie in the memory one after another.
-        let product = unsafe { self.gemms.prepare(&gemm, &self.stream) }?;
-        self.gemms.save();
-        // SAFETY: as above.
         let times = self.times(|_| unsafe { self.gemms.run(&product, &self.stream) })?;
         Ok(2.0 * (SIDE as f64).powi(3) / times[0] / 1e9)
     }

@@ -5,13 +5,16 @@
 //! anything else is made again.
 
 use std::ffi::{CStr, CString, c_char, c_int};
+use std::fs;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail, ensure};
 use cudarc::nvrtc::{result, sys};
 
 use super::cache::Entry;
-use super::library::{Setup, load_nvrtc};
+use super::found::Found;
+use super::library::Setup;
 use crate::hash::fnv1a64;
 use crate::kernels::{Source, with_includes};
 
@@ -28,7 +31,8 @@ pub struct Cubin {
 #[derive(Debug)]
 pub struct Compiler {
     architecture: String,
-    version: (i32, i32),
+    /// Of the compiler.
+    version: String,
     cache: Option<PathBuf>,
     kernels: Option<PathBuf>,
 }
@@ -39,13 +43,9 @@ impl Compiler {
     /// # Errors
     /// A [`crate::error::ResourceError`]: NVRTC is not found.
     pub fn new(capability: u32, setup: &Setup) -> Result<Compiler> {
-        load_nvrtc(&setup.libraries)?;
-        let (mut major, mut minor) = (0, 0);
-        // SAFETY: two places to write to.
-        unsafe { sys::nvrtcVersion(&mut major, &mut minor) }.result().map_err(|e| failed("give its version", e))?;
         let suffix = if capability == 90 { "a" } else { "" };
         let (cache, kernels) = (setup.cache.clone(), setup.kernels.clone());
-        Ok(Compiler { architecture: format!("sm_{capability}{suffix}"), version: (major, minor), cache, kernels })
+        Ok(Compiler { architecture: format!("sm_{capability}{suffix}"), version: version(&setup.libraries)?, cache, kernels })
     }
 
     /// The cubin of `kernels/<source>.cu` with these constants: from the cache, or made and put there.
@@ -56,7 +56,7 @@ impl Compiler {
         let options = self.options(defines);
         let describe = || format!("kernels/{source}.cu for {}", options.join(" "));
         let sources = with_includes(&format!("{source}.cu"), self.kernels.as_deref()).with_context(describe)?;
-        let identity = identity(source, self.version, &sources, &options);
+        let identity = identity(source, &self.version, &sources, &options);
         let entry = Entry::new(self.cache.as_deref(), source, "cubin", identity);
         if let Some(cubin) = entry.read().and_then(|contents| decode(&contents)) {
             return Ok(cubin);
@@ -73,11 +73,20 @@ impl Compiler {
     }
 }
 
+/// The compiler's version, with the length and time of its file: builds of one version may compile otherwise.
+fn version(folders: &[PathBuf]) -> Result<String> {
+    let Found { version: (major, minor), file } = Found::nvrtc(folders)?;
+    let about = file.and_then(|file| fs::metadata(file).ok());
+    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let build = about.map(|about| format!(" of {} bytes at {}", about.len(), about.modified().map_or(0, seconds)));
+    Ok(format!("{major}.{minor}{}", build.unwrap_or_default()))
+}
+
 /// Everything that a cubin depends on.
-fn identity(source: &str, (major, minor): (i32, i32), sources: &[Source], options: &[String]) -> String {
+fn identity(source: &str, version: &str, sources: &[Source], options: &[String]) -> String {
     let bytes: Vec<u8> =
         sources.iter().flat_map(|(name, text)| [name.as_bytes(), &[0], text.as_bytes(), &[0]].concat()).collect();
-    format!("step1x-edit cubin 2: {source} nvrtc {major}.{minor} sources {:016x} {}", fnv1a64(&bytes), options.join(" "))
+    format!("step1x-edit cubin 3: {source} nvrtc {version} sources {:016x} {}", fnv1a64(&bytes), options.join(" "))
 }
 
 fn failed(doing: &str, e: result::NvrtcError) -> anyhow::Error {
@@ -154,8 +163,6 @@ fn decode(contents: &[u8]) -> Option<Cubin> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
     use crate::kernels::EMBEDDED;
 
@@ -180,7 +187,7 @@ mod tests {
         let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
         let of = |source: &str| {
             let sources = with_includes(&format!("{source}.cu"), Some(folder.path())).unwrap();
-            identity(source, (13, 0), &sources, &["-DHEADS=24".into()])
+            identity(source, "13.0", &sources, &["-DHEADS=24".into()])
         };
         EMBEDDED.iter().for_each(|(name, text)| write(name, text));
         let before = ["attention", "noise"].map(of);

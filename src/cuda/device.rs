@@ -5,12 +5,14 @@ use std::ops::RangeInclusive;
 use std::ptr::null_mut;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Error, Result, ensure};
 use cudarc::driver::{result, sys};
 use sys::CUdevice_attribute_enum as Attribute;
 
+use super::fault::{OutOfMemory, describe, of, size};
 use super::library::load_driver;
 use super::nvml::Nvml;
+use super::wait::{self, KeepOn};
 use crate::error::ResourceError;
 
 /// What a context can take; 552 MB on an H100.
@@ -42,8 +44,15 @@ impl Device {
     /// Opens device `ordinal`.
     ///
     /// # Errors
-    /// A [`ResourceError`]: no driver, or no such device.
+    /// A [`ResourceError`]: no driver, no such device, or one that does not open: another program has it to itself, say.
     pub fn open(ordinal: usize) -> Result<Arc<Device>> {
+        Device::try_open(ordinal).map_err(|e| match e.downcast_ref::<ResourceError>() {
+            Some(_) => e,
+            None => ResourceError(format!("{e:#}")).into(),
+        })
+    }
+
+    fn try_open(ordinal: usize) -> Result<Arc<Device>> {
         let count = Device::count()?;
         if ordinal >= count {
             let text = format!("there is no CUDA device {ordinal}: the driver shows {count}");
@@ -60,7 +69,7 @@ impl Device {
         let in_use = || nvml.as_ref().and_then(|(nvml, bus)| nvml.bytes_in_use(bus));
         let before = in_use();
         // SAFETY: as above; released when the device is dropped.
-        let context = unsafe { result::primary_ctx::retain(handle) }.map_err(of("open the device"))?;
+        let context = unsafe { result::primary_ctx::retain(handle) }.map_err(of("be opened"))?;
         // A context that was there already, or another process that comes or goes meanwhile, gives other differences.
         let taken = before.zip(in_use()).map(|(before, after)| after.saturating_sub(before) as usize);
         let context_bytes = taken.filter(|bytes| CONTEXT_RANGE.contains(bytes));
@@ -123,16 +132,11 @@ impl Drop for Device {
     }
 }
 
-/// An error of the driver with what was tried.
-pub(super) fn of(doing: &'static str) -> impl Fn(result::DriverError) -> anyhow::Error {
-    move |e| anyhow::anyhow!("the device cannot {doing}: {}", describe(e))
-}
-
-fn describe(e: result::DriverError) -> String {
-    let text = |t: Result<&CStr, _>| t.map_or_else(|_| String::new(), |t: &CStr| t.to_string_lossy().into_owned());
-    match (text(e.error_name()), text(e.error_string())) {
-        (name, _) if name.is_empty() => format!("{:?}", e.0),
-        (name, words) => format!("{name}, {words}"),
+/// Whether something has come.
+fn come(queried: sys::CUresult) -> Result<bool> {
+    match queried {
+        sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+        code => code.result().map(|()| true).map_err(of("finish its work")),
     }
 }
 
@@ -150,16 +154,15 @@ impl Memory {
     /// Takes memory.
     ///
     /// # Errors
-    /// A [`ResourceError`] with the number asked for and the number free.
+    /// [`OutOfMemory`] with the number asked for and the number free.
     pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Memory> {
         // SAFETY: freed when dropped.
         let address = unsafe { result::malloc_sync(bytes.max(1)) };
-        let address = address.map_err(|e| {
-            let [free, needed] = [device.memory().map_or(0, |(free, _)| free), bytes].map(|n| n as f64 / 1e9);
-            let fault = describe(e);
-            ResourceError(format!(
-                "the GPU has {free:.2} GB free, but {needed:.2} GB are needed ({fault}); use a smaller --size-level"
-            ))
+        let address = address.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                OutOfMemory::of("the device", &format!("give {} of memory", size(bytes)), &describe(e))
+            }
+            _ => of("give memory")(e),
         })?;
         Ok(Memory { device: device.clone(), address, bytes })
     }
@@ -237,6 +240,23 @@ impl Stream {
         unsafe { result::stream::synchronize(self.handle) }.map_err(of("finish its work"))
     }
 
+    /// Waits until all is done, or `keep_on` no more.
+    ///
+    /// # Errors
+    /// A fault of anything that ran, or what `keep_on` returns.
+    pub fn wait_idle(&self, keep_on: &mut KeepOn) -> Result<()> {
+        wait::until(|| self.is_idle(), keep_on)
+    }
+
+    /// Whether all is done.
+    ///
+    /// # Errors
+    /// A fault of anything that ran.
+    pub fn is_idle(&self) -> Result<bool> {
+        // SAFETY: the stream is alive.
+        come(unsafe { sys::cuStreamQuery(self.handle) })
+    }
+
     /// Sets bytes to zero.
     ///
     /// # Safety
@@ -307,6 +327,23 @@ impl Event {
         unsafe { result::event::synchronize(self.handle) }.map_err(of("finish its work"))
     }
 
+    /// Waits until it has come, or `keep_on` no more.
+    ///
+    /// # Errors
+    /// A fault of anything before it, or what `keep_on` returns.
+    pub fn wait(&self, keep_on: &mut KeepOn) -> Result<()> {
+        wait::until(|| self.has_come(), keep_on)
+    }
+
+    /// Whether it has come.
+    ///
+    /// # Errors
+    /// A fault of anything before it.
+    pub fn has_come(&self) -> Result<bool> {
+        // SAFETY: the event is alive.
+        come(unsafe { sys::cuEventQuery(self.handle) })
+    }
+
     /// Milliseconds from `earlier` to this; both timed and come.
     pub fn milliseconds_since(&self, earlier: &Event) -> Result<f32> {
         // SAFETY: both are alive.
@@ -336,7 +373,14 @@ impl Pinned {
     /// Takes memory; it holds anything.
     pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Pinned> {
         // SAFETY: freed when dropped; zeroed below before it is lent out.
-        let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(of("lock host memory")).context("for uploads")?;
+        let pointer = unsafe { result::malloc_host(bytes, 0) }.map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::new(ResourceError(format!(
+                "the system does not lock {} of memory for uploads ({}); end other programs",
+                size(bytes),
+                describe(e)
+            ))),
+            _ => of("lock host memory")(e),
+        })?;
         // SAFETY: just taken, of this length.
         unsafe { std::ptr::write_bytes(pointer.cast::<u8>(), 0, bytes) };
         Ok(Pinned { device: device.clone(), pointer, bytes })

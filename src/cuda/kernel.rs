@@ -6,7 +6,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use cudarc::driver::{result, sys};
 
-use super::device::{Device, Stream, of};
+use super::device::{Device, Stream};
+use super::fault::of;
 use super::launch::{KernelLaunch, TensorMap};
 
 /// Dynamic shared memory that a block may have without asking.
@@ -30,6 +31,9 @@ pub struct Function {
     _module: Arc<Module>,
     handle: sys::CUfunction,
 }
+
+// SAFETY: functions may be used from any thread.
+unsafe impl Send for Function {}
 
 impl Module {
     /// Loads a cubin.
@@ -135,7 +139,7 @@ impl Stream {
             result::launch_kernel(function.handle, grid, block, launch.shared_bytes, self.handle, &mut arguments)
         }
         .map_err(of("launch a kernel"))
-        .with_context(|| launch.entry)
+        .with_context(|| format!("kernel {}", launch.entry))
     }
 
     /// Records what `work` asks of this stream instead of running it.
@@ -148,16 +152,22 @@ impl Stream {
         unsafe { result::stream::begin_capture(self.handle, mode) }.map_err(of("begin a capture"))?;
         let done = work();
         // SAFETY: a capture is under way.
-        let graph = unsafe { result::stream::end_capture(self.handle) }.map_err(of("end a capture"));
+        let graph = unsafe { result::stream::end_capture(self.handle) }.map(Recorded).map_err(of("end a capture"));
         done?;
         let graph = graph?;
-        // SAFETY: the graph was just made; it may go once it is instantiated.
-        let executable = unsafe {
-            let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-            let _ = result::graph::destroy(graph);
-            executable
-        };
+        // SAFETY: the graph was just made.
+        let executable = unsafe { result::graph::instantiate(graph.0, sys::CUgraphInstantiate_flags(0)) };
         Ok(Captured { _device: device.clone(), handle: executable.map_err(of("instantiate a graph"))? })
+    }
+}
+
+/// What was recorded; it may go once it is instantiated.
+struct Recorded(sys::CUgraph);
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        // SAFETY: made by the end of a capture.
+        let _ = unsafe { result::graph::destroy(self.0) };
     }
 }
 
@@ -167,6 +177,9 @@ pub struct Captured {
     _device: Arc<Device>,
     handle: sys::CUgraphExec,
 }
+
+// SAFETY: a graph may be used from any thread, by one at a time.
+unsafe impl Send for Captured {}
 
 impl Captured {
     /// Runs it.

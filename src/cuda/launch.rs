@@ -1,6 +1,8 @@
 //! What an op asks of the device, as plain data: addresses are known before a stage runs, so a launch is made once and
 //! replayed as it is.
 
+use std::fmt;
+
 use crate::tensor::DType;
 
 /// One piece of work for a stream.
@@ -113,6 +115,13 @@ pub struct Matrix {
     pub dtype: DType,
 }
 
+impl Matrix {
+    /// Largest power of two up to 256 that divides its address.
+    pub fn alignment(&self) -> u32 {
+        1 << (self.address | 256).trailing_zeros()
+    }
+}
+
 /// `y[m, n] = act(x[m, k] · w[n, k]ᵀ + bias[n])`, accumulated in f32.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gemm {
@@ -139,4 +148,40 @@ pub struct Gemm {
 impl Gemm {
     /// Bytes of working memory; what NVIDIA recommends for Hopper.
     pub const WORKSPACE: usize = 32 << 20;
+}
+
+impl fmt::Display for Gemm {
+    /// What the choice of an algorithm depends on: extents, then type, row stride and alignment of each operand, and what
+    /// is done with the sum. Addresses are not told.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}x{}x{}", self.m, self.n, self.k)?;
+        for matrix in [&self.x, &self.w, &self.y] {
+            write!(f, " {}/{}@{}", matrix.dtype, matrix.stride, matrix.alignment())?;
+        }
+        f.write_str(match (self.bias, self.gelu) {
+            (None, false) => "",
+            (Some(_), false) => " bias",
+            (None, true) => " gelu",
+            (Some(_), true) => " bias gelu",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_product_tells_what_its_algorithm_depends_on() {
+        let matrix = |address| Matrix { address, stride: 64, dtype: DType::BF16 };
+        let gemm =
+            Gemm { m: 3, n: 5, k: 7, x: matrix(256), w: matrix(512), bias: None, y: matrix(768), gelu: false, workspace: 0 };
+        let moved = Gemm { x: matrix(1024), workspace: 99, ..gemm };
+        assert_eq!(gemm.to_string(), moved.to_string());
+        for other in
+            [Gemm { m: 4, ..gemm }, Gemm { gelu: true, ..gemm }, Gemm { bias: Some(1), ..gemm }, Gemm { y: matrix(8), ..gemm }]
+        {
+            assert_ne!(gemm.to_string(), other.to_string());
+        }
+    }
 }

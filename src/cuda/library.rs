@@ -18,7 +18,7 @@ use crate::error::ResourceError;
 pub struct Setup {
     /// Folders that may hold `libnvrtc.so.*` and `libcublasLt.so.*`, in order.
     pub libraries: Vec<PathBuf>,
-    /// Folder of compiled kernels and chosen algorithms; none: they are made anew each time.
+    /// Folder of compiled kernels; none: they are made anew each time.
     pub cache: Option<PathBuf>,
     /// Folder of kernel sources that are read instead of the embedded ones, while kernels are being written.
     pub kernels: Option<PathBuf>,

@@ -2,27 +2,34 @@
 //!
 //! Where nothing else is said, an error is what the driver reports.
 
-mod cache;
+pub mod cache;
 mod ceilings;
 mod compile;
 mod device;
+mod fault;
 mod found;
 mod gemm;
 mod kernel;
 mod launch;
 mod library;
+mod matmul;
 mod nvml;
 mod nvtx;
+mod trials;
 mod upload;
+mod wait;
 
 pub use ceilings::Ceilings;
 pub use compile::{Compiler, Cubin};
 pub use device::{Device, Event, Memory, Pinned, Stream};
+pub use fault::OutOfMemory;
 pub use found::Found;
-pub use gemm::{Gemms, Product};
+pub use gemm::{Configuration, Gemms, Product};
 pub use kernel::{Captured, Function, Module};
 pub use launch::{Gemm, KernelLaunch, Launch, Matrix, TensorMap};
 pub use library::{Setup, load_cublaslt, load_driver, load_nvrtc};
 pub use nvml::{EnergyMeter, Nvml};
 pub use nvtx::{Nvtx, Range};
+pub use trials::{ROUNDS, Trial, Trials};
 pub use upload::{Fill, PIECE, Piece, Staging, Upload};
+pub use wait::KeepOn;

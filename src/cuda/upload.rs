@@ -3,25 +3,34 @@
 //! Pieces go up in their order. A piece behind a *gate* waits until the gate is opened with an event: what lay at its
 //! destination before is then done. Whoever needs a piece lets its own stream wait for it. Locking memory takes longer than
 //! filling it, so a thread starts with one buffer, and buffers are kept for the next upload.
+//!
+//! Once an upload has been stopped no copy begins. A thread whose file does not answer cannot be waited for: it is left behind
+//! with its buffers, and with the memory that the upload was for, and ends when the file answers.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
 
-use super::device::{Device, Event, Pinned, Stream};
+use super::device::{Device, Event, Memory, Pinned, Stream};
+use super::wait::KeepOn;
+use crate::error::ResourceError;
 
 /// Largest piece, in bytes; a multiple of every element's size.
 pub const PIECE: usize = 32 << 20;
 /// Threads that fill buffers, each with two of them, so that one is copied while the other is filled.
 const THREADS: usize = 6;
+/// How often whoever waits for a piece asks whether to go on.
+const ASKED: Duration = Duration::from_millis(10);
+/// How long an upload that is dropped waits for its threads: longer than a piece takes, less than a person notices.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// A run of bytes for one place on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Where it goes.
-    pub address: u64,
+    /// Where in the memory it goes.
+    pub offset: usize,
     /// Its length, at most [`PIECE`].
     pub bytes: usize,
     /// The gate it waits for.
@@ -55,17 +64,15 @@ impl Staging {
     }
 }
 
-/// A buffer and what still reads it.
-type Slot = Option<(Pinned, Option<Arc<Event>>)>;
-
 /// An upload under way; dropping it stops it.
 pub struct Upload {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
     staging: Arc<Staging>,
+    /// Where pieces go; it stays as long as a copy to it may be under way.
+    memory: Arc<Memory>,
     pieces: Vec<Piece>,
     state: Mutex<State>,
     changed: Condvar,
@@ -73,6 +80,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
+    /// Threads that have not ended.
+    threads: usize,
     /// First piece that no thread has taken.
     next: usize,
     /// The event that comes when the piece is on the device, for each that is on its way.
@@ -88,8 +97,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'s>(&self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    fn wait<'s>(&self, state: MutexGuard<'s, State>, most: Duration) -> MutexGuard<'s, State> {
+        self.changed.wait_timeout(state, most).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -97,25 +106,37 @@ impl Upload {
     /// Starts to send pieces in order. `gates`: how many there are; all are closed.
     ///
     /// # Errors
-    /// No memory or threads for it.
-    pub fn start(staging: &Arc<Staging>, pieces: Vec<Piece>, gates: usize, fill: Arc<Fill<'static>>) -> Result<Upload> {
-        ensure!(pieces.iter().all(|p| p.bytes <= PIECE && p.gate < gates), "a piece is too large or has no gate");
-        let largest = pieces.iter().map(|p| p.bytes).max().unwrap_or(0);
+    /// A [`ResourceError`]: the system starts no more threads.
+    pub fn start(
+        staging: &Arc<Staging>,
+        memory: &Arc<Memory>,
+        pieces: Vec<Piece>,
+        gates: usize,
+        fill: Arc<Fill<'static>>,
+    ) -> Result<Upload> {
+        let fits = |p: &Piece| p.bytes <= PIECE && p.offset + p.bytes <= memory.bytes && p.gate < gates;
+        ensure!(pieces.iter().all(fits), "a piece is too large or has no gate");
         let count = THREADS.min(pieces.len());
-        let state = State { sent: vec![None; pieces.len()], gates: vec![None; gates], ..State::default() };
-        let shared = Arc::new(Shared { staging: staging.clone(), pieces, state: Mutex::new(state), changed: Condvar::new() });
-        let mut upload = Upload { shared, threads: vec![] };
+        let state = Mutex::new(State { sent: vec![None; pieces.len()], gates: vec![None; gates], ..State::default() });
+        let (staging, memory) = (staging.clone(), memory.clone());
+        let upload = Upload { shared: Arc::new(Shared { staging, memory, pieces, state, changed: Condvar::new() }) };
         for number in 0..count {
             let (shared, fill) = (upload.shared.clone(), fill.clone());
             let work = move || {
                 // Whoever waits for a piece must hear of any end.
-                let sent = catch_unwind(AssertUnwindSafe(|| send(&shared, &*fill, largest)));
+                let sent = catch_unwind(AssertUnwindSafe(|| Sender::new(&shared)?.send(&*fill)));
+                let mut state = shared.lock();
                 if let Err(e) = sent.unwrap_or_else(|_| Err(anyhow!("an upload thread panicked"))) {
-                    shared.lock().failed.get_or_insert(e);
-                    shared.changed.notify_all();
+                    state.failed.get_or_insert(e);
                 }
+                state.threads -= 1;
+                shared.changed.notify_all();
             };
-            upload.threads.push(std::thread::Builder::new().name(format!("upload {number}")).spawn(work)?);
+            upload.shared.lock().threads += 1;
+            if let Err(e) = std::thread::Builder::new().name(format!("upload {number}")).spawn(work) {
+                upload.shared.lock().threads -= 1;
+                return Err(ResourceError(format!("the system does not start a thread that reads weights: {e}")).into());
+            }
         }
         Ok(upload)
     }
@@ -126,11 +147,11 @@ impl Upload {
         self.shared.changed.notify_all();
     }
 
-    /// Lets a stream wait until a piece is on the device.
+    /// Lets a stream wait until a piece is on the device; waits itself until the piece is on its way, or `keep_on` no more.
     ///
     /// # Errors
-    /// The upload has failed.
-    pub fn wait_for(&self, piece: usize, stream: &Stream) -> Result<()> {
+    /// The upload has failed, or what `keep_on` returns.
+    pub fn wait_for(&self, piece: usize, stream: &Stream, keep_on: &mut KeepOn) -> Result<()> {
         let mut state = self.shared.lock();
         loop {
             if let Some(e) = state.failed.take() {
@@ -140,71 +161,116 @@ impl Upload {
             if let Some(event) = &state.sent[piece] {
                 return stream.wait(event);
             }
-            state = self.shared.wait(state);
+            drop(self.shared.wait(state, ASKED));
+            keep_on()?;
+            state = self.shared.lock();
         }
+    }
+
+    /// Stops it, and waits until its places can be used for something else: the copies that began have ended.
+    ///
+    /// # Errors
+    /// A fault of the device.
+    pub fn end(self) -> Result<()> {
+        self.stop();
+        let begun: Vec<Arc<Event>> = self.shared.lock().sent.iter().flatten().cloned().collect();
+        begun.iter().try_for_each(|event| event.synchronize())
+    }
+
+    /// Stops it: its threads end, and no copy begins any more.
+    pub fn stop(&self) {
+        self.shared.lock().stopped = true;
+        self.shared.changed.notify_all();
     }
 }
 
 impl Drop for Upload {
+    /// Leaves it a moment in which threads give back their buffers.
     fn drop(&mut self) {
-        self.shared.lock().stopped = true;
-        self.shared.changed.notify_all();
-        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+        self.stop();
+        let (mut state, begun) = (self.shared.lock(), Instant::now());
+        while state.threads > 0 && begun.elapsed() < PATIENCE {
+            state = self.shared.wait(state, PATIENCE);
+        }
     }
 }
 
-/// A thread's work: takes piece after piece.
-fn send(shared: &Shared, fill: &Fill, largest: usize) -> Result<()> {
-    shared.staging.device.make_current()?;
-    let stream = Stream::new(&shared.staging.device)?;
-    let mut slots: [Slot; 2] = [None, None];
-    let sent_all = pieces(shared, fill, &stream, &mut slots, largest);
-    // The buffers may go only when nothing reads them any more.
-    let done = stream.synchronize();
-    shared.staging.free().extend(slots.into_iter().flatten().map(|(buffer, _)| buffer));
-    sent_all.and(done)
+/// A thread with its stream, and two buffers each with what still reads it.
+struct Sender<'s> {
+    shared: &'s Shared,
+    stream: Stream,
+    slots: [Option<(Pinned, Option<Arc<Event>>)>; 2],
 }
 
-fn pieces(shared: &Shared, fill: &Fill, stream: &Stream, slots: &mut [Slot; 2], largest: usize) -> Result<()> {
-    for turn in 0.. {
-        let Some((number, after)) = take(shared) else { return Ok(()) };
-        let piece = shared.pieces[number];
-        let slot = &mut slots[turn % 2];
-        let (buffer, busy) = match slot {
-            Some(used) => used,
-            None => slot.insert((shared.staging.take(largest)?, None)),
-        };
-        if let Some(event) = busy.take() {
-            event.synchronize()?;
-        }
-        let bytes = &mut buffer.bytes()[..piece.bytes];
-        fill(number, bytes)?;
-        if let Some(event) = after {
-            stream.wait(&event)?;
-        }
-        let event = Arc::new(Event::new(&shared.staging.device, false)?);
-        // SAFETY: the buffer is filled again only after the event; the destination is free since its gate is open.
-        unsafe { stream.upload(piece.address, bytes) }?;
-        event.record(stream)?;
-        *busy = Some(event.clone());
-        shared.lock().sent[number] = Some(event);
-        shared.changed.notify_all();
+impl<'s> Sender<'s> {
+    fn new(shared: &'s Shared) -> Result<Sender<'s>> {
+        shared.staging.device.make_current()?;
+        Ok(Sender { shared, stream: Stream::new(&shared.staging.device)?, slots: [None, None] })
     }
-    Ok(())
+
+    /// Takes piece after piece.
+    fn send(&mut self, fill: &Fill) -> Result<()> {
+        let largest = self.shared.pieces.iter().map(|p| p.bytes).max().unwrap_or(0);
+        for turn in 0.. {
+            let Some((number, after)) = self.take() else { return Ok(()) };
+            let piece = self.shared.pieces[number];
+            let slot = &mut self.slots[turn % 2];
+            let (buffer, busy) = match slot {
+                Some(used) => used,
+                None => slot.insert((self.shared.staging.take(largest)?, None)),
+            };
+            if let Some(event) = busy.take() {
+                event.synchronize()?;
+            }
+            let bytes = &mut buffer.bytes()[..piece.bytes];
+            fill(number, bytes)?;
+            let event = Arc::new(Event::new(&self.shared.staging.device, false)?);
+            // No copy may begin once the upload has been stopped.
+            let mut state = self.shared.lock();
+            if state.stopped {
+                return Ok(());
+            }
+            if let Some(event) = after {
+                self.stream.wait(&event)?;
+            }
+            *busy = Some(event.clone());
+            // SAFETY: the buffer is filled again only after the event. The place is within the memory, which lives as long as
+            // this thread, and free since its gate is open; whoever uses it for something else ends the upload first.
+            unsafe { self.stream.upload(self.shared.memory.address + piece.offset as u64, bytes) }?;
+            event.record(&self.stream)?;
+            state.sent[number] = Some(event);
+            self.shared.changed.notify_all();
+        }
+        Ok(())
+    }
+
+    /// The next piece, once its gate is open, and what its copy must wait for; none when all are taken or nobody wants them.
+    fn take(&self) -> Option<(usize, Option<Arc<Event>>)> {
+        let mut state = self.shared.lock();
+        loop {
+            if state.stopped || state.failed.is_some() || state.next == self.shared.pieces.len() {
+                return None;
+            }
+            let number = state.next;
+            if let Some(after) = state.gates[self.shared.pieces[number].gate].clone() {
+                state.next += 1;
+                return Some((number, after));
+            }
+            state = self.shared.wait(state, Duration::MAX);
+        }
+    }
 }
 
-/// The next piece, once its gate is open, and what its copy must wait for; none when all are taken or nobody wants them.
-fn take(shared: &Shared) -> Option<(usize, Option<Arc<Event>>)> {
-    let mut state = shared.lock();
-    loop {
-        if state.stopped || state.failed.is_some() || state.next == shared.pieces.len() {
-            return None;
+impl Drop for Sender<'_> {
+    /// Also when filling a buffer panics: buffers go back only when nothing reads them any more.
+    fn drop(&mut self) {
+        let buffers = self.slots.iter_mut().filter_map(Option::take).map(|(buffer, _)| buffer);
+        match self.stream.synchronize() {
+            Ok(()) => self.shared.staging.free().extend(buffers),
+            Err(e) => {
+                buffers.for_each(std::mem::forget); // of a device that is broken nobody knows what it reads
+                self.shared.lock().failed.get_or_insert(e);
+            }
         }
-        let number = state.next;
-        if let Some(after) = state.gates[shared.pieces[number].gate].clone() {
-            state.next += 1;
-            return Some((number, after));
-        }
-        state = shared.wait(state);
     }
 }

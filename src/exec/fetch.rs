@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cuda::{Device, Event, PIECE, Piece, Staging, Stream, Upload};
+use crate::cuda::{Device, Event, KeepOn, Memory, PIECE, Piece, Staging, Stream, Upload};
 use crate::graph::{BodyId, Graph, Kind, StorageId};
 use crate::plan::{Arrival, Plan};
 use crate::weights::{WeightForm, WeightKey, WeightSource};
@@ -38,7 +38,7 @@ struct Origin {
 }
 
 impl Feed {
-    /// Starts to fetch what a program's run of bodies lacks. `region`: address of the weights' region. `resident`: for each storage,
+    /// Starts to fetch what a program's run of bodies lacks. `region`: where weights lie. `resident`: for each storage,
     /// whether it is a weight that is there; then, whether it will be after the run.
     pub(super) fn start(
         (program, plan): (u64, &Arc<Plan>),
@@ -46,7 +46,7 @@ impl Feed {
         bodies: &[BodyId],
         resident: &mut [bool],
         staging: &Arc<Staging>,
-        region: u64,
+        region: &Arc<Memory>,
         weights: &Arc<dyn WeightSource + Send + Sync>,
     ) -> Result<Feed> {
         let graph = &plan.graph;
@@ -55,12 +55,12 @@ impl Feed {
         let mut of_storage: HashMap<StorageId, VecDeque<_>> = HashMap::new();
         for Arrival { storage, visit, gate } in plan.weights.arrivals(graph, &visits, resident) {
             let first = pieces.len();
-            let start = region + plan.weights.offsets[storage.0].context("the weight has no place on the device")? as u64;
+            let start = plan.weights.offsets[storage.0].context("the weight has no place on the device")?;
             let key = keys[storage.0].as_ref().context("no node reads the weight")?;
             for origin in origins_of(key, graph.storages[storage.0].spec.shape.elements()) {
                 let size = key.form.dtype.bytes();
-                let address = start + (origin.elements.start * size) as u64;
-                pieces.push(Piece { address, bytes: origin.elements.len() * size, gate });
+                let offset = start + origin.elements.start * size;
+                pieces.push(Piece { offset, bytes: origin.elements.len() * size, gate });
                 origins.push(origin);
             }
             of_storage.entry(storage).or_default().push_back((visit, first..pieces.len()));
@@ -69,7 +69,7 @@ impl Feed {
         let weights = weights.clone();
         let fill =
             move |piece: usize, bytes: &mut [u8]| Ok(origins[piece].key.fill(&*weights, origins[piece].elements.start, bytes)?);
-        let upload = Upload::start(staging, pieces, visits.len().max(1), Arc::new(fill))?;
+        let upload = Upload::start(staging, region, pieces, visits.len().max(1), Arc::new(fill))?;
         Ok(Feed { plan: plan.clone(), program, visits, at: None, upload, pieces: of_storage, bytes, leaves: vec![] })
     }
 
@@ -97,12 +97,12 @@ impl Feed {
         Ok(())
     }
 
-    /// Lets a stream wait for a weight that the visit under way reads.
-    pub(super) fn wait_for(&mut self, storage: StorageId, stream: &Stream) -> Result<()> {
+    /// Lets a stream wait for a weight that the visit under way reads; waits itself until it is on its way, or `keep_on` no more.
+    pub(super) fn wait_for(&mut self, storage: StorageId, stream: &Stream, keep_on: &mut KeepOn) -> Result<()> {
         let at = self.at.unwrap_or(0);
         let Some(coming) = self.pieces.get_mut(&storage) else { return Ok(()) };
         while let Some((_, pieces)) = coming.front().filter(|(visit, _)| *visit <= at) {
-            pieces.clone().try_for_each(|piece| self.upload.wait_for(piece, stream))?;
+            pieces.clone().try_for_each(|piece| self.upload.wait_for(piece, stream, keep_on))?;
             coming.pop_front(); // not before: a weight that failed to come must not count as there
         }
         if coming.is_empty() {
@@ -116,9 +116,16 @@ impl Feed {
         self.pieces.values().flatten().any(|(visit, _)| Some(*visit) <= self.at)
     }
 
-    /// Whether all that was announced has been waited for.
-    pub(super) fn is_complete(&self) -> bool {
-        self.pieces.is_empty()
+    /// Stops the upload: its threads end, and no copy begins any more.
+    pub(super) fn stop(&self) {
+        self.upload.stop();
+    }
+
+    /// Stops the upload and waits for the copies that began; gives the weights that lie in the region then, and where. None, if
+    /// not all that was announced has come: of an upload that failed or was stopped nobody knows what it has written.
+    pub(super) fn end(self) -> Result<Vec<(WeightKey, usize)>> {
+        self.upload.end()?;
+        Ok(if self.pieces.is_empty() { self.leaves } else { vec![] })
     }
 }
 

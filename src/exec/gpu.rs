@@ -9,7 +9,8 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::fetch::Feed;
-use crate::cuda::{Compiler, Cubin, Device, Gemms, Memory, Module, Nvtx, Setup, Staging, Stream};
+use crate::cuda::{Compiler, Cubin, Device, Gemms, KeepOn, Memory, Module, Nvtx, Setup, Staging, Stream};
+use crate::error::ResourceError;
 use crate::plan::{Itinerary, Plan};
 use crate::weights::{WeightKey, WeightSource};
 
@@ -155,7 +156,7 @@ impl Gpu {
         let mut weights = self.weights();
         let current = weights.region.as_ref().is_some_and(|current| Arc::ptr_eq(current, region));
         ensure!(current, "the weights of this program have been given up; load it again");
-        weights.settle();
+        weights.settle()?;
         // What stays in place is there for this program too.
         let offset = |i: usize| plan.weights.offsets[i];
         let there =
@@ -163,7 +164,7 @@ impl Gpu {
         let mut resident: Vec<bool> = keys.iter().enumerate().map(there).collect();
         weights.there.clear(); // until the upload has ended well
         let mut feed =
-            Feed::start((program, plan), keys, &itinerary.visits(), &mut resident, &self.staging, region.address, &self.source)?;
+            Feed::start((program, plan), keys, &itinerary.visits(), &mut resident, &self.staging, region, &self.source)?;
         self.count(|made| made.uploaded_bytes += feed.bytes);
         let left = keys.iter().enumerate().filter(|(i, _)| resident[*i]);
         feed.leaves = left.filter_map(|(i, key)| Some((key.clone()?, offset(i)?))).collect();
@@ -180,22 +181,36 @@ impl Gpu {
         }
     }
 
-    /// Ends the upload that feeds a program's run, if there is one.
+    /// Stops the upload that feeds a program's run, if there is one: its threads end, and no copy begins any more.
     pub(super) fn stop_feed(&self, program: u64) {
         let mut weights = self.weights();
-        if weights.feed.as_ref().is_some_and(|feed| feed.program == program) {
-            weights.settle();
+        if let Some(feed) = weights.feed.as_mut().filter(|feed| feed.program == program) {
+            feed.stop();
         }
+    }
+
+    /// Waits for what an earlier run has left under way, or `keep_on` no more.
+    ///
+    /// # Errors
+    /// A [`ResourceError`] if the device has failed in an earlier run: nothing runs on it in this process any more; or what
+    /// `keep_on` returns.
+    pub fn settle(&self, keep_on: &mut KeepOn) -> Result<()> {
+        let healthy = self.device.make_current().and_then(|()| self.stream.is_idle());
+        healthy.map_err(|e| {
+            ResourceError(format!(
+                "the GPU has failed in an earlier edit, and this process cannot use it any more; start the program again ({e:#})"
+            ))
+        })?;
+        self.stream.wait_idle(keep_on)
     }
 }
 
 impl DeviceWeights {
     /// Ends the upload. Weights count as there if all of it was waited for; of one that was cut off nobody knows.
-    fn settle(&mut self) {
-        if let Some(feed) = self.feed.take()
-            && feed.is_complete()
-        {
-            self.there = feed.leaves.iter().cloned().collect();
+    fn settle(&mut self) -> Result<()> {
+        if let Some(feed) = self.feed.take() {
+            self.there = feed.end()?.into_iter().collect();
         }
+        Ok(())
     }
 }

@@ -16,17 +16,18 @@ use crate::ops::{HostValues, Values};
 use crate::plan::{Itinerary, Plan};
 
 pub use compare::{Compared, Difference, Report, compare};
-pub use cuda::Cuda;
+pub use cuda::{Cuda, products};
 pub use gpu::{Gpu, Made};
 pub use one_node::{Form, HostWeights, OneNode, aliases};
 pub use reference::Reference;
 
-/// Called after each node, or each replay of a captured body, is done or under way, with what runs it; an error stops the
-/// run.
-pub type Watch<'w> = dyn FnMut(&Node, &dyn Executor) -> Result<()> + 'w;
+/// Called after each node, or each replay of a captured body, is done or under way, with what runs it; and, without a node,
+/// again and again while the executor waits for the device or for a file (it must not be asked for anything then). An error
+/// stops the run.
+pub type Watch<'w> = dyn FnMut(Option<&Node>, &dyn Executor) -> Result<()> + 'w;
 
 /// A watch that looks at nothing.
-pub fn unwatched(_: &Node, _: &dyn Executor) -> Result<()> {
+pub fn unwatched(_: Option<&Node>, _: &dyn Executor) -> Result<()> {
     Ok(())
 }
 
@@ -73,8 +74,8 @@ pub trait Executor {
     /// Waits for all that was asked.
     ///
     /// # Errors
-    /// A fault of what ran.
-    fn finish(&mut self) -> Result<()>;
+    /// A fault of what ran, or what `watch` returns.
+    fn finish(&mut self, watch: &mut Watch) -> Result<()>;
 
     /// Whether a body is done when `run` returns, so that reading a tensor costs nothing.
     fn waits(&self) -> bool;

@@ -108,12 +108,12 @@ impl Executor for Reference {
         ensure!(self.announced.contains(&body), "{name} was not announced to run; begin with an itinerary that has it");
         for node in &plan.graph.nodes[plan.graph.nodes_of(body)] {
             self.execute(node).with_context(|| node.name.clone())?;
-            watch(node, self)?;
+            watch(Some(node), self)?;
         }
         Ok(())
     }
 
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, _: &mut Watch) -> Result<()> {
         Ok(())
     }
 

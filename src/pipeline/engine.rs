@@ -12,11 +12,12 @@ use anyhow::Result;
 
 use super::memory;
 use super::run::{Ran, run_program};
-use super::{EditParameters, Material, Model, Place, Program, Progress};
+use super::{EditParameters, Material, Model, Place, Program, Progress, Silent};
+use crate::cuda::{OutOfMemory, cache};
 use crate::exec::{self, Cuda, Executor, Gpu, Reference};
 use crate::image::{self, Filter, Rgb};
 use crate::model::edit::EditSpec;
-use crate::plan::{Budget, CONTEXT_BYTES, Plan, Policy};
+use crate::plan::{Budget, CONTEXT_BYTES, Plan, Policy, format_bytes};
 
 /// Device memory of a program that is kept, beside its arena: captured bodies and tables, at most. With all kernels they take
 /// 19 MB at 1024x1024 on an H100.
@@ -49,6 +50,8 @@ pub struct Engine {
     fastest: Policy,
     /// Programs planned so far.
     planned: usize,
+    /// What the first edit says: that the cache is not used, and why.
+    note: Option<String>,
 }
 
 /// A program with its memory.
@@ -127,7 +130,8 @@ impl Engine {
     pub fn open(model: Model, place: Place) -> Result<Engine> {
         let source = model.folder.clone();
         let gpu = place.device().map(|device| Gpu::open(device, &place.setup, source)).transpose()?;
-        Ok(Engine { model, place, gpu, programs: vec![], fastest: Policy::RESIDENT, planned: 0 })
+        let note = place.setup.cache.as_deref().filter(|_| gpu.is_some()).and_then(cache::refusal);
+        Ok(Engine { model, place, gpu, programs: vec![], fastest: Policy::RESIDENT, planned: 0, note })
     }
 
     /// Gives up all that it keeps, and gives back what it was opened with.
@@ -151,7 +155,8 @@ impl Engine {
     /// As for [`Engine::edit`].
     pub fn make(&mut self, material: &Material, progress: &mut dyn Progress) -> Result<Edited> {
         let begun = Instant::now();
-        let at = self.load(material.spec(), Purpose::Edit)?;
+        self.note.take().iter().for_each(|note| progress.notice(note));
+        let at = self.load(material.spec(), Purpose::Edit, progress)?;
         let plan = self.programs[at].planned.saturating_duration_since(begun).as_secs_f64();
         let Loaded { program, exec, .. } = self.fill(at, material)?;
         let prepare = begun.elapsed().as_secs_f64() - plan;
@@ -169,7 +174,7 @@ impl Engine {
     /// # Errors
     /// What the planner refuses, or too little memory.
     pub fn ready(&mut self, material: &Material, purpose: Purpose) -> Result<&mut Loaded> {
-        let at = self.load(material.spec(), purpose)?;
+        let at = self.load(material.spec(), purpose, &mut Silent)?;
         self.fill(at, material)
     }
 
@@ -184,13 +189,18 @@ impl Engine {
         self.programs.len()
     }
 
-    fn load(&mut self, spec: &EditSpec, purpose: Purpose) -> Result<usize> {
-        match self.known(spec, purpose) {
-            Some(at) => Ok(self.touch(at)),
-            None => {
-                let program = self.plan(spec, purpose)?;
-                self.keep(program, purpose)
-            }
+    /// The number of a program of this shape, the most recently used from now on.
+    fn load(&mut self, spec: &EditSpec, purpose: Purpose, progress: &mut dyn Progress) -> Result<usize> {
+        if let Some(gpu) = &self.gpu {
+            gpu.settle(&mut || progress.node())?;
+        }
+        if let Some(at) = self.known(spec, purpose) {
+            return Ok(self.touch(at));
+        }
+        let program = self.plan(spec, purpose)?;
+        match self.gpu.clone() {
+            Some(gpu) => self.load_onto(&gpu, program, purpose, progress),
+            None => self.load_here(program, purpose),
         }
     }
 
@@ -211,21 +221,53 @@ impl Engine {
         self.programs.len() - 1
     }
 
-    /// Plans a program and makes room for it.
+    /// Records and plans a program.
     fn plan(&mut self, spec: &EditSpec, purpose: Purpose) -> Result<Program> {
         self.planned += 1;
-        let mut program = Program::new(&self.model.config, spec.clone(), self.place.precision, self.place.target())?;
-        if purpose == Purpose::Measure {
-            program = program.repeatable()?;
-        }
-        match self.gpu.clone() {
-            Some(gpu) => self.fit(program, &gpu, purpose),
-            None => {
-                let kept = self.programs.iter().map(|loaded| loaded.program.plan.arena_bytes).collect();
-                let gone = memory::check(&program.plan, kept)?;
-                self.programs.drain(..gone);
-                Ok(program)
-            }
+        let program = Program::new(&self.model.config, spec.clone(), self.place.precision, self.place.target())?;
+        if purpose == Purpose::Measure { program.repeatable() } else { Ok(program) }
+    }
+
+    /// Loads a program onto the CPU.
+    fn load_here(&mut self, program: Program, purpose: Purpose) -> Result<usize> {
+        let planned = Instant::now();
+        let kept = self.programs.iter().map(|loaded| loaded.program.plan.arena_bytes).collect();
+        let gone = memory::check(&program.plan, kept)?;
+        self.programs.drain(..gone);
+        let exec = Box::new(Reference::new(program.plan.clone(), self.model.folder.clone())?);
+        Ok(self.keep(Loaded { program, exec, purpose, planned }))
+    }
+
+    /// Loads a program onto the GPU with the fastest residency for which there is room. Between the look at what is free and the
+    /// taking another program may take it: then a slower residency is tried, with what is free by then; there are as many tries as
+    /// residencies.
+    fn load_onto(
+        &mut self,
+        gpu: &Arc<Gpu>,
+        mut program: Program,
+        purpose: Purpose,
+        progress: &mut dyn Progress,
+    ) -> Result<usize> {
+        loop {
+            program = self.fit(program, gpu, purpose)?;
+            let planned = Instant::now();
+            let error = match Cuda::load(gpu, program.plan.clone()) {
+                Ok(exec) => return Ok(self.keep(Loaded { program, exec: Box::new(exec), purpose, planned })),
+                Err(error) if OutOfMemory::is_in(&error) => error,
+                Err(error) => return Err(error),
+            };
+            let policy = program.plan.weights.policy;
+            self.programs.clear();
+            gpu.forget_weights();
+            let Some(slower) = Policy::ALL.into_iter().find(|&slower| slower < policy) else {
+                return Err(self.fit(program, gpu, purpose).err().unwrap_or(error));
+            };
+            self.fastest = slower;
+            let free = format_bytes(gpu.device.memory()?.0);
+            progress.notice(&format!(
+                "another program has taken memory of the GPU meanwhile, {free} are free now; weights are {slower} instead of \
+                 {policy}: slower, with the same result"
+            ));
         }
     }
 
@@ -258,14 +300,9 @@ impl Engine {
         Ok(program)
     }
 
-    /// Loads a planned program and keeps it as the most recently used; gives its number.
-    fn keep(&mut self, program: Program, purpose: Purpose) -> Result<usize> {
-        let planned = Instant::now();
-        let exec: Box<dyn Executor> = match &self.gpu {
-            Some(gpu) => Box::new(Cuda::load(gpu, program.plan.clone())?),
-            None => Box::new(Reference::new(program.plan.clone(), self.model.folder.clone())?),
-        };
-        self.programs.push(Loaded { program, exec, purpose, planned });
-        Ok(self.programs.len() - 1)
+    /// Keeps a program as the most recently used; gives its number.
+    fn keep(&mut self, loaded: Loaded) -> usize {
+        self.programs.push(loaded);
+        self.programs.len() - 1
     }
 }

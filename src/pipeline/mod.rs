@@ -32,7 +32,7 @@ pub trait Progress {
     fn place(&mut self, place: &Place);
     /// A stage begins (again): its name and which of how many runs.
     fn stage(&mut self, name: &str, run: usize, runs: usize) -> Result<()>;
-    /// A node is done.
+    /// A node is done, or something is waited for: then it is called every few milliseconds or more often.
     fn node(&mut self) -> Result<()>;
     /// The result is ready and about to get its name: an error stops it, later ones do not.
     fn last_look(&mut self) -> Result<()> {

@@ -67,9 +67,9 @@ impl Place {
                 Err(usage(anyhow::anyhow!("only the CPU runs --precision f32; use --device cpu, or --precision bf16")))
             }
             (DeviceChoice::Auto, _) => Place::open_gpu(choice).or_else(|e| on_cpu(Some(format!("{e:#}")))),
-            (DeviceChoice::Cuda(_), _) => Place::open_gpu(choice).map_err(|e| match e.downcast::<ResourceError>() {
-                Ok(ResourceError(text)) => ResourceError(format!("{text}; use --device cpu to run without a GPU")).into(),
-                Err(other) => other,
+            (DeviceChoice::Cuda(_), _) => Place::open_gpu(choice).map_err(|e| match e.downcast_ref::<ResourceError>() {
+                Some(_) => ResourceError(format!("{e:#}; use --device cpu to run without a GPU")).into(),
+                None => e,
             }),
         }
     }

@@ -38,12 +38,15 @@ pub fn run_program(exec: &mut dyn Executor, program: &Program, progress: &mut dy
                 until_step = begun.elapsed().as_secs_f64();
             }
             exec.run(body, &mut |_, _| progress.node())?;
-            if body == t.bodies.step && (exec.waits() || turn + 1 == visits.len()) {
+            if body == t.bodies.step && exec.waits() {
                 check_fault(exec, t.denoised.fault, visits.len())?;
             }
         }
-        exec.finish()?;
+        exec.finish(&mut |_, _| progress.node())?;
         let Some(&last) = visits.last() else { continue };
+        if last == t.bodies.step {
+            check_fault(exec, t.denoised.fault, visits.len())?;
+        }
         check_finite(exec, program, last)?;
         seconds.push((plan.graph.bodies[last.0].name, start.elapsed().as_secs_f64()));
         ended(last, exec)?;

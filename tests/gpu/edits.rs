@@ -10,7 +10,8 @@ use step1x_edit::ops::HostValues;
 use step1x_edit::plan::{Itinerary, Leg, Plan, Policy, Precision, Target, Turns};
 
 use crate::common::relative_l2;
-use crate::support::{Gpu, STEPS, TinyEdit, gpu};
+use crate::common::tiny::{STEPS, TinyEdit};
+use crate::support::{Gpu, gpu};
 
 /// Largest distance of the device's bf16 to float32, in distances of the CPU's bf16. Both round at the same places, so
 /// their errors are draws of one size, over a few thousand values; the farthest measured is 1.09.

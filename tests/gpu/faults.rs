@@ -22,7 +22,8 @@ use step1x_edit::tensor::{Component, DType, Spec};
 use step1x_edit::weights::{ModelError, Result, WeightSource};
 
 use crate::common::SyntheticWeights;
-use crate::support::{TinyEdit, gpu};
+use crate::common::tiny::TinyEdit;
+use crate::support::gpu;
 
 /// Weights that can be read so many times.
 struct Failing {
@@ -176,7 +177,8 @@ fn a_plan_beyond_the_free_memory_is_refused_before_any_is_taken() {
     let opened = gpu.open(weights);
     let before = free(&gpu.device);
     let Err(error) = Cuda::load(&opened, plan) else { panic!("there is not so much memory") };
-    let text = &error.downcast_ref::<ResourceError>().expect("a ResourceError").0;
+    assert!(error.downcast_ref::<ResourceError>().is_some(), "{error:#}");
+    let text = format!("{error:#}");
     assert!(text.contains("needs") && text.contains("free"), "{text}");
     assert_eq!(free(&gpu.device), before, "nothing was taken");
 }

@@ -2,6 +2,7 @@
 //!
 //! Without a device each test says that it is skipped. Tests of a device run one at a time.
 
+mod choices;
 #[path = "../common/mod.rs"]
 #[allow(dead_code)]
 mod common;

@@ -36,7 +36,7 @@ fn parity(
     }
     exec.begin(&plan.itinerary)?;
     exec.run(body, &mut unwatched)?;
-    exec.finish()?;
+    exec.finish(&mut unwatched)?;
     let (mut line, mut good) = (format!("{} ({}) {form:?}:", case.op.kind(), plan.kernels[0]), true);
     for (((view, buffer), expected), spec) in outputs.iter().zip(expected).zip(case.results()?) {
         let difference = Difference::of(&exec.read(*view)?, expected)?;

@@ -1,24 +1,15 @@
-//! A device to test on, and the tiny edit that tests run.
+//! A device to test on.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use step1x_edit::cli;
-use step1x_edit::commands::synth::PresetModel;
 use step1x_edit::cuda::{Device, Setup};
 use step1x_edit::error::ResourceError;
-use step1x_edit::exec::{self, Cuda, Executor, unwatched};
-use step1x_edit::image::Rgb;
-use step1x_edit::model::Preset;
-use step1x_edit::model::Version;
-use step1x_edit::model::edit::{NoiseSource, Savings};
-use step1x_edit::ops::{Arch, H100_GRID_THREADS, HostValues};
-use step1x_edit::pipeline::{EditInputs, HostInputs, Program, Request};
-use step1x_edit::plan::{Plan, Precision, Target};
-use step1x_edit::prompt::{self, Patches};
+use step1x_edit::exec::{self, Cuda};
+use step1x_edit::ops::Arch;
+use step1x_edit::plan::{Plan, Target};
 use step1x_edit::weights::WeightSource;
-
-use crate::common::SyntheticWeights;
 
 /// A device, held by one test at a time, and its libraries.
 pub struct Gpu {
@@ -76,91 +67,5 @@ impl Parts {
     /// A plan on a device of its own.
     pub fn executor(&self, plan: &Arc<Plan>, weights: Arc<dyn WeightSource + Send + Sync>) -> Cuda {
         Cuda::load(&self.open(weights), plan.clone()).unwrap_or_else(|e| panic!("{e:#}"))
-    }
-}
-
-pub const STEPS: usize = 4;
-const SIZE: (usize, usize) = (80, 48);
-const SEED: u64 = 11;
-
-/// An edit of the tiny preset.
-pub struct TinyEdit {
-    pub program: Program,
-    inputs: EditInputs,
-    picture: Rgb,
-    patches: Patches,
-}
-
-impl TinyEdit {
-    /// In bf16, for a device.
-    pub fn new(target: Target, version: Version, savings: Savings) -> TinyEdit {
-        TinyEdit::planned(Precision::Bf16, target, version, savings)
-    }
-
-    pub fn planned(precision: Precision, target: Target, version: Version, savings: Savings) -> TinyEdit {
-        let model = PresetModel::new(Preset::Tiny, version).unwrap();
-        let data = (0..SIZE.0 * SIZE.1 * 3).map(|i| (i * i / 7 + i / 3) as u8).collect();
-        let picture = Rgb { width: SIZE.0, height: SIZE.1, data };
-        let patches = prompt::patches(&picture, &model.settings).unwrap();
-        // A lone `!` is hidden from all others.
-        let tokens = ["Make it snow!", "blurry"]
-            .map(|p| model.tokenizer.encode_prompt(p, patches.image_tokens(), &model.settings).unwrap());
-        let request = Request {
-            size: SIZE,
-            reference: true,
-            grid: patches.grid,
-            tokens: &tokens,
-            steps: STEPS,
-            noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
-            sample_posterior: false,
-            savings,
-        };
-        let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap_or_else(|e| panic!("{e:#}"));
-        let program = Program::new(&model.config, inputs.spec.clone(), precision, target).unwrap_or_else(|e| panic!("{e:#}"));
-        assert_eq!(program.plan.overlaps(), []);
-        TinyEdit { program, inputs, picture, patches }
-    }
-
-    pub fn plan(&self) -> &Arc<Plan> {
-        &self.program.plan
-    }
-
-    pub fn weights(&self) -> SyntheticWeights {
-        SyntheticWeights::new(&self.plan().graph, 0)
-    }
-
-    pub fn write_inputs(&self, exec: &mut dyn Executor) -> anyhow::Result<()> {
-        let (working, patches) = (Some(&self.picture), &self.patches);
-        let host = HostInputs { working, patches, seed: SEED, cfg_scale: 6.0, guidance_limit: 0.93 };
-        let values = self.inputs.values(&self.program, &host);
-        values.iter().try_for_each(|(id, values)| exec.write(*id, values.values()))
-    }
-
-    /// Runs it along the executor's itinerary; gives what each stage, and each step, leaves.
-    pub fn run(&self, exec: &mut dyn Executor) -> anyhow::Result<Vec<(String, HostValues)>> {
-        let (t, itinerary) = (&self.program.tensors, exec.plan().itinerary.clone());
-        self.write_inputs(exec)?;
-        exec.begin(&itinerary)?;
-        let mut results = Vec::new();
-        for (turn, body) in itinerary.visits().into_iter().enumerate() {
-            exec.run(body, &mut unwatched)?;
-            let left = match body {
-                _ if Some(body) == t.bodies.vae_encode => vec![("reference latent", t.reference_latent.expect("a reference"))],
-                _ if body == t.bodies.vision => vec![("picture tokens", t.vision.merged)],
-                _ if body == t.bodies.text => vec![("embedding", t.embedding)],
-                _ if body == t.bodies.conditioning => vec![("noise", t.denoised.latents)],
-                _ if body == t.bodies.step => vec![
-                    ("velocity", t.denoised.velocity),
-                    ("latents", t.denoised.latents),
-                    ("counter", t.denoised.counter),
-                    ("fault", t.denoised.fault),
-                ],
-                _ => vec![("pixels", t.pixels), ("pixel faults", t.pixel_faults)],
-            };
-            for (name, id) in left {
-                results.push((format!("{name} {turn}"), exec.read(id)?));
-            }
-        }
-        Ok(results)
     }
 }

@@ -160,7 +160,7 @@ fn modules_lie_where_cargo_looks() {
     let files = ["src", "tests", "benches"].map(|folder| sources(&Path::new(ROOT).join(folder))).concat();
     let texts = files.iter().map(|path| fs::read_to_string(path).unwrap());
     let count: usize = texts.map(|text| text.lines().filter(|line| line.trim_start().starts_with("#[path")).count()).sum();
-    assert!(count <= 2, "{count} times #[path]: two targets share tests/common, the rest needs none");
+    assert!(count <= 3, "{count} times #[path]: three targets share tests/common, the rest needs none");
     let beside = files.iter().find(|file| file.with_extension("").is_dir());
     assert!(beside.is_none(), "{} lies beside its folder; it is the folder's mod.rs", beside.unwrap().display());
 }

@@ -84,7 +84,7 @@ fn measure(numbered: &Numbered, device: &Arc<Device>, setup: &Setup) -> Result<M
     one.inputs.iter().try_for_each(|(id, values)| exec.write(*id, values.values()))?;
     exec.begin(&plan.itinerary)?;
     exec.run(one.body, &mut unwatched)?;
-    exec.finish()?;
+    exec.finish(&mut unwatched)?;
     let mut nmse: f64 = 0.0;
     for ((view, _), expected) in one.outputs.iter().zip(&expected) {
         let far = Difference::of(&exec.read(*view)?, expected)?.nmse;

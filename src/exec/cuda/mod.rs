@@ -1,29 +1,38 @@
 //! The CUDA executor: a plan loaded onto a GPU. Every launch is made when the plan is loaded; a run only enqueues them.
 //!
 //! Nodes wait for their own weights alone, so that a body starts while the rest is still on its way. A body that runs more
-//! than once is captured into a graph at its second run (the first loads what libraries load late) and replayed from then
-//! on. At most two replays are under way at a time: enough to leave no gap, few enough to stop between steps.
+//! than once is captured into graphs at its second run (the first loads what libraries load late) and replayed from then
+//! on: most of its nodes, then the last ones. The next replay is asked for while the last ones run: early enough to leave no
+//! gap, late enough to stop soon.
 
+mod load;
 mod timing;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::mem::ManuallyDrop;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
+use self::load::{Base, check_memory, launches, prepare, tables};
 use super::fetch::weight_keys;
 use super::gpu::Gpu;
 use super::values::{check_count, load, load_weight, store};
-use super::{Executor, Watch};
-use crate::cuda::{Captured, Device, Event, Function, Gemms, KernelLaunch, Launch, Memory, Module, Product, Stream};
-use crate::error::ResourceError;
-use crate::graph::{BodyId, Kind, Node, StorageId, TensorId};
-use crate::ops::{Arg, Args, HostValues, Values, View};
-use crate::plan::{ALIGNMENT, Itinerary, KERNEL_BYTES, Plan, Target, format_bytes};
+use super::{Executor, Watch, unwatched};
+use crate::cuda::{Captured, Event, Function, KernelLaunch, Launch, Memory, Product};
+use crate::graph::{BodyId, Kind, StorageId, TensorId};
+use crate::ops::{HostValues, Values};
+use crate::plan::{Itinerary, Plan, Target};
 use crate::weights::WeightKey;
 
-/// Replays under way.
-const IN_FLIGHT: usize = 2;
+pub use self::load::products;
+
+/// Of a body's nodes one in so many is among the last ones.
+const LAST: usize = 8;
+/// How long a program that is dropped waits for the device: longer than most steps take, less than a person notices.
+const PATIENCE: Duration = Duration::from_millis(700);
 
 /// A plan on a GPU.
 pub struct Cuda {
@@ -32,17 +41,24 @@ pub struct Cuda {
     plan: Arc<Plan>,
     /// Which weight each storage is.
     keys: Vec<Option<WeightKey>>,
-    /// The device work of each node.
-    work: Vec<Vec<Work>>,
     /// Bodies that have run at least once.
     warm: Vec<bool>,
-    captured: HashMap<BodyId, Captured>,
     capture: bool,
-    in_flight: VecDeque<Event>,
+    /// Comes when the last nodes of the latest replay begin.
+    at_last: Option<Event>,
+    parts: ManuallyDrop<Parts>,
+    gpu: Arc<Gpu>,
+}
+
+/// What the device works with.
+struct Parts {
+    /// The device work of each node.
+    work: Vec<Vec<Work>>,
+    /// Most nodes of a body, and its last ones.
+    captured: HashMap<BodyId, [Captured; 2]>,
     arena: Memory,
     region: Arc<Memory>,
     _tables: Memory,
-    gpu: Arc<Gpu>,
 }
 
 enum Work {
@@ -55,43 +71,38 @@ impl Cuda {
     /// Compiles what is not compiled yet, takes memory, and makes every launch ready; no weight is read yet.
     ///
     /// # Errors
-    /// A [`ResourceError`] if the plan needs more memory than is free (before any is taken) or a library is missing;
+    /// [`OutOfMemory`](crate::cuda::OutOfMemory) if the plan needs more memory than is free (before any is taken), or if
+    /// another program takes it meanwhile; a [`ResourceError`](crate::error::ResourceError) if a library is missing;
     /// a kernel that does not compile or a product that cuBLASLt cannot do, by node.
     pub fn load(gpu: &Arc<Gpu>, plan: Arc<Plan>) -> Result<Cuda> {
         ensure!(plan.target != Target::Cpu, "the plan was made for the CPU; plan again for this GPU");
         let device = &gpu.device;
         device.make_current()?;
+        // All memory at once: what is free now may soon be another program's.
         check_memory(&plan, gpu)?;
-        let modules = gpu.modules(&plan)?;
-        let (region, arena) = (gpu.region(plan.weights.bytes)?, Memory::new(device, plan.arena_bytes)?);
-        arena.fill(0xff, &gpu.stream)?; // all bits set is a NaN in every float type
+        let (arena, region) = (Memory::new(device, plan.arena_bytes)?, gpu.region(plan.weights.bytes)?);
         let (tables, places) = tables(&plan, device)?;
-        let launches =
-            |(at, node): (usize, &Node)| launches(&plan, node, at, &arena, &region, tables.address + places[at] as u64);
-        let launches: Vec<Vec<Launch>> = plan.graph.nodes.iter().enumerate().map(launches).collect();
+        arena.fill(0xff, &gpu.stream)?; // all bits set is a NaN in every float type
+        let modules = gpu.modules(&plan)?;
+        let base = |at: usize| Base { arena: arena.address, region: region.address, table: tables.address + places[at] as u64 };
+        let launches: Vec<Vec<Launch>> = (0..plan.graph.nodes.len()).map(|at| launches(&plan, at, base(at))).collect();
         let (mut work, mut gemms) = (Vec::new(), gpu.gemms());
         for (at, launches) in launches.into_iter().enumerate() {
             let module = modules[at].as_ref();
-            let ready = launches.into_iter().map(|launch| prepare(launch, module, &mut gemms, &gpu.stream, device));
+            let ready = launches.into_iter().map(|launch| prepare(launch, module, &mut gemms, device));
             work.push(ready.collect::<Result<Vec<_>>>().with_context(|| plan.graph.nodes[at].name.clone())?);
         }
-        gemms.save();
         drop(gemms);
         gpu.count(|made| made.launches += work.iter().map(Vec::len).sum::<usize>());
-        arena.fill(0xff, &gpu.stream)?; // products were timed on it
         gpu.stream.synchronize()?;
         Ok(Cuda {
             number: gpu.next_program(),
             keys: weight_keys(&plan.graph)?,
             warm: vec![false; plan.graph.bodies.len()],
             plan,
-            work,
-            captured: HashMap::new(),
             capture: true,
-            in_flight: VecDeque::new(),
-            arena,
-            region,
-            _tables: tables,
+            at_last: None,
+            parts: ManuallyDrop::new(Parts { work, captured: HashMap::new(), arena, region, _tables: tables }),
             gpu: gpu.clone(),
         })
     }
@@ -107,7 +118,7 @@ impl Cuda {
     /// # Errors
     /// A weight that could not be fetched, or what the driver reports.
     pub(super) fn run_node(&mut self, at: usize) -> Result<()> {
-        self.fetch(at)?;
+        self.fetch(at, &mut unwatched)?;
         self.enqueue(at)
     }
 
@@ -124,14 +135,15 @@ impl Cuda {
     }
 
     /// Lets the stream wait for a node's weights.
-    fn fetch(&self, at: usize) -> Result<()> {
+    fn fetch(&self, at: usize, watch: &mut Watch) -> Result<()> {
         let graph = &self.plan.graph;
-        let weights = graph.nodes[at].inputs.iter().map(|&id| graph.tensor(id).storage).filter(|s| self.keys[s.0].is_some());
-        self.gpu.with_feed(self.number, |feed| weights.into_iter().try_for_each(|s| feed.wait_for(s, &self.gpu.stream)))
+        let mut weights = graph.nodes[at].inputs.iter().map(|&id| graph.tensor(id).storage).filter(|s| self.keys[s.0].is_some());
+        let stream = &self.gpu.stream;
+        self.gpu.with_feed(self.number, |feed| weights.try_for_each(|s| feed.wait_for(s, stream, &mut || watch(None, self))))
     }
 
     fn enqueue(&self, at: usize) -> Result<()> {
-        for work in &self.work[at] {
+        for work in &self.parts.work[at] {
             // SAFETY: launches were made for addresses within arena, region and tables, which live as long as self; the
             // plan keeps storages that are live together apart, and one stream runs everything in order.
             unsafe {
@@ -150,34 +162,41 @@ impl Cuda {
     fn run_nodes(&mut self, body: BodyId, watch: &mut Watch) -> Result<()> {
         let plan = self.plan.clone();
         for at in plan.graph.nodes_of(body) {
-            self.run_node(at)?;
-            watch(&plan.graph.nodes[at], self)?;
+            self.fetch(at, watch)?;
+            self.enqueue(at)?;
+            watch(Some(&plan.graph.nodes[at]), self)?;
         }
         self.warm[body.0] = true;
         Ok(())
     }
 
-    /// Replays a body, capturing it first if need be.
-    fn replay(&mut self, body: BodyId) -> Result<()> {
-        let nodes = self.plan.graph.nodes_of(body);
-        nodes.clone().try_for_each(|at| self.fetch(at))?;
-        let (device, stream) = (&self.gpu.device, &self.gpu.stream);
-        if !self.captured.contains_key(&body) {
-            let graph = stream.capture(device, || nodes.clone().try_for_each(|at| self.enqueue(at)))?;
-            self.captured.insert(body, graph);
+    /// Replays a body, capturing it first if need be, once the replay before it has come to its last nodes.
+    fn replay(&mut self, body: BodyId, watch: &mut Watch) -> Result<()> {
+        self.plan.graph.nodes_of(body).try_for_each(|at| self.fetch(at, watch))?;
+        if !self.parts.captured.contains_key(&body) {
+            let captured = self.capture(body)?;
+            self.parts.captured.insert(body, captured);
             self.gpu.count(|made| made.captures += 1);
         }
-        if self.in_flight.len() == IN_FLIGHT
-            && let Some(earliest) = self.in_flight.pop_front()
-        {
-            earliest.synchronize()?;
+        if let Some(before) = self.at_last.take() {
+            before.wait(&mut || watch(None, self))?;
         }
+        let ([most, last], stream) = (&self.parts.captured[&body], &self.gpu.stream);
+        let at_last = Event::new(&self.gpu.device, false)?;
         // SAFETY: as for `enqueue`.
-        unsafe { self.captured[&body].replay(stream) }?;
-        let event = Event::new(device, false)?;
-        event.record(stream)?;
-        self.in_flight.push_back(event);
+        unsafe { most.replay(stream) }?;
+        at_last.record(stream)?;
+        // SAFETY: as for `enqueue`.
+        unsafe { last.replay(stream) }?;
+        self.at_last = Some(at_last);
         Ok(())
+    }
+
+    fn capture(&self, body: BodyId) -> Result<[Captured; 2]> {
+        let (device, stream, nodes) = (&self.gpu.device, &self.gpu.stream, self.plan.graph.nodes_of(body));
+        let cut = nodes.end - nodes.len().div_ceil(LAST);
+        let part = |mut nodes: Range<usize>| stream.capture(device, || nodes.try_for_each(|at| self.enqueue(at)));
+        Ok([part(nodes.start..cut)?, part(cut..nodes.end)?])
     }
 
     /// Where a storage of the arena lies.
@@ -191,7 +210,7 @@ impl Cuda {
         self.gpu.stream.synchronize()?;
         let bytes = self.plan.graph.storages[storage.0].spec.bytes();
         let mut words = vec![0u128; bytes.div_ceil(16)];
-        self.arena.read(self.place(storage)?, &mut bytemuck::cast_slice_mut(&mut words)[..bytes])?;
+        self.parts.arena.read(self.place(storage)?, &mut bytemuck::cast_slice_mut(&mut words)[..bytes])?;
         Ok(words)
     }
 }
@@ -211,8 +230,8 @@ impl Executor for Cuda {
         store(&mut bytemuck::cast_slice_mut(&mut words)[..bytes], &tensor, values).with_context(|| storage.name.clone())?;
         let own = tensor.offset * tensor.spec.dtype.bytes()..(tensor.offset * tensor.spec.dtype.bytes() + tensor.spec.bytes());
         self.gpu.device.make_current()?;
-        self.finish()?;
-        self.arena.write(self.place(tensor.storage)? + own.start, &bytemuck::cast_slice(&words)[own])
+        self.finish(&mut unwatched)?;
+        self.parts.arena.write(self.place(tensor.storage)? + own.start, &bytemuck::cast_slice(&words)[own])
     }
 
     fn read(&self, id: TensorId) -> Result<HostValues> {
@@ -229,8 +248,8 @@ impl Executor for Cuda {
     fn begin(&mut self, itinerary: &Itinerary) -> Result<()> {
         self.plan.itinerary.check_run(itinerary, &self.plan.graph)?;
         self.gpu.device.make_current()?;
-        self.finish()?;
-        self.gpu.feed((self.number, &self.plan), &self.region, &self.keys, itinerary)
+        self.finish(&mut unwatched)?;
+        self.gpu.feed((self.number, &self.plan), &self.parts.region, &self.keys, itinerary)
     }
 
     fn run(&mut self, body: BodyId, watch: &mut Watch) -> Result<()> {
@@ -242,13 +261,13 @@ impl Executor for Cuda {
         if !(self.capture && plan.itinerary.runs_of(body) > 1 && self.warm[body.0]) || waiting {
             return self.run_nodes(body, watch);
         }
-        self.replay(body)?;
-        plan.graph.nodes_of(body).last().map_or(Ok(()), |at| watch(&plan.graph.nodes[at], self))
+        self.replay(body, watch)?;
+        plan.graph.nodes_of(body).last().map_or(Ok(()), |at| watch(Some(&plan.graph.nodes[at]), self))
     }
 
-    fn finish(&mut self) -> Result<()> {
-        self.in_flight.clear();
-        self.gpu.stream.synchronize()
+    fn finish(&mut self, watch: &mut Watch) -> Result<()> {
+        self.at_last = None;
+        self.gpu.stream.wait_idle(&mut || watch(None, self))
     }
 
     fn waits(&self) -> bool {
@@ -261,74 +280,31 @@ impl Executor for Cuda {
 }
 
 impl Drop for Cuda {
+    /// What the device works with goes when the device has done with it. If that takes long (a device that hangs never has), a
+    /// thread waits for it, and not whoever stopped the run.
     fn drop(&mut self) {
-        let _ = self.gpu.device.make_current();
-        self.gpu.stop_feed(self.number); // its threads end
-        let _ = self.gpu.stream.synchronize();
-    }
-}
-
-/// Refuses a plan that does not fit, before anything is taken.
-fn check_memory(plan: &Plan, gpu: &Gpu) -> Result<()> {
-    let (device, (free, _)) = (&gpu.device, gpu.device.memory()?);
-    // A region that is large enough stays; another is given up before a larger one is taken.
-    let (free, missing) = match gpu.region_bytes() >= plan.weights.bytes {
-        true => (free, 0),
-        false => (free + gpu.free_region_bytes(), plan.weights.bytes),
-    };
-    let needed = plan.arena_bytes + missing + KERNEL_BYTES;
-    if needed > free {
-        let (needed, free) = (format_bytes(needed), format_bytes(free));
-        let text = format!(
-            "the plan needs {needed} of memory on {}, with weights {}; {free} are free",
-            device.name, plan.weights.policy
-        );
-        return Err(ResourceError(text).into());
-    }
-    Ok(())
-}
-
-/// The tables of all nodes, equal ones once, and where each node's lies.
-fn tables(plan: &Plan, device: &Arc<Device>) -> Result<(Memory, Vec<usize>)> {
-    let (mut words, mut known, mut places) = (Vec::<u32>::new(), HashMap::new(), Vec::new());
-    for node in &plan.graph.nodes {
-        let table = node.op.table();
-        let place = *known.entry(table).or_insert_with_key(|table| {
-            let place = 4 * words.len();
-            words.extend(table);
-            words.resize(words.len().next_multiple_of(ALIGNMENT / 4), 0);
-            place
-        });
-        places.push(place);
-    }
-    let memory = Memory::new(device, 4 * words.len())?;
-    memory.write(0, bytemuck::cast_slice(&words))?;
-    Ok((memory, places))
-}
-
-fn launches(plan: &Plan, node: &Node, at: usize, arena: &Memory, region: &Memory, table: u64) -> Vec<Launch> {
-    let arg = |&id: &TensorId| {
-        let tensor = plan.graph.tensor(id);
-        let base = match plan.offsets[tensor.storage.0] {
-            Some(offset) => arena.address + offset as u64,
-            None => region.address + plan.weights.offsets[tensor.storage.0].unwrap_or(0) as u64,
-        };
-        let view = View { spec: tensor.spec.clone(), row_stride: tensor.row_stride, offset: tensor.offset };
-        Arg { address: base + (tensor.offset * tensor.spec.dtype.bytes()) as u64, view }
-    };
-    let (inputs, outputs) = (node.inputs.iter().map(arg).collect(), node.outputs.iter().map(arg).collect());
-    let scratch = arena.address + plan.scratch_offset as u64;
-    node.op.launch(&plan.kernels[at], &Args { inputs, outputs, table, scratch })
-}
-
-fn prepare(launch: Launch, module: Option<&Arc<Module>>, gemms: &mut Gemms, stream: &Stream, device: &Device) -> Result<Work> {
-    Ok(match launch {
-        Launch::Kernel(launch) => {
-            let Some(module) = module else { bail!("the node has a kernel launch, but no compiled kernel") };
-            Work::Kernel(module.function(launch.entry, launch.shared_bytes)?, launch.ready(device)?)
+        // SAFETY: nobody asks for the parts after this.
+        let parts = unsafe { ManuallyDrop::take(&mut self.parts) };
+        let (gpu, number) = (self.gpu.clone(), self.number);
+        let _ = gpu.device.make_current();
+        gpu.stop_feed(number);
+        let Ok(done) = Event::new(&gpu.device, false).and_then(|event| event.record(&gpu.stream).map(|()| event)) else { return };
+        let busy = move || matches!(done.has_come(), Ok(false)); // a device that is broken does nothing any more
+        let begun = Instant::now();
+        while busy() {
+            if begun.elapsed() > PATIENCE {
+                let wait = move || {
+                    let _ = gpu.device.make_current();
+                    while busy() {
+                        std::thread::sleep(PATIENCE / 10);
+                    }
+                    drop(parts);
+                };
+                // Without a thread they go at once, and the driver waits.
+                let _ = std::thread::Builder::new().name("device".into()).spawn(wait);
+                return;
+            }
+            std::thread::sleep(PATIENCE / 1000);
         }
-        // SAFETY: the addresses are the plan's, and nothing is in the arena yet.
-        Launch::Gemm(gemm) => Work::Product(unsafe { gemms.prepare(&gemm, stream) }?),
-        Launch::Zero { address, bytes } => Work::Zero { address, bytes },
-    })
+    }
 }

@@ -18,14 +18,14 @@ impl Cuda {
     pub fn time_runs(&mut self, body: BodyId, runs: usize) -> Result<Vec<f32>> {
         self.enter(body)?;
         self.run_nodes(body, &mut unwatched)?;
-        self.replay(body)?;
+        self.replay(body, &mut unwatched)?;
         let mut marks = vec![self.mark()?];
         for _ in 0..runs {
-            self.replay(body)?;
+            self.replay(body, &mut unwatched)?;
             let mark = self.mark()?;
             marks.push(mark);
         }
-        self.finish()?;
+        self.finish(&mut unwatched)?;
         between(&marks)
     }
 
@@ -47,7 +47,7 @@ impl Cuda {
             self.enqueue(at)?;
             mark.record(&gpu.stream)?;
         }
-        self.finish()?;
+        self.finish(&mut unwatched)?;
         between(&marks)
     }
 
@@ -62,7 +62,7 @@ impl Cuda {
         let start = self.mark()?;
         nodes.try_for_each(|at| self.enqueue(at))?;
         let end = self.mark()?;
-        self.finish()?;
+        self.finish(&mut unwatched)?;
         end.milliseconds_since(&start)
     }
 

@@ -1,0 +1,12 @@
+//! The device's side on a machine without a device: driver, NVRTC and cuBLASLt are stand-ins, built from `data/stand_in.c`. Memory,
+//! copies, streams and events are real, and kernels compute nothing. So what is shown here is which bytes lie where and when, how
+//! faults are told, and how soon a stop is obeyed; what is computed, `gpu` shows on a real device.
+
+#[path = "../common/mod.rs"]
+#[allow(dead_code)]
+mod common;
+mod faults;
+mod memory;
+mod program;
+mod support;
+mod uploads;

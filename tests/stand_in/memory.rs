@@ -1,0 +1,86 @@
+//! Memory that another program takes between the look at it and the taking.
+
+use anyhow::Result;
+use step1x_edit::cuda::OutOfMemory;
+use step1x_edit::error::ResourceError;
+use step1x_edit::image::Rgb;
+use step1x_edit::pipeline::{DeviceChoice, EditParameters, Edited, Engine, Model, Place, PlaceChoice, Progress};
+use step1x_edit::plan::{KERNEL_BYTES, Policy};
+
+use crate::support::{OUT_OF_MEMORY, StandIn, stand_in};
+
+/// Remembers notices.
+#[derive(Default)]
+struct Heard(Vec<String>);
+
+impl Progress for Heard {
+    fn place(&mut self, _: &Place) {}
+
+    fn stage(&mut self, _: &str, _: usize, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn node(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn last_look(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn notice(&mut self, text: &str) {
+        self.0.push(text.into());
+    }
+}
+
+fn engine(stand_in: &StandIn) -> Engine {
+    let choice = PlaceChoice { device: DeviceChoice::Cuda(0), setup: stand_in.setup.clone(), ..PlaceChoice::default() };
+    Engine::open(Model::demo().unwrap(), Place::open(&choice).unwrap()).unwrap()
+}
+
+fn edit(engine: &mut Engine, heard: &mut Heard) -> Result<Edited> {
+    let picture = Rgb { width: 64, height: 64, data: vec![100; 64 * 64 * 3] };
+    let wanted = EditParameters { steps: 3, size_level: Some(64), ..EditParameters::new("make the circle blue") };
+    engine.edit(&wanted, Some(&picture), heard)
+}
+
+/// Arena, region and tables are taken in this order: whichever is refused, the edit is planned again, each time slower.
+#[test]
+fn what_does_not_fit_any_more_is_planned_again() {
+    let Some(stand_in) = stand_in() else { return };
+    let alone = edit(&mut engine(&stand_in), &mut Heard::default()).unwrap();
+    assert_eq!(alone.plan.weights.policy, Policy::RESIDENT);
+    for (skip, times, policy) in [(0, 1, 1), (1, 1, 1), (2, 1, 1), (0, 2, 2), (1, 2, 2)].map(|(s, t, p)| (s, t, Policy::ALL[p])) {
+        let (mut engine, mut heard) = (engine(&stand_in), Heard::default());
+        stand_in.fault("cuMemAlloc_v2", OUT_OF_MEMORY, skip, Some(times));
+        let edited = edit(&mut engine, &mut heard).unwrap_or_else(|e| panic!("{skip} {times}: {e:#}"));
+        assert_eq!(edited.plan.weights.policy, policy, "refused {times} times after {skip}");
+        assert!(edited.picture == alone.picture);
+        assert_eq!(heard.0.len(), times as usize, "{:?}", heard.0);
+        let words = format!("weights are {policy} instead of");
+        assert!(heard.0.last().unwrap().contains(&words) && heard.0[0].contains("are free now"), "{:?}", heard.0);
+        // Nothing is told or planned again.
+        assert_eq!(edit(&mut engine, &mut heard).unwrap().plan.weights.policy, policy);
+        assert_eq!((engine.made().programs, heard.0.len()), (1, times as usize));
+    }
+    assert_eq!(stand_in.mistakes(), 0);
+}
+
+#[test]
+fn if_the_least_does_not_fit_both_numbers_are_said() {
+    let Some(stand_in) = stand_in() else { return };
+    let least = edit(&mut engine(&stand_in), &mut Heard::default()).unwrap().plan;
+    let (mut engine, mut heard) = (engine(&stand_in), Heard::default());
+    stand_in.fault("cuMemAlloc_v2", OUT_OF_MEMORY, 0, None);
+    let error = edit(&mut engine, &mut heard).err().expect("no memory at all");
+    assert!(error.is::<ResourceError>() && OutOfMemory::is_in(&error), "{error:#}");
+    assert_eq!(heard.0.len(), Policy::ALL.len() - 1, "a try for each residency");
+
+    // A device on which by now there is no room for any.
+    stand_in.mend();
+    stand_in.memory(least.arena_bytes);
+    let text = format!("{:#}", edit(&mut engine, &mut heard).err().expect("too little memory"));
+    assert!(text.contains("needs at least") && text.contains("are free"), "{text}");
+    stand_in.memory(least.device_bytes() + 2 * KERNEL_BYTES);
+    edit(&mut engine, &mut heard).expect("the engine is as good as new");
+}
