@@ -10,13 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use signal_hook::low_level::exit;
+use step1x_edit::reserve::may_be_refused;
 
 struct Allocator;
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-// SAFETY: every call is handed on to the system's allocator as it is; where that has nothing to give, none returns.
+// SAFETY: every call is handed on to the system's allocator as it is; where that has nothing to give, either nothing is
+// returned, as may be, or the process ends.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise.
@@ -41,7 +43,7 @@ unsafe impl GlobalAlloc for Allocator {
 
 #[inline]
 fn granted(memory: *mut u8, bytes: usize) -> *mut u8 {
-    if memory.is_null() {
+    if memory.is_null() && !may_be_refused() {
         refuse(bytes)
     }
     memory

@@ -38,7 +38,8 @@
 //! - [`ops`]: one file an op; knows nothing of storages.
 //! - [`cuda`]: the device: libraries, memory, kernels, matrix products, captured graphs; knows nothing of ops.
 //! - [`kernels`]: the embedded CUDA sources.
-//! - [`hash`], [`aside`]: the one hash; files that appear whole or not at all; depend on nothing.
+//! - [`hash`], [`aside`], [`reserve`]: the one hash; files that appear whole or not at all; memory that may be refused; depend on
+//!   nothing.
 //! - [`tensor`]: element types and shapes; depends on nothing.
 
 pub use error::{Interrupted, ResourceError, UsageError};
@@ -65,6 +66,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod progress;
 pub mod prompt;
+pub mod reserve;
 pub mod sampling;
 pub mod stop;
 pub mod tensor;

@@ -25,6 +25,16 @@ fn memory_that_is_not_there_is_refused_with_the_bytes() {
     assert!(place.names().is_empty());
 }
 
+/// A picture says how large it is before its memory is taken.
+#[test]
+fn a_picture_without_memory_is_refused_by_its_size() {
+    let place = Place::new();
+    image::GrayImage::new(9000, 9000).save(place.path("large.png")).unwrap();
+    let args = place.edit_args(&["-i", "large.png", "--steps", "1", "--device", "cpu"]);
+    after(&place, "ulimit -v 250000", &args).refused(4, &["picture of 9000x9000 pixels needs", "MB of memory", "scale it down"]);
+    assert_eq!(place.names(), ["large.png"]);
+}
+
 /// However little there is, and wherever it ends.
 #[test]
 fn no_limit_of_memory_makes_an_abort() {

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Each module and what it may name, from the bottom up.
-const LAYERS: [(&str, &[&str]); 21] = [
+const LAYERS: [(&str, &[&str]); 22] = [
     ("tensor", &[]),
     ("hash", &[]),
     ("aside", &[]),
+    ("reserve", &[]),
     ("kernels", &[]),
     ("error", &[]),
     ("stop", &["error"]),
@@ -22,7 +23,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
     ("plan", &["error", "graph", "ops", "tensor"]),
     ("model", &["graph", "ops", "tensor"]),
     ("sampling", &["ops", "tensor"]),
-    ("image", &["aside", "error"]),
+    ("image", &["aside", "error", "reserve"]),
     ("prompt", &["image"]),
     ("weights", &["aside", "error", "hash", "model", "ops", "tensor"]),
     ("exec", &["cuda", "error", "graph", "ops", "plan", "tensor", "weights"]),

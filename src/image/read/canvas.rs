@@ -10,6 +10,7 @@ use super::samples::{Colour, Layout, Opacity, Sample};
 use super::{Alpha, Decoded, Reading};
 use crate::error::ResourceError;
 use crate::image::Rgb;
+use crate::reserve::try_reserve;
 
 /// A picture in the making.
 pub(super) struct Canvas {
@@ -204,7 +205,7 @@ pub(super) fn zeroed(bytes: usize, size: (usize, usize)) -> Result<Vec<u8>> {
 }
 
 fn reserve(samples: &mut Vec<u8>, bytes: usize, (width, height): (usize, usize)) -> Result<()> {
-    if samples.try_reserve_exact(bytes).is_err() {
+    if try_reserve(samples, bytes).is_err() {
         let text = format!(
             "reading this picture of {width}x{height} pixels needs {} MB of memory, which cannot be had; scale it down first",
             bytes.div_ceil(1_000_000)

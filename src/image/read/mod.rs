@@ -26,6 +26,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use self::format::Format;
 use super::{Rgb, Stream, stream};
+use crate::reserve::try_reserve;
 
 /// What becomes of a picture's transparency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +106,7 @@ fn read_all(input: impl Read, pixels_max: u64, announced: u64) -> Result<Vec<u8>
     // Four uncompressed 16-bit channels, and metadata.
     let bytes_max = 8 * pixels_max + (1 << 28);
     let mut bytes = Vec::new();
-    bytes.try_reserve_exact(announced.min(bytes_max) as usize)?;
+    try_reserve(&mut bytes, announced.min(bytes_max) as usize)?;
     input.take(bytes_max + 1).read_to_end(&mut bytes)?;
     ensure!(
         bytes.len() as u64 <= bytes_max,
