@@ -36,7 +36,7 @@ pub struct JudgeArgs {
     /// Seed of every case's noise
     #[arg(short, long, default_value_t = 42, value_parser = values::fixed_seed, allow_hyphen_values = true)]
     seed: u64,
-    /// Side of the square whose area the pictures are brought to [default: that of their own area]
+    /// Side of the square whose area the pictures are brought to, to be edited and compared [default: the model's]
     #[arg(long, value_parser = values::whole(64, 4096), allow_negative_numbers = true, value_name = "PIXELS")]
     size_level: Option<usize>,
     /// Print one JSON object, with every case's measures

@@ -61,6 +61,26 @@ fn no_limit_of_memory_makes_an_abort() {
     }
 }
 
+/// `judge` holds the pictures of one case at a time: those of all, 1.2 GB, would not fit.
+#[test]
+fn many_large_cases_take_the_memory_of_one() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("cases")).unwrap();
+    for (what, red) in [("source", 250), ("target", 20)] {
+        let picture = image::RgbImage::from_pixel(2500, 2000, image::Rgb([red, 120, 90]));
+        picture.save(place.path(&format!("cases/0.{what}.png"))).unwrap();
+        (1..40).for_each(|id| {
+            std::fs::hard_link(place.path(&format!("cases/0.{what}.png")), place.path(&format!("cases/{id}.{what}.png"))).unwrap()
+        });
+    }
+    // Checks end at the last case, before anything is edited.
+    std::fs::remove_file(place.path("cases/39.target.png")).unwrap();
+    let case = |id| format!(r#"{{"id": "{id}", "kind": "", "language": "", "held_out": false, "instruction": "make it red"}}"#);
+    place.write("cases/cases.json", format!("[{}]", (0..40).map(case).collect::<Vec<_>>().join(", ")));
+    let judge = ["judge", "-m", model().to_str().unwrap(), "--cases", "cases", "--size-level", "64", "--device", "cpu"];
+    after(&place, "ulimit -v 500000", &judge).refused(2, &["39.target.png"]);
+}
+
 #[test]
 fn the_environment_cannot_ask_for_more_threads_than_help() {
     let place = Place::new();

@@ -3,8 +3,8 @@
     python judge.py cases edited [--json report.json] [--sheet sheet.png] [--size-level 128]
 
 `cases` is the folder that cases.py writes; `edited` holds <id>.png. Pictures are compared at the size at which they were edited: all
-three are brought to it. A pixel matches if one within a pixel of it in the other
-picture differs by at most 45 of 255 in every channel (colours of the palette differ by 95 or more in one), looked for both ways.
+three are brought to it. A pixel matches if one within a pixel of it in the other picture differs by at most 45 of 255 in every
+channel (colours of the palette differ by 95 or more in one), looked for both ways.
 An edit is right if the pixels that fail to match, anywhere, are at most a tenth as many as the changed region's and at most 1 %
 of the picture; if at most 1 % of the pixels fail that lie 3 or more off the changed region; and if the mean difference there is
 at most 6 of 255. (Any shape or letter taken for another fails 11 % or more.)
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from frames import working_size
+from frames import SIZE_LEVEL, working_size
 
 COLOUR_TOLERANCE = 45  # of 255, in any channel
 CHANGED_MOST, PICTURE_MOST, OUTSIDE_MOST = 0.10, 0.01, 0.01  # failing pixels, as shares of these
@@ -91,9 +91,9 @@ def sheet(pictures, count: int = 66) -> Image.Image:
     return Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).contiguous().numpy())
 
 
-def at_working_size(picture: Image.Image, level: int | None) -> torch.Tensor:
-    """uint8 [1, 3, H, W] of the size at which the picture is edited; without a level, of its own area."""
-    size = working_size(*picture.size, level or round((picture.width * picture.height) ** 0.5))
+def at_working_size(picture: Image.Image, level: int) -> torch.Tensor:
+    """uint8 [1, 3, H, W] of the size at which the picture is edited."""
+    size = working_size(*picture.size, level)
     resized = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None]
 
@@ -104,7 +104,7 @@ def main():
     parser.add_argument("edited", type=Path)
     parser.add_argument("--json", type=Path, help="write the report, with every case's measures, here")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet here")
-    parser.add_argument("--size-level", type=int, help="at which the pictures were edited [default: that of their own area]")
+    parser.add_argument("--size-level", type=int, default=SIZE_LEVEL, help="at which the pictures were edited [default: the demo model's]")
     options = parser.parse_args()
     cases = json.loads((options.cases / "cases.json").read_text())
     cases = [case for case in cases if (options.edited / f"{case['id']}.png").exists()]

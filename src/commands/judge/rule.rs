@@ -36,8 +36,7 @@ impl Measures {
     /// Of three pictures of one size, of which source and target differ.
     pub fn of(source: &Rgb, target: &Rgb, edited: &Rgb) -> Measures {
         let (width, height) = (target.width, target.height);
-        let changed: Vec<bool> =
-            (0..width * height).map(|at| difference(pixel(source, at), pixel(target, at)) > CHANGE).collect();
+        let changed: Vec<bool> = (0..width * height).map(|at| changes(source, target, at)).collect();
         let outside = |x: usize, y: usize| !near(x, y, MARGIN, width, height).any(|at| changed[at]);
         let wrong = |x: usize, y: usize| !(matches(target, edited, x, y) && matches(edited, target, x, y));
         let (mut failing, mut beyond, mut failing_beyond, mut levels) = (0, 0, 0, 0u64);
@@ -66,6 +65,15 @@ impl Measures {
             && self.outside <= OUTSIDE_MOST
             && self.mean <= OUTSIDE_MEAN_MOST
     }
+}
+
+/// Whether some pixel of two pictures of one size is in the changed region.
+pub fn differ(source: &Rgb, target: &Rgb) -> bool {
+    (0..source.width * source.height).any(|at| changes(source, target, at))
+}
+
+fn changes(source: &Rgb, target: &Rgb, at: usize) -> bool {
+    difference(pixel(source, at), pixel(target, at)) > CHANGE
 }
 
 fn pixel(picture: &Rgb, at: usize) -> &[u8] {
