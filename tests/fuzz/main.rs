@@ -378,7 +378,7 @@ fn recorded(model: &Model) -> [(&'static str, Vec<u8>); 3] {
     let settings = [("prompt", "make the circle blue"), ("steps", "2"), ("cfg", "6.0"), ("seed", "42")];
     let settings = settings.map(|(key, value)| (key.to_string(), value.to_string())).into();
     let (noise, times) = (vec![0; 4 * 16 * 16 * 16], sampling::schedule(2, 64));
-    let times: Vec<u8> = times.iter().flat_map(|time| (*time as f32).to_le_bytes()).collect();
+    let times: Vec<u8> = times.iter().flat_map(|time| time.to_le_bytes()).collect();
     let official = vec![("noise", Dtype::F32, vec![1, 16, 16, 16], &noise[..]), ("timesteps", Dtype::F32, vec![3], &times)];
     let truth = vec![("x", Dtype::F32, vec![1], &[0; 4][..])];
     let inputs = vec![
