@@ -93,7 +93,9 @@ mod tests {
         let edit = commands.find_subcommand_mut("edit").unwrap();
         // Of both counts, one is --help's own.
         let (short, long) = (edit.render_help().to_string(), edit.render_long_help().to_string());
-        let flags = |help: &str| help.lines().filter(|line| line.trim_start().starts_with('-')).count();
+        // A dash and a space begin one of a flag's values.
+        let is_flag = |line: &&str| line.trim_start().starts_with('-') && !line.trim_start().starts_with("- ");
+        let flags = |help: &str| help.lines().filter(is_flag).count();
         let all = edit.get_arguments().filter(|argument| argument.get_long().is_some()).count();
         assert_eq!((flags(&short), flags(&long)), (8 + 1, all), "{short}");
         assert!(short.lines().count() <= 36, "{short}");

@@ -94,8 +94,9 @@ def sheet(pictures, count: int = 66) -> Image.Image:
 def at_working_size(picture: Image.Image, level: int) -> torch.Tensor:
     """uint8 [1, 3, H, W] of the size at which the picture is edited."""
     size = working_size(*picture.size, level)
-    resized = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None]
+    for step in ((size[0], picture.height), size):  # columns first: newer versions of Pillow choose the order by the cost
+        picture = picture if picture.size == step else picture.resize(step, Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
 
 
 def main():
