@@ -4,6 +4,16 @@ use std::time::{Duration, Instant};
 
 use super::support::*;
 
+/// A device may never end.
+#[cfg(unix)]
+#[test]
+fn devices_are_no_pictures() {
+    let place = Place::new();
+    for device in ["/dev/zero", "/dev/null"] {
+        place.edit_refused(&["-i", device], 1, &[device, "it is a device"]);
+    }
+}
+
 #[test]
 fn every_layout_gives_a_picture_of_its_upright_size() {
     let place = Place::new();

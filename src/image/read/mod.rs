@@ -98,6 +98,12 @@ fn read_file(path: &Path, pixels_max: u64) -> Result<Vec<u8>> {
     let file = File::open(path)?;
     let found = file.metadata()?;
     ensure!(!found.is_dir(), "it is a folder; give a picture file");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = found.file_type();
+        ensure!(!kind.is_char_device() && !kind.is_block_device(), "it is a device; give a picture file");
+    }
     read_all(file, pixels_max, found.len())
 }
 
