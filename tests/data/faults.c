@@ -100,14 +100,17 @@ ssize_t write(int file, const void* from, size_t n) {
   return file != 2 && fails(WRITE) ? -1 : real(file, from, n);
 }
 
+// Of large memory: small requests come out of what the process has, and a C library may not survive their refusal.
+static int lacks(size_t n) { return n >= 65536 && fails(MEMORY); }
+
 // dlsym allocates, so glibc's own names are called.
 extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void*, size_t), *__libc_memalign(size_t, size_t);
 
-void* malloc(size_t n) { return fails(MEMORY) ? NULL : __libc_malloc(n); }
-void* calloc(size_t count, size_t n) { return fails(MEMORY) ? NULL : __libc_calloc(count, n); }
-void* realloc(void* old, size_t n) { return fails(MEMORY) ? NULL : __libc_realloc(old, n); }
+void* malloc(size_t n) { return lacks(n) ? NULL : __libc_malloc(n); }
+void* calloc(size_t count, size_t n) { return lacks(count * n) ? NULL : __libc_calloc(count, n); }
+void* realloc(void* old, size_t n) { return lacks(n) ? NULL : __libc_realloc(old, n); }
 
 int posix_memalign(void** memory, size_t alignment, size_t n) {
-  *memory = fails(MEMORY) ? NULL : __libc_memalign(alignment, n);
+  *memory = lacks(n) ? NULL : __libc_memalign(alignment, n);
   return *memory ? 0 : ENOMEM;
 }
