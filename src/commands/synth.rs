@@ -13,7 +13,7 @@ use crate::prompt::{PromptSettings, Tokenizer};
 use crate::stop::Stop;
 use crate::tensor::{Component, Spec};
 use crate::weights::tokenizer::{TINY_ADDED, full_tokenizer_json, tiny_tokenizer_json};
-use crate::weights::{PlannedTensor, check_absent_or_empty, write_model};
+use crate::weights::{ModelError, PlannedTensor, check_absent_or_empty, write_model};
 
 /// Bytes of a shard of the full text encoder, about that of the released ones.
 const SHARD_BYTES: u64 = 4_000_000_000;
@@ -72,8 +72,8 @@ impl PresetModel {
 /// Writes the folder.
 ///
 /// # Errors
-/// A [`crate::error::UsageError`] if the folder is not empty or its parent missing, a [`crate::weights::ModelError`]
-/// if the disk is too full or the system refuses; [`Interrupted`].
+/// A [`crate::error::UsageError`] if the folder is not empty or its parent missing, a [`crate::error::ResourceError`] if there is
+/// too little memory; [`Interrupted`]; another if the disk is too full or the system refuses.
 /// What was written is taken back.
 pub fn run(job: &SynthJob, stop: &Stop, bar: &ProgressBar) -> Result<()> {
     let SynthJob { output: dir, preset, version, seed } = job;
@@ -119,6 +119,8 @@ pub fn run(job: &SynthJob, stop: &Stop, bar: &ProgressBar) -> Result<()> {
     bar.finish_and_clear();
     match written {
         Err(_) if stop.asked() => Err(Interrupted.into()),
+        // What cannot be written is no fault of a model's file.
+        Err(error) if error.is::<ModelError>() => Err(anyhow::Error::msg(error.to_string())),
         other => other,
     }
 }

@@ -91,7 +91,7 @@ fn a_write_that_fails_leaves_nothing() {
         }
         let synth = ["-c", script, "sh", BINARY, "synth", "--preset", "tiny", "-o", "model"];
         let answer: Answer = Command::new("sh").args(synth).current_dir(place.path("")).output().unwrap().into();
-        answer.refused(3, &["cannot write", "File too large"]);
+        answer.refused(1, &["cannot write", "File too large"]);
         assert_eq!(place.names(), ["old.png"]);
     }
 }
