@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 
 use super::values;
 use crate::image::{Alpha, Reading};
+use crate::pipeline::check_host_memory;
 
 /// Largest picture from the command line, in pixels; phones make pictures of 200 megapixels.
 const PIXELS_MAX: u64 = 300_000_000;
@@ -43,6 +44,7 @@ impl From<PictureArgs> for Reading {
             },
             background: args.background,
             ignore_profile: args.ignore_profile,
+            check_memory: check_host_memory,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Pictures of all kinds, and files that are none.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use super::support::*;
@@ -238,4 +239,61 @@ fn a_picture_of_108_megapixels_takes_less_than_twice_its_memory() {
     let large = peak(&place, &["-i", &report("108-megapixels.png"), "--keep-working-size"]);
     let whole = 12_000 * 9_000 * 3;
     assert!(large < small + 2 * whole, "{small} and {large} bytes");
+}
+
+fn chunk(kind: &[u8; 4], content: &[u8]) -> Vec<u8> {
+    let mut crc = flate2::Crc::new();
+    crc.update(kind);
+    crc.update(content);
+    [&(content.len() as u32).to_be_bytes(), &kind[..], content, &crc.sum().to_be_bytes()].concat()
+}
+
+/// A black PNG of one bit a pixel, with more chunks behind its header.
+fn black(width: u32, height: u32, more: &[u8]) -> Vec<u8> {
+    let rows = vec![0; (width.div_ceil(8) as usize + 1) * height as usize];
+    let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[1, 0, 0, 0, 0]].concat();
+    let parts = [chunk(b"IHDR", &header), more.to_vec(), chunk(b"IDAT", &zlib(&rows)), chunk(b"IEND", &[])];
+    [b"\x89PNG\r\n\x1a\n".to_vec(), parts.concat()].concat()
+}
+
+fn zlib(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A profile that unpacks to 200 MB, 100 MB of EXIF, and 2 million texts.
+#[test]
+fn metadata_takes_no_memory() {
+    let place = Place::new();
+    place.write("plain.png", black(64, 64, &[]));
+    let plain = peak(&place, &["-i", "plain.png"]);
+    let profile = chunk(b"iCCP", &[b"p\0\0".to_vec(), zlib(&vec![0; 200_000_000])].concat());
+    for (name, metadata) in [
+        ("profile.png", profile),
+        ("exif.png", chunk(b"eXIf", &vec![0; 100_000_000])),
+        ("texts.png", chunk(b"tEXt", b"Comment\0").repeat(2_000_000)),
+    ] {
+        place.write(name, black(64, 64, &metadata));
+        drop(metadata);
+        let more = peak(&place, &["-i", name]).saturating_sub(plain);
+        assert!(more < 20_000_000, "{name}: {more} bytes");
+    }
+}
+
+/// 840 MB of pixels within a limit of 700 MB.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_picture_that_memory_does_not_hold_is_refused_with_both_numbers() {
+    let place = Place::new();
+    place.write("large.png", black(20_000, 14_000, &[]));
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "ulimit -v 700000; exec \"$0\" \"$@\"", BINARY]).args(place.edit_args(&[
+        "-i",
+        "large.png",
+        "--device",
+        "cpu",
+    ]));
+    let answer: Answer = shell.current_dir(place.path("")).output().unwrap().into();
+    answer.refused(4, &["20000x14000", "840.0 MB", "ulimit -v"]);
 }

@@ -18,7 +18,7 @@ pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientat
     let size = check_size(u64::from(width), u64::from(height), reading)?;
     let opacity = if decoder.color_type() == ColorType::Rgba8 { Opacity::Straight } else { Opacity::Opaque };
     let layout = Layout { colour: Colour::Rgb, opacity };
-    let mut samples = zeroed(decoder.total_bytes() as usize, size)?;
+    let mut samples = zeroed(decoder.total_bytes() as usize, size, reading)?;
     decoder.read_image(&mut samples).map_err(|_| damaged("BMP", "pixel data"))?;
     let canvas = Canvas::adopting(samples, size, layout, Stated::Srgb, reading);
     Ok((canvas.finish()?, Orientation::Upright))

@@ -35,9 +35,9 @@ impl Canvas {
     /// A [`ResourceError`] if there is no memory for it.
     pub(super) fn new(size: (usize, usize), layout: Layout, stated: Stated, reading: &Reading) -> Result<Canvas> {
         let mut canvas = Canvas::without_memory(size, layout, stated, reading);
-        reserve(&mut canvas.rgb, size.0 * size.1 * 3, size)?;
+        reserve(&mut canvas.rgb, size.0 * size.1 * 3, size, reading)?;
         if canvas.keeps_alpha() {
-            reserve(&mut canvas.alpha, size.0 * size.1, size)?;
+            reserve(&mut canvas.alpha, size.0 * size.1, size, reading)?;
         }
         Ok(canvas)
     }
@@ -199,12 +199,18 @@ fn conversion(stated: Stated, layout: Layout, reading: &Reading) -> (Option<Conv
 }
 
 /// That many bytes of zero, which take memory only when they are written.
-pub(super) fn zeroed(bytes: usize, size: (usize, usize)) -> Result<Vec<u8>> {
-    reserve(&mut Vec::new(), bytes, size)?;
+///
+/// # Errors
+///
+/// A [`ResourceError`] if they cannot be had.
+pub(super) fn zeroed(bytes: usize, size: (usize, usize), reading: &Reading) -> Result<Vec<u8>> {
+    reserve(&mut Vec::new(), bytes, size, reading)?;
     Ok(vec![0; bytes])
 }
 
-fn reserve(samples: &mut Vec<u8>, bytes: usize, (width, height): (usize, usize)) -> Result<()> {
+fn reserve(samples: &mut Vec<u8>, bytes: usize, size: (usize, usize), reading: &Reading) -> Result<()> {
+    reading.afford(size, bytes)?;
+    let (width, height) = size;
     if try_reserve(samples, bytes).is_err() {
         let text = format!(
             "reading this picture of {width}x{height} pixels needs {} MB of memory, which cannot be had; scale it down first",

@@ -27,7 +27,7 @@ pub(super) fn of(bytes: &[u8]) -> Result<Format> {
     let riff_webp = bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP");
     let known: [(bool, Format); 11] = [
         (bytes.starts_with(b"\xff\xd8"), Format::Jpeg),
-        (bytes.starts_with(b"\x89PNG\r\n\x1a\n"), Format::Png),
+        (bytes.starts_with(super::png::SIGNATURE), Format::Png),
         (riff_webp, Format::WebP),
         (bytes.starts_with(b"GIF87a") || bytes.starts_with(b"GIF89a"), Format::Gif),
         (bytes.starts_with(b"BM"), Format::Bmp),

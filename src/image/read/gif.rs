@@ -7,7 +7,7 @@ use super::canvas::{Canvas, zeroed};
 use super::colour::Stated;
 use super::orientation::Orientation;
 use super::samples::{Colour, Layout, Opacity};
-use super::{Decoded, Reading, check_size, damaged, first_of};
+use super::{Decoded, Reading, check_canvas, check_size, damaged, first_of};
 
 pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientation)> {
     let mut options = DecodeOptions::new();
@@ -24,11 +24,12 @@ pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientat
     let (width, height) = (screen.0.max(left + across), screen.1.max(top + down));
     let (width, height) = check_size(width as u64, height as u64, reading)?;
 
-    let mut screen = zeroed(width * height * 4, (width, height))?;
+    check_canvas((width, height), (across, down))?;
+    let mut screen = zeroed(width * height * 4, (width, height), reading)?;
     if (across, down) == (width, height) {
         decoder.read_into_buffer(&mut screen).map_err(|_| damaged("GIF", "pixel data"))?;
     } else {
-        let mut pixels = zeroed(across * down * 4, (across, down))?;
+        let mut pixels = zeroed(across * down * 4, (across, down), reading)?;
         decoder.read_into_buffer(&mut pixels).map_err(|_| damaged("GIF", "pixel data"))?;
         for (y, row) in pixels.chunks_exact((across * 4).max(1)).enumerate() {
             screen[((top + y) * width + left) * 4..][..across * 4].copy_from_slice(row);

@@ -1,7 +1,7 @@
 //! JPEG XL, by `jxl-oxide`.
 
 use anyhow::{Result, bail, ensure};
-use jxl_oxide::{AllocTracker, JxlImage, PixelFormat};
+use jxl_oxide::{AllocTracker, InitializeResult, JxlImage, PixelFormat};
 
 use super::canvas::Canvas;
 use super::colour::Stated;
@@ -9,16 +9,23 @@ use super::orientation::Orientation;
 use super::samples::{Colour, Layout, Opacity};
 use super::{Decoded, Reading, check_size, damaged, ends_early, first_of};
 
-/// Bytes that the decoder takes for a pixel: channels of 4 bytes, in its several stages.
-const BYTES_PER_PIXEL: u64 = 64;
+/// Largest picture, in pixels: the decoder holds several stages of it.
+const PIXELS_MAX: u64 = 100_000_000;
+
+/// Bytes that the decoder may take for what stands before the pixels.
+const HEADER_BYTES: usize = 64 << 20;
+
+/// Bytes that the decoder takes for a pixel, its channels having 4 bytes each: 10 without loss, 27 with it.
+const BYTES_PER_PIXEL: usize = 32;
 
 pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientation)> {
-    let limit = reading.pixels_max.saturating_mul(BYTES_PER_PIXEL) as usize;
-    let image = JxlImage::builder()
-        .alloc_tracker(AllocTracker::with_limit(limit))
-        .read(bytes)
-        .map_err(|_| damaged("JPEG XL", "header"))?;
-    let size = check_size(image.width().into(), image.height().into(), reading)?;
+    let memory = AllocTracker::with_limit(HEADER_BYTES);
+    let image = parsed(bytes, &memory)?.ok_or_else(|| ends_early("JPEG XL"))?;
+    let pixels_max = reading.pixels_max.min(PIXELS_MAX);
+    let size = check_size(image.width().into(), image.height().into(), &Reading { pixels_max, ..*reading })?;
+    let needed = BYTES_PER_PIXEL * size.0 * size.1;
+    reading.afford(size, needed)?;
+    memory.expand_limit(2 * needed);
     ensure!(image.num_loaded_keyframes() > 0 && image.is_loading_done(), ends_early("JPEG XL"));
     let (colour, opacity) = match image.pixel_format() {
         PixelFormat::Gray => (Colour::Grey, Opacity::Opaque),
@@ -48,4 +55,16 @@ pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientat
     }
     // The decoder has turned it.
     Ok((canvas.finish()?, Orientation::Upright))
+}
+
+/// The image, of which nothing is decoded yet; none if its header is cut off. All bytes are given at once, because the decoder
+/// would begin its header anew with each part.
+fn parsed(bytes: &[u8], memory: &AllocTracker) -> Result<Option<JxlImage>> {
+    let header = |_| damaged("JPEG XL", "header");
+    let mut image = JxlImage::builder().alloc_tracker(memory.clone()).build_uninit();
+    image.feed_bytes(bytes).map_err(header)?;
+    Ok(match image.try_init().map_err(header)? {
+        InitializeResult::Initialized(image) => Some(image),
+        InitializeResult::NeedMoreData(_) => None,
+    })
 }

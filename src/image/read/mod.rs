@@ -18,11 +18,11 @@ mod tiff;
 mod webp;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use self::format::Format;
 use super::{Rgb, Stream, stream};
@@ -39,6 +39,10 @@ pub enum Alpha {
     Drop,
 }
 
+/// Bytes that a pixel of a file may have, four uncompressed 16-bit channels, and those that may be beside its pixels.
+const PIXEL_BYTES: u64 = 8;
+const FILE_BYTES: u64 = 1 << 28;
+
 /// How a picture is to be read.
 #[derive(Clone, Copy, Debug)]
 pub struct Reading {
@@ -50,12 +54,27 @@ pub struct Reading {
     pub background: [u8; 3],
     /// Take colours as they are stored, as the official code does, whatever they mean.
     pub ignore_profile: bool,
+    /// Refuses, before memory is taken, what needs more bytes of it than there are: `(what needs it, bytes)`.
+    pub check_memory: fn(&str, usize) -> Result<()>,
+}
+
+impl Reading {
+    /// Refuses a picture of this size whose reading needs so many bytes at once, if they are not there.
+    fn afford(&self, (width, height): (usize, usize), bytes: usize) -> Result<()> {
+        (self.check_memory)(&format!("reading this picture of {width}x{height} pixels"), bytes)
+    }
 }
 
 impl Default for Reading {
-    /// At most 100 megapixels, on white, in sRGB.
+    /// At most 100 megapixels, on white, in sRGB; memory is taken unasked.
     fn default() -> Reading {
-        Reading { pixels_max: 100_000_000, alpha: Alpha::Composite, background: [255; 3], ignore_profile: false }
+        Reading {
+            pixels_max: 100_000_000,
+            alpha: Alpha::Composite,
+            background: [255; 3],
+            ignore_profile: false,
+            check_memory: |_, _| Ok(()),
+        }
     }
 }
 
@@ -76,7 +95,7 @@ pub struct Decoded {
 ///
 /// If the file cannot be read or is far larger than its pixels could be, and as [`decode_bytes`]; the message names the path.
 pub fn decode(path: &Path, reading: &Reading) -> Result<Decoded> {
-    let read = || decode_bytes(&read_file(path, reading.pixels_max)?, reading);
+    let read = || decode_bytes(&read_file(path, reading)?, reading);
     read().with_context(|| format!("cannot read the picture {}", path.display()))
 }
 
@@ -88,13 +107,13 @@ pub fn decode(path: &Path, reading: &Reading) -> Result<Decoded> {
 pub fn decode_from(stream: &Stream, reading: &Reading) -> Result<Decoded> {
     let Stream::File(path) = stream else {
         let input = stream::standard_input()?;
-        let read = || decode_bytes(&read_all(input, reading.pixels_max, 0)?, reading);
+        let read = || decode_bytes(&read_all(input, reading, 0)?, reading);
         return read().context("cannot read the picture from standard input");
     };
     decode(path, reading)
 }
 
-fn read_file(path: &Path, pixels_max: u64) -> Result<Vec<u8>> {
+fn read_file(path: &Path, reading: &Reading) -> Result<Vec<u8>> {
     let file = File::open(path)?;
     let found = file.metadata()?;
     ensure!(!found.is_dir(), "it is a folder; give a picture file");
@@ -104,22 +123,28 @@ fn read_file(path: &Path, pixels_max: u64) -> Result<Vec<u8>> {
         let kind = found.file_type();
         ensure!(!kind.is_char_device() && !kind.is_block_device(), "it is a device; give a picture file");
     }
-    read_all(file, pixels_max, found.len())
+    read_all(file, reading, found.len())
 }
 
-/// All bytes, of which `announced` may come.
-fn read_all(input: impl Read, pixels_max: u64, announced: u64) -> Result<Vec<u8>> {
-    // Four uncompressed 16-bit channels, and metadata.
-    let bytes_max = 8 * pixels_max + (1 << 28);
+/// All bytes that are used, of which `announced` may come.
+fn read_all(input: impl Read, reading: &Reading, announced: u64) -> Result<Vec<u8>> {
+    let bytes_max = reading.pixels_max.saturating_mul(PIXEL_BYTES).saturating_add(FILE_BYTES);
+    let too_long = || {
+        let (most, pixels) = (bytes_max / 1_000_000, reading.pixels_max / 1_000_000);
+        anyhow!("it has more than {most} MB, so it is hardly a picture of at most {pixels} megapixels")
+    };
+    let mut input = BufReader::new(input.take(bytes_max.saturating_add(1)));
     let mut bytes = Vec::new();
-    try_reserve(&mut bytes, announced.min(bytes_max) as usize)?;
-    input.take(bytes_max + 1).read_to_end(&mut bytes)?;
-    ensure!(
-        bytes.len() as u64 <= bytes_max,
-        "it has more than {} MB, so it is hardly a picture of at most {} megapixels",
-        bytes_max / 1_000_000,
-        pixels_max / 1_000_000
-    );
+    input.by_ref().take(png::SIGNATURE.len() as u64).read_to_end(&mut bytes)?;
+    if bytes == png::SIGNATURE {
+        bytes = png::sieve::read(png::SIGNATURE.chain(&mut input))?;
+    } else {
+        ensure!(announced <= bytes_max, too_long());
+        (reading.check_memory)("reading this file", announced as usize)?;
+        try_reserve(&mut bytes, announced as usize)?;
+        input.read_to_end(&mut bytes)?;
+    }
+    ensure!(input.get_ref().limit() > 0, too_long());
     Ok(bytes)
 }
 
@@ -145,7 +170,7 @@ pub fn decode_bytes(bytes: &[u8], reading: &Reading) -> Result<Decoded> {
     };
     // The decoding crates are fuzzed by their authors; what still slips through ends this picture, not the program.
     match catch_unwind(AssertUnwindSafe(|| read(bytes, reading))) {
-        Ok(read) => read.map(|(decoded, orientation)| orientation::upright(decoded, orientation)),
+        Ok(read) => read.and_then(|(decoded, orientation)| orientation::upright(decoded, orientation, reading)),
         Err(_) => bail!("its decoder failed, so the file is probably damaged; copy or download it again"),
     }
 }
@@ -167,14 +192,28 @@ fn check_size(width: u64, height: u64, reading: &Reading) -> Result<(usize, usiz
     Ok((width as usize, height as usize))
 }
 
+/// Refuses a canvas of which the only picture that is read fills next to nothing: a few bytes can claim any.
+fn check_canvas(canvas: (usize, usize), frame: (usize, usize)) -> Result<()> {
+    ensure!(
+        canvas.0 * canvas.1 <= (64 * frame.0 * frame.1).max(10_000_000),
+        "the picture claims {}x{} pixels, but its first frame fills only {}x{} of them, so it is probably damaged; \
+         copy or download it again",
+        canvas.0,
+        canvas.1,
+        frame.0,
+        frame.1
+    );
+    Ok(())
+}
+
 /// The error of a file part of which cannot be what its writer wrote.
 fn damaged(format: &str, part: &str) -> anyhow::Error {
-    anyhow::anyhow!("the {format} is damaged: its {part} cannot be decoded; copy or download the file again")
+    anyhow!("the {format} is damaged: its {part} cannot be decoded; copy or download the file again")
 }
 
 /// The error of a file that lacks part of its pixels.
 fn ends_early(format: &str) -> anyhow::Error {
-    anyhow::anyhow!("the {format} ends early and lacks part of its pixels: the file was cut short; copy or download it again")
+    anyhow!("the {format} ends early and lacks part of its pixels: the file was cut short; copy or download it again")
 }
 
 /// The note of a file of which only the first frame or page is read.

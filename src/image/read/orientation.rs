@@ -3,9 +3,10 @@
 //! As Pillow's `ImageOps.exif_transpose` finds it: the number may have any integer type, and XMP counts only where EXIF
 //! says nothing. Metadata that cannot be read is no reason to refuse intact pixels: then the picture stays as it is.
 
+use anyhow::Result;
 use rayon::prelude::*;
 
-use super::Decoded;
+use super::{Decoded, Reading};
 
 /// The orientation tag of EXIF and TIFF.
 const ORIENTATION: u16 = 0x112;
@@ -87,14 +88,22 @@ fn in_xmp(xmp: &[u8]) -> Option<u64> {
 }
 
 /// Turns picture and alpha upright.
-pub(super) fn upright(mut decoded: Decoded, orientation: Orientation) -> Decoded {
+///
+/// # Errors
+///
+/// If there is no memory for a quarter turn.
+pub(super) fn upright(mut decoded: Decoded, orientation: Orientation, reading: &Reading) -> Result<Decoded> {
     let size = (decoded.picture.width, decoded.picture.height);
+    let quarter = orientation as u8 >= Orientation::Transposed as u8;
+    if quarter {
+        reading.afford(size, decoded.picture.data.len())?;
+    }
     decoded.picture.data = turned::<3>(decoded.picture.data, size, orientation);
     decoded.alpha = decoded.alpha.map(|alpha| turned::<1>(alpha, size, orientation));
-    if orientation as u8 >= Orientation::Transposed as u8 {
+    if quarter {
         (decoded.picture.width, decoded.picture.height) = (size.1, size.0);
     }
-    decoded
+    Ok(decoded)
 }
 
 /// [height, width, N] turned. Quarter turns need a second picture, the others none.

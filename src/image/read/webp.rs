@@ -12,7 +12,7 @@ use super::canvas::{Canvas, zeroed};
 use super::colour::Stated;
 use super::orientation::Orientation;
 use super::samples::{Colour, Layout, Opacity};
-use super::{Decoded, Reading, check_size, damaged, ends_early, first_of};
+use super::{Decoded, Reading, check_canvas, check_size, damaged, ends_early, first_of};
 
 /// Flag of a VP8X chunk: there is alpha.
 const ALPHA: u8 = 0x10;
@@ -34,7 +34,8 @@ pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientat
         "the WebP is damaged: its first frame lies outside the picture; copy or download it again"
     );
 
-    let mut samples = zeroed(size.0 * size.1 * if frame.alpha || frame.is_lossless() { 4 } else { 3 }, size)?;
+    let channels = if frame.alpha || frame.is_lossless() { 4 } else { 3 };
+    let mut samples = zeroed(size.0 * size.1 * channels, size, reading)?;
     let still = frame.as_file();
     let mut decoder = WebPDecoder::new(Cursor::new(still)).map_err(|_| damaged("WebP", "header"))?;
     decoder.read_image(&mut samples).map_err(|_| damaged("WebP", "pixel data"))?;
@@ -42,7 +43,8 @@ pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientat
         samples.iter_mut().skip(3).step_by(4).for_each(|alpha| *alpha = 255);
     }
     if !fills {
-        samples = on_canvas(&samples, frame, (width, height))?;
+        check_canvas((width, height), size)?;
+        samples = on_canvas(&samples, frame, (width, height), reading)?;
     }
     let opacity = match samples.len() / (width * height) {
         3 => Opacity::Opaque,
@@ -58,10 +60,10 @@ pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientat
 }
 
 /// A frame's pixels, in three or four channels, on a canvas that is transparent elsewhere.
-fn on_canvas(samples: &[u8], frame: &Frame, (width, height): (usize, usize)) -> Result<Vec<u8>> {
+fn on_canvas(samples: &[u8], frame: &Frame, (width, height): (usize, usize), reading: &Reading) -> Result<Vec<u8>> {
     let across = frame.size.0 as usize;
     let channels = samples.len() / (across * frame.size.1 as usize);
-    let mut canvas = zeroed(width * height * 4, (width, height))?;
+    let mut canvas = zeroed(width * height * 4, (width, height), reading)?;
     for (y, row) in samples.chunks_exact(across * channels).enumerate() {
         let at = (frame.at.1 as usize + y) * width + frame.at.0 as usize;
         for (pixel, target) in row.chunks_exact(channels).zip(canvas[at * 4..].chunks_exact_mut(4)) {

@@ -24,6 +24,7 @@ use super::{Decoded, Reading, check_size, damaged};
 pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientation)> {
     let header = Header::new(bytes)?;
     let size = check_size(header.frame.width as u64, header.frame.height as u64, reading)?;
+    reading.afford(size, header.frame.coefficient_bytes() + 3 * size.0 * size.1)?;
     let findings = scan::check(bytes, &header.frame)?;
     let ended;
     let whole = if findings.ended {
@@ -33,7 +34,7 @@ pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientat
         &ended
     };
     let stored = Stored::of(&header);
-    let mut samples = decode(whole, stored, size)?;
+    let mut samples = decode(whole, stored, size, reading)?;
     stored.convert(&mut samples);
     let stated = header.colours();
     let mut canvas = match stored.colour() {
@@ -129,14 +130,14 @@ pub(super) fn rgb_of_ycbcr([y, cb, cr]: [u8; 3]) -> [u8; 3] {
 }
 
 /// The samples as they are stored, but YCbCr as RGB.
-fn decode(bytes: &[u8], stored: Stored, size: (usize, usize)) -> Result<Vec<u8>> {
+fn decode(bytes: &[u8], stored: Stored, size: (usize, usize), reading: &Reading) -> Result<Vec<u8>> {
     let options = DecoderOptions::default().set_max_width(usize::MAX).set_max_height(usize::MAX);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     decoder.decode_headers().map_err(|_| damaged("JPEG", "header"))?;
     let taken = decoder.input_colorspace().ok_or_else(|| damaged("JPEG", "header"))?;
     let asked = stored.asked(taken);
     decoder.set_options(options.jpeg_set_out_colorspace(asked));
-    let mut samples = zeroed(size.0 * size.1 * asked.num_components(), size)?;
+    let mut samples = zeroed(size.0 * size.1 * asked.num_components(), size, reading)?;
     decoder.decode_into(&mut samples).map_err(|_| damaged("JPEG", "pixel data"))?;
     if (stored, asked) == (Stored::YCbCr, taken) {
         samples.as_chunks_mut::<3>().0.iter_mut().for_each(|pixel| *pixel = rgb_of_ycbcr(*pixel));

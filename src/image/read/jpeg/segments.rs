@@ -181,6 +181,14 @@ impl Frame {
         Ok(frame)
     }
 
+    /// Bytes of all coefficients of a progressive file, which are held until its last scan.
+    pub(super) fn coefficient_bytes(&self) -> usize {
+        let (h_max, v_max) = self.sampling_max();
+        let units = self.width.div_ceil(8 * h_max) * self.height.div_ceil(8 * v_max);
+        let blocks: usize = self.components.iter().map(|component| component.sampling.0 * component.sampling.1).sum();
+        if self.progressive { units * blocks * 64 * 2 } else { 0 }
+    }
+
     /// Blocks of the component that has most of them in a unit, across and down.
     pub(super) fn sampling_max(&self) -> (usize, usize) {
         let most = |side: fn(&Component) -> usize| self.components.iter().map(side).max().unwrap_or(1);

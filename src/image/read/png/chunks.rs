@@ -11,8 +11,28 @@ use flate2::read::ZlibDecoder;
 use crate::image::read::colour::{PROFILE_BYTES_MAX, Stated};
 use crate::image::read::{damaged, orientation::Orientation};
 
+/// What a PNG begins with.
+pub(in crate::image::read) const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+
 /// Largest text that is looked at for an orientation, unpacked, in bytes.
 const TEXT_BYTES_MAX: usize = 1 << 20;
+
+/// Keywords of texts that are looked at.
+const XMP: &[u8] = b"XML:com.adobe.xmp";
+const RAW_EXIF: [&[u8]; 2] = [b"Raw profile type exif", b"Raw profile type APP1"];
+const EXIF: &[u8] = b"exif";
+
+/// The keyword that the content of a text chunk begins with, if it is such a one.
+pub(super) fn used_keyword(content: &[u8]) -> Option<&[u8]> {
+    let (keyword, _) = keyword(content)?;
+    (keyword == XMP || keyword == EXIF || RAW_EXIF.contains(&keyword)).then_some(keyword)
+}
+
+/// The keyword of a chunk and what follows it.
+fn keyword(content: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = content.iter().take(80).position(|byte| *byte == 0)?;
+    Some((&content[..end], &content[end + 1..]))
+}
 
 /// A chunk of the file.
 #[derive(Clone, Copy)]
@@ -79,8 +99,8 @@ impl<'a> Parts<'a> {
     /// If the header or the palette is damaged, or there are no pixels.
     pub(super) fn new(bytes: &'a [u8]) -> Result<Parts<'a>> {
         let mut parts = Parts { bytes, ..Parts::default() };
-        let mut at = 8;
-        for chunk in chunks(&bytes[8..]) {
+        let mut at = SIGNATURE.len();
+        for chunk in chunks(&bytes[SIGNATURE.len()..]) {
             parts.note(chunk, at)?;
             at += chunk.whole.len();
         }
@@ -123,7 +143,7 @@ impl<'a> Parts<'a> {
                 self.frames =
                     u32::from_be_bytes([chunk.content[0], chunk.content[1], chunk.content[2], chunk.content[3]]) as usize;
             }
-            b"eXIf" => self.exif = Some(chunk.content),
+            b"eXIf" => self.exif = self.exif.or(Some(chunk.content)),
             b"tEXt" | b"zTXt" | b"iTXt" => self.note_text(chunk),
             _ => {}
         }
@@ -132,8 +152,7 @@ impl<'a> Parts<'a> {
 
     /// EXIF and XMP also come as texts, of which the first is unpacked; no others are.
     fn note_text(&mut self, chunk: Chunk<'a>) {
-        let Some(end) = chunk.content.iter().take(80).position(|byte| *byte == 0) else { return };
-        let (keyword, rest) = (&chunk.content[..end], &chunk.content[end + 1..]);
+        let Some((keyword, rest)) = keyword(chunk.content) else { return };
         let text = || match chunk.kind {
             b"tEXt" => Some(rest[..rest.len().min(TEXT_BYTES_MAX)].to_vec()),
             // Method of compression.
@@ -150,11 +169,11 @@ impl<'a> Parts<'a> {
             }
         };
         match keyword {
-            b"XML:com.adobe.xmp" if self.xmp.is_none() => self.xmp = Some(text().unwrap_or_default()),
-            b"Raw profile type exif" | b"Raw profile type APP1" if self.raw_exif.is_none() => {
+            XMP if self.xmp.is_none() => self.xmp = Some(text().unwrap_or_default()),
+            keyword if RAW_EXIF.contains(&keyword) && self.raw_exif.is_none() => {
                 self.raw_exif = Some(text().and_then(|text| raw_profile(&text)).unwrap_or_default());
             }
-            b"exif" if chunk.kind == b"tEXt" => self.exif = Some(rest),
+            EXIF if chunk.kind == b"tEXt" => self.exif = self.exif.or(Some(rest)),
             _ => {}
         }
     }
@@ -197,7 +216,7 @@ impl<'a> Parts<'a> {
 
     /// A PNG of the header, the palette and the pixels, well ended.
     pub(super) fn picture(&self) -> Picture<'a> {
-        let mut head = self.bytes[..8].to_vec();
+        let mut head = SIGNATURE.to_vec();
         let header = Chunk { kind: b"IHDR", content: self.header, whole: &[], complete: true };
         for chunk in [Some(header), self.palette, self.transparency].into_iter().flatten() {
             head.extend_from_slice(&(chunk.content.len() as u32).to_be_bytes());
@@ -212,14 +231,11 @@ impl<'a> Parts<'a> {
 
 /// The profile of an iCCP chunk: name, method of compression, compressed profile.
 fn icc_profile(chunk: &Chunk) -> Stated {
-    let damaged = || Stated::Unusable("is damaged".into());
-    let Some(end) = chunk.content.iter().take(80).position(|byte| *byte == 0).filter(|_| chunk.checksum_is_right()) else {
-        return damaged();
-    };
-    match inflate(chunk.content.get(end + 2..).unwrap_or_default(), PROFILE_BYTES_MAX) {
-        Ok(profile) => Stated::icc(&profile),
+    let packed = keyword(chunk.content).and_then(|(_, rest)| rest.get(1..)).unwrap_or_default();
+    match inflate(packed, PROFILE_BYTES_MAX) {
+        Ok(profile) if chunk.checksum_is_right() => Stated::icc(&profile),
         Err(Unpacked::TooLarge) => Stated::too_large(),
-        Err(Unpacked::Damaged) => damaged(),
+        _ => Stated::Unusable("is damaged".into()),
     }
 }
 

@@ -4,11 +4,13 @@
 //! the pixels is wrong while the other vouches for them.
 
 mod chunks;
+pub(super) mod sieve;
 
 use anyhow::{Result, anyhow, ensure};
 use png::{BitDepth, ColorType, DecodeOptions, DecodingError, Transformations};
 
 use self::chunks::Parts;
+pub(super) use self::chunks::SIGNATURE;
 use super::canvas::Canvas;
 use super::orientation::Orientation;
 use super::samples::{Colour, Layout, Opacity};

@@ -41,7 +41,10 @@ pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientat
     limits.intermediate_buffer_size = limits.decoding_buffer_size;
     limits.ifd_value_size = bytes.len();
     let mut decoder = Decoder::new(file).map_err(|error| refusal(&error))?.with_limits(limits);
-    meaning.pixels(&mut decoder, size, &mut canvas).map_err(|error| refusal(&error))?;
+    match meaning.stored(bytes, &page, size) {
+        Some(rows) => canvas.rows(rows),
+        None => meaning.pixels(&mut decoder, size, &mut canvas).map_err(|error| refusal(&error))?,
+    }
     let pages = page.pages();
     if pages > 1 {
         canvas.notes.push(first_of(pages, "pages"));
@@ -165,6 +168,21 @@ impl Meaning {
         let planar = page.number(Tag::PlanarConfiguration) == Some(2) && samples > 1;
         let layout = Layout { colour, opacity };
         Ok(Meaning { kind, bits: depth, samples, planar, layout })
+    }
+
+    /// The samples, if they are stored one after another just as the canvas takes them.
+    fn stored<'a>(&self, bytes: &'a [u8], page: &Directory, (width, height): (usize, usize)) -> Option<&'a [u8]> {
+        let plain = matches!(self.kind, Kind::Colour) && self.samples == self.layout.channels() && !self.planar && self.bits == 8;
+        let offsets = page.numbers(Tag::StripOffsets).filter(|_| plain && page.number(Tag::Compression).unwrap_or(1) == 1)?;
+        let sizes = page.numbers(Tag::StripByteCounts)?;
+        let rows = page.number(Tag::RowsPerStrip).unwrap_or(u64::MAX).clamp(1, height as u64) as usize;
+        let strips = (0..height).step_by(rows).map(|top| (rows.min(height - top) * width * self.samples) as u64);
+        let whole = offsets.len() == strips.len() && sizes.len() == strips.len();
+        // A strip may have bytes behind its rows; then the next one does not follow on them.
+        let joined = offsets.windows(2).zip(strips.clone()).all(|(at, strip)| at[0].checked_add(strip) == Some(at[1]));
+        let held = sizes.iter().zip(strips).all(|(size, strip)| *size >= strip);
+        let first = usize::try_from(*offsets.first()?).ok().filter(|_| whole && joined && held)?;
+        bytes.get(first..first.checked_add(width * height * self.samples)?)
     }
 
     /// Reads all strips or tiles into the canvas.

@@ -19,6 +19,7 @@ pub(super) enum Tag {
     StripOffsets = 273,
     Orientation = 274,
     SamplesPerPixel = 277,
+    RowsPerStrip = 278,
     StripByteCounts = 279,
     PlanarConfiguration = 284,
     TileOffsets = 324,
