@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::{PlaceArgs, values};
 use crate::commands::demo::DemoJob;
+use crate::pipeline::STEPS;
 
 /// Flags of `demo`.
 #[derive(Debug, Args)]
@@ -18,7 +19,7 @@ pub struct DemoArgs {
     #[arg(short, long)]
     force: bool,
     /// Denoising steps
-    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(1, 1000), allow_negative_numbers = true)]
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::within(&STEPS), allow_negative_numbers = true)]
     steps: usize,
     /// Show no progress
     #[arg(short, long)]

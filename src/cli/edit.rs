@@ -12,7 +12,7 @@ use super::values::{self, FilterArg, FormatArg, PosteriorArg};
 use crate::error::usage;
 use crate::image::Stream;
 use crate::model::edit::Savings;
-use crate::pipeline::{EditJob, EditParameters, Rng};
+use crate::pipeline::{EditJob, EditParameters, Rng, SIZE_LEVELS, STEPS};
 use crate::sampling::random_seed;
 
 /// Flags that turn an exact saving off.
@@ -70,7 +70,7 @@ pub struct EditArgs {
     /// Side of the square whose area the picture is given [default: the model's]
     ///
     /// The model's is 512 unless its step1x.json says otherwise.
-    #[arg(long, value_parser = values::whole(64, 4096), allow_negative_numbers = true, value_name = "PIXELS", help_heading = "Picture")]
+    #[arg(long, value_parser = values::within(&SIZE_LEVELS), allow_negative_numbers = true, value_name = "PIXELS", help_heading = "Picture")]
     size_level: Option<usize>,
     /// Width without -i, a multiple of 16 [default: 1024]
     #[arg(long, conflicts_with = "image", value_parser = values::side, allow_negative_numbers = true, value_name = "PIXELS", help_heading = "Picture", hide_short_help = true)]
@@ -87,7 +87,7 @@ pub struct EditArgs {
     #[command(flatten)]
     picture: PictureArgs,
     /// Denoising steps
-    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(1, 1000), allow_negative_numbers = true, help_heading = "Sampling")]
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::within(&STEPS), allow_negative_numbers = true, help_heading = "Sampling")]
     steps: usize,
     /// Guidance scale: how far the result is led away from the negative prompt [default: the model's, usually 6]
     #[arg(

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{PlaceArgs, values};
 use crate::commands::judge::JudgeJob;
-use crate::pipeline::EditParameters;
+use crate::pipeline::{EditParameters, SIZE_LEVELS, STEPS};
 
 /// Flags of `judge`.
 #[derive(Debug, Args)]
@@ -25,7 +25,7 @@ pub struct JudgeArgs {
     #[arg(long, value_name = "CASES", value_parser = values::count, allow_negative_numbers = true)]
     limit: Option<usize>,
     /// Denoising steps
-    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(1, 1000), allow_negative_numbers = true)]
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::within(&STEPS), allow_negative_numbers = true)]
     steps: usize,
     /// Guidance scale [default: the model's, usually 6]
     #[arg(long, alias = "cfg-guidance", allow_hyphen_values = true, value_parser = values::cfg_scale)]
@@ -37,7 +37,7 @@ pub struct JudgeArgs {
     #[arg(short, long, default_value_t = 42, value_parser = values::fixed_seed, allow_hyphen_values = true)]
     seed: u64,
     /// Side of the square whose area the pictures are brought to, to be edited and compared [default: the model's]
-    #[arg(long, value_parser = values::whole(64, 4096), allow_negative_numbers = true, value_name = "PIXELS")]
+    #[arg(long, value_parser = values::within(&SIZE_LEVELS), allow_negative_numbers = true, value_name = "PIXELS")]
     size_level: Option<usize>,
     /// Print one JSON object, with every case's measures
     #[arg(long)]

@@ -13,6 +13,7 @@ use crate::commands::doctor::DoctorJob;
 use crate::commands::inspect::{InspectJob, Networks, PlanJob};
 use crate::commands::synth::SynthJob;
 use crate::error::usage;
+use crate::pipeline::{SIZE_LEVELS, STEPS};
 use crate::plan::Precision;
 
 /// Flags of `inspect`.
@@ -31,10 +32,10 @@ pub struct InspectArgs {
     #[arg(long, default_value = "1024x1024", value_parser = values::size, value_name = "WxH")]
     size: (usize, usize),
     /// Side of the square whose area that picture is brought to
-    #[arg(long, default_value_t = 1024, value_parser = values::whole(64, 4096), allow_negative_numbers = true, value_name = "PIXELS")]
+    #[arg(long, default_value_t = 1024, value_parser = values::within(&SIZE_LEVELS), allow_negative_numbers = true, value_name = "PIXELS")]
     size_level: usize,
     /// Denoising steps
-    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(1, 1000), allow_negative_numbers = true)]
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::within(&STEPS), allow_negative_numbers = true)]
     steps: usize,
     /// Prompt to plan for
     #[arg(short, long, value_name = "TEXT", default_value = "Change the sofa to vintage leather.")]

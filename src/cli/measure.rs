@@ -9,7 +9,7 @@ use super::place::MemoryArgs;
 use super::{setup, values};
 use crate::commands::measure::{BenchJob, CompareJob, ProfileJob};
 use crate::commands::verify::VerifyJob;
-use crate::pipeline::{DeviceChoice, PlaceChoice};
+use crate::pipeline::{DeviceChoice, PlaceChoice, STEPS};
 
 /// What is measured unless the user says otherwise.
 const PROMPT: &str = "Add a red scarf to the woman and write 'NOVA' on it";
@@ -103,7 +103,7 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "TEXT", default_value = PROMPT)]
     prompt: String,
     /// Denoising steps of the edit
-    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(3, 1000), allow_negative_numbers = true)]
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(3, *STEPS.end()), allow_negative_numbers = true)]
     steps: usize,
     /// Timed runs of each stage while its weights are on the device
     #[arg(long, default_value_t = 10, value_parser = values::whole(2, 1000), allow_negative_numbers = true)]
@@ -152,7 +152,7 @@ pub struct ProfileArgs {
     #[arg(long, value_delimiter = ',', value_name = "NAMES", default_value = "step")]
     stage: Vec<String>,
     /// Denoising steps of the edit
-    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(3, 1000), allow_negative_numbers = true)]
+    #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(3, *STEPS.end()), allow_negative_numbers = true)]
     steps: usize,
     /// Write a trace of the nodes that Perfetto and chrome://tracing open
     #[arg(long, value_name = "FILE")]

@@ -44,11 +44,14 @@ impl OpArgs {
     }
 }
 
+/// Largest extent; kernels count elements in 32 bits.
+const EXTENT_MOST: usize = u32::MAX as usize;
+
 /// Extents, the outermost first: 4096x3072.
 fn shape(text: &str) -> Result<Shape, String> {
     let extents: Result<Vec<usize>, _> = text.split('x').map(str::parse).collect();
     match extents {
-        Ok(extents) if extents.iter().all(|&n| (1..1 << 32).contains(&n)) => Ok(Shape(extents)),
+        Ok(extents) if extents.iter().all(|&n| (1..=EXTENT_MOST).contains(&n)) => Ok(Shape(extents)),
         _ => Err("extents are whole numbers from 1 on, joined by x, such as 4096x3072".into()),
     }
 }
@@ -61,6 +64,7 @@ mod tests {
     fn shapes_are_positive_extents() {
         assert_eq!(shape("4096x3072").unwrap().0, [4096, 3072]);
         assert_eq!(shape("9216").unwrap().0, [9216]);
+        assert!(shape("4294967295").is_ok() && shape("4294967296").is_err());
         assert!(["", "0x4", "4x", "4x-1", "4,4", "99999999999x1"].iter().all(|text| shape(text).is_err()));
     }
 }

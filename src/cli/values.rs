@@ -1,6 +1,7 @@
 //! Values of flags, from text.
 
 use std::num::NonZero;
+use std::ops::RangeInclusive;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
@@ -8,7 +9,7 @@ use clap::ValueEnum;
 use crate::image::{Filter, Format};
 use crate::model::{Preset, Version};
 use crate::ops::H100_GRID_THREADS;
-use crate::pipeline::{CFG_SCALES, DeviceChoice, Rng};
+use crate::pipeline::{CFG_SCALES, DeviceChoice, Rng, SIDES};
 use crate::plan::Precision;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -110,7 +111,7 @@ pub(super) fn device(text: &str) -> Result<DeviceChoice> {
     choice.context("give auto, cpu, cuda or cuda:N")
 }
 
-/// More threads than any GPU's grid has; an H100's has 270336.
+/// Most threads of a GPU's grid; an H100's has 270336.
 const GRID_THREADS_MOST: usize = 1 << 24;
 
 pub(super) fn rng(text: &str) -> Result<Rng> {
@@ -126,11 +127,14 @@ pub(super) fn rng(text: &str) -> Result<Rng> {
     }
 }
 
+/// Largest side of a picture that is only planned for, in pixels.
+const SIDE_MOST: usize = 65_536;
+
 /// Width and height.
 pub(super) fn size(text: &str) -> Result<(usize, usize)> {
     let sides = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
     let (w, h) = sides.context("give WIDTHxHEIGHT, such as 1024x768")?;
-    ensure!((1..=65536).contains(&w) && (1..=65536).contains(&h), "give sides of 1 to 65536 pixels");
+    ensure!((1..=SIDE_MOST).contains(&w) && (1..=SIDE_MOST).contains(&h), "give sides of 1 to {SIDE_MOST} pixels");
     Ok((w, h))
 }
 
@@ -139,9 +143,11 @@ pub(super) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
-/// Most CPU threads. More than cores help nobody, but a command may be copied from a larger machine.
+/// Most CPU threads where there are fewer cores: more than cores help nobody, but a command may come from a larger machine.
+const THREADS_MOST: usize = 64;
+
 pub(super) fn most_threads() -> usize {
-    cores().max(64)
+    cores().max(THREADS_MOST)
 }
 
 pub(super) fn threads(text: &str) -> Result<usize> {
@@ -156,10 +162,15 @@ pub(super) fn whole(least: usize, most: usize) -> impl Fn(&str) -> Result<usize>
     }
 }
 
+/// A number of a range.
+pub(super) fn within(range: &RangeInclusive<usize>) -> impl Fn(&str) -> Result<usize> + Clone {
+    whole(*range.start(), *range.end())
+}
+
 /// Width or height of what is made from text alone.
 pub(super) fn side(text: &str) -> Result<usize> {
-    let side = text.parse().ok().filter(|side| (16..=4096).contains(side) && side % 16 == 0);
-    side.context("give a multiple of 16 from 16 to 4096")
+    let side = text.parse().ok().filter(|side| SIDES.contains(side) && side % 16 == 0);
+    side.with_context(|| format!("give a multiple of 16 from {} to {}", SIDES.start(), SIDES.end()))
 }
 
 /// A seed; none: a random one.
@@ -214,12 +225,15 @@ const UNITS: [(&str, f64); 7] = [
     ("gib", (1u64 << 30) as f64),
 ];
 
+/// Most bytes of memory that a flag may name.
+const MEMORY_MOST: f64 = 1e15;
+
 pub(super) fn bytes(text: &str) -> Result<usize> {
     let (number, unit) = text.split_at(text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len()));
     let unit = if unit.is_empty() { "b".into() } else { unit.trim_start().to_ascii_lowercase() };
     let bytes = UNITS.iter().find(|(name, _)| *name == unit).and_then(|(_, size)| Some(number.parse::<f64>().ok()? * size));
     let bytes = bytes.context("give bytes, such as 22GB, 20.5GB, 20GiB or 22000000000")?;
-    ensure!((1.0..1e15).contains(&bytes), "give 1 byte to 1000 TB");
+    ensure!((1.0..=MEMORY_MOST).contains(&bytes), "give 1 byte to 1000 TB");
     Ok(bytes as usize)
 }
 
@@ -235,6 +249,27 @@ mod tests {
         for text in ["", "#fff", "whitish", "#+12345", "#1234567"] {
             assert!(colour(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn ranges_end_where_they_say() {
+        assert!(cfg_scale("-100").is_ok() && cfg_scale("-100.0001").is_err());
+        assert!(cfg_scale("100").is_ok() && cfg_scale("100.0001").is_err());
+        for (text, right) in [("16", true), ("4096", true), ("0", false), ("4112", false), ("24", false)] {
+            assert_eq!(side(text).is_ok(), right, "{text}");
+        }
+        for (text, right) in [("1x65536", true), ("65536x65536", true), ("1x65537", false), ("65537x1", false), ("0x1", false)] {
+            assert_eq!(size(text).is_ok(), right, "{text}");
+        }
+        let steps = within(&crate::pipeline::STEPS);
+        assert!(steps("1").is_ok() && steps("1000").is_ok() && steps("0").is_err() && steps("1001").is_err());
+        let levels = within(&crate::pipeline::SIZE_LEVELS);
+        assert!(levels("64").is_ok() && levels("4096").is_ok() && levels("63").is_err() && levels("4097").is_err());
+        assert!(rng("cuda:16777216").is_ok() && rng("cuda:16777472").is_err());
+        assert!(bytes("1000000GB").is_ok() && bytes("1000000.1GB").is_err());
+        let most = cores().max(64);
+        assert!(threads(&most.to_string()).is_ok() && threads(&(most + 1).to_string()).is_err());
+        assert!(device("cuda:65535").is_ok() && device("cuda:65536").is_err());
     }
 
     #[test]

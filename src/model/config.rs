@@ -164,7 +164,7 @@ const LATENT_CHANNELS: usize = 16;
 /// Most blocks of a stack; tensors are listed block by block, so no file may claim any number.
 const DEPTH_MAX: usize = 1000;
 
-/// No dimension of these networks comes near this; products of three stay within 64 bits.
+/// Largest dimension, which none of these networks comes near; products of three stay within 64 bits.
 const LARGEST: usize = 1 << 20;
 
 /// Extent `axis` of a tensor that a dimension is read from.
@@ -382,9 +382,43 @@ mod tests {
     fn no_depth_is_believed_beyond_reason() {
         let config = Config::tiny(Version::V1_1);
         let mut json = config.qwen_json(|_| None);
-        json["num_hidden_layers"] = 900_000.into();
+        for depth in [1001, 900_000] {
+            json["num_hidden_layers"] = depth.into();
+            let text = round_trip(&config, &json).unwrap_err().to_string();
+            assert!(text.contains(&format!("num_hidden_layers is {depth}; it may be at most 1000")), "{text}");
+        }
+        json["num_hidden_layers"] = 1000.into();
+        assert_eq!(round_trip(&config, &json).unwrap().text.layers, 1000);
+        // A block that lies beyond is not counted, however many names a file has.
+        let block = |name: &str| [999, 1000].map(|i| format!("single_blocks.{i}.linear1.weight")).contains(&name.into());
+        let shape_of = |component, name: &str| {
+            let manifest = config.manifest();
+            let found = manifest.iter().find(|(c, n, _)| {
+                *c == component && (n == name || (block(name) && n.contains("single_blocks.0.linear1.weight")))
+            });
+            found.map(|(_, _, shape)| shape.clone())
+        };
+        let found = Config::infer(&shape_of, &config.qwen_json(|_| None), config.dit.axes).unwrap();
+        assert_eq!(found.dit.depth_single, 1000);
+    }
+
+    #[test]
+    fn no_extent_is_believed_beyond_reason() {
+        let config = Config::tiny(Version::V1_1);
+        let mut json = config.qwen_json(|_| None);
+        json["vocab_size"] = (1 << 20).into();
+        assert_eq!(round_trip(&config, &json).unwrap().text.vocabulary, 1 << 20);
+        json["vocab_size"] = ((1 << 20) + 1).into();
         let text = round_trip(&config, &json).unwrap_err().to_string();
-        assert!(text.contains("num_hidden_layers is 900000"), "{text}");
+        assert!(text.contains("vocab_size is 1048577; it must be a number from 1 to 1048576"), "{text}");
+        let of_width = |extent: usize| {
+            let changed =
+                move |name: &str, shape| Some(if name == "vector_in.in_layer.weight" { Shape::from([1, extent]) } else { shape });
+            infer_with(&config, &config.qwen_json(|_| None), changed)
+        };
+        assert_eq!(of_width(1 << 20).unwrap().dit.vec_in, 1 << 20);
+        let text = of_width((1 << 20) + 1).unwrap_err().to_string();
+        assert!(text.contains("dimension 1 is not within 1 to 1048576"), "{text}");
     }
 
     #[test]

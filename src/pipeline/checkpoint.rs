@@ -14,7 +14,7 @@ use crate::tensor::Component;
 use crate::weights::{Expected, ModelError, ModelFolder, check};
 
 /// Sides that a working area's square may have, in pixels.
-const SIZE_LEVELS: RangeInclusive<usize> = 64..=4096;
+pub const SIZE_LEVELS: RangeInclusive<usize> = 64..=4096;
 
 /// Guidance scales that an edit may have. Models are made for 1 to 10.
 pub const CFG_SCALES: RangeInclusive<f32> = -100.0..=100.0;
@@ -145,6 +145,17 @@ mod tests {
         assert_eq!((prompt.cut, prompt.max_text, axes, size_level, cfg_scale), (100, 640, [32, 48, 48], 128, 3.0));
         let defaults = Settings { prompt: PromptSettings::default(), axes: AXES, size_level: 512, cfg_scale: 6.0 };
         assert_eq!(parse_settings(None).unwrap(), defaults);
+    }
+
+    #[test]
+    fn ranges_end_where_they_say() {
+        let is_right = |name: &str, value: Value| parse_settings(Some(json!({ name: value }))).is_ok();
+        for (value, right) in [(64, true), (4096, true), (63, false), (4097, false)] {
+            assert_eq!(is_right("size_level", json!(value)), right, "{value}");
+        }
+        for (value, right) in [(-100.0, true), (100.0, true), (-100.001, false), (100.001, false)] {
+            assert_eq!(is_right("cfg_scale", json!(value)), right, "{value}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What is asked of the model: one edit's parameters, and one edit from files to file.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -9,6 +10,12 @@ use super::{Model, PlaceChoice};
 use crate::image::{Filter, Format, Reading, Stream};
 use crate::model::edit::Savings;
 use crate::ops::H100_GRID_THREADS;
+
+/// Denoising steps that an edit may have.
+pub const STEPS: RangeInclusive<usize> = 1..=1000;
+
+/// Sides that a working picture may have, in pixels; they are multiples of 16.
+pub const SIDES: RangeInclusive<usize> = 16..=4096;
 
 /// Which generator draws the starting noise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

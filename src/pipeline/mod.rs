@@ -13,9 +13,9 @@ mod wording;
 
 use anyhow::Result;
 
-pub use self::checkpoint::{CFG_SCALES, Model, Settings, parse_settings};
+pub use self::checkpoint::{CFG_SCALES, Model, SIZE_LEVELS, Settings, parse_settings};
 pub use self::engine::{Edited, Engine, Loaded, Made, PROGRAM_BYTES, Purpose, Seconds};
-pub use self::job::{EditJob, EditParameters, Rng};
+pub use self::job::{EditJob, EditParameters, Rng, SIDES, STEPS};
 pub use self::material::Material;
 pub use self::memory::check_host_memory;
 pub use self::place::{DeviceChoice, LEAST_CAPABILITY, Place, PlaceChoice};

@@ -117,6 +117,12 @@ mod tests {
         let message = |settings: PromptSettings| settings.check(tokenizer).unwrap_err().to_string();
         assert!(message(PromptSettings { cut: 220, ..default.clone() }).contains("217"));
         assert!(message(PromptSettings { max_text: 0, ..default.clone() }).contains("max_text"));
-        assert!(message(PromptSettings { min_pixels: 300_000, ..default }).contains("min_pixels"));
+        assert!(message(PromptSettings { min_pixels: 300_000, ..default.clone() }).contains("min_pixels"));
+        let texts = |max_text| PromptSettings { max_text, ..default.clone() };
+        texts(16_384).check(tokenizer).unwrap();
+        assert!(message(texts(16_385)).contains("to 16384"));
+        let pixels = |max_pixels| PromptSettings { max_pixels, ..default.clone() };
+        pixels(12_845_056).check(tokenizer).unwrap();
+        assert!(message(pixels(12_845_057)).contains("max_pixels <= 12845056"));
     }
 }

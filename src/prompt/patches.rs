@@ -16,9 +16,12 @@ const TIME: usize = 2;
 /// Values of one patch row: channel, time, y, x.
 pub const PATCH_VALUES: usize = 3 * TIME * PATCH * PATCH;
 
-/// Bounds of the first of the two resizes, in pixels.
+/// Largest aspect of a picture that the encoder takes.
+const ASPECT_MAX: usize = 200;
+
+/// Smallest picture that the first of the two resizes leaves, in pixels.
 const FIRST_MIN_PIXELS: usize = 4 * FACTOR * FACTOR;
-/// Upper bound of the first resize, in pixels.
+/// Largest picture that it leaves, in pixels.
 pub(super) const FIRST_MAX_PIXELS: usize = 16384 * FACTOR * FACTOR;
 
 const MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
@@ -46,13 +49,13 @@ impl Patches {
 }
 
 /// Height and width, multiples of 28, with an area between the bounds (in pixels; the rounding may leave them
-/// slightly) and nearly the aspect of `height` x `width`. An aspect above 200 is an error.
+/// slightly) and nearly the aspect of `height` x `width`. An aspect above [`ASPECT_MAX`] is an error.
 fn smart_resize(height: usize, width: usize, min_pixels: usize, max_pixels: usize) -> Result<(usize, usize)> {
     let (short, long) = (height.min(width), height.max(width));
     ensure!(short > 0, "the picture is {width}x{height}; both sides must be at least 1 pixel");
     ensure!(
-        long <= short.saturating_mul(200),
-        "the picture is {width}x{height}, an aspect of {:.1}; the encoder takes at most 200; crop the picture",
+        long <= short.saturating_mul(ASPECT_MAX),
+        "the picture is {width}x{height}, an aspect of {:.1}; the encoder takes at most {ASPECT_MAX}; crop the picture",
         long as f64 / short as f64
     );
     let (h, w, factor) = (height as f64, width as f64, FACTOR as f64);

@@ -22,10 +22,10 @@ pub(super) type Bpe = TokenizerImpl<BPE, NFC, PreTokenizerWrapper, PostProcessor
 const PATTERN: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Bytes of the longest token of Qwen2.5, a run of spaces; no longer ones are taken.
+/// Most bytes of a token; the longest of Qwen2.5 is a run of so many spaces.
 pub(super) const LONGEST: usize = 128;
 
-/// Ids are below this, as rows of the text model's embedding are.
+/// Most ids; each is below this, as rows of the text model's embedding are.
 const IDS: u32 = 1 << 20;
 
 /// Most added tokens; Qwen2.5 has 22. The crate compares each with all.
@@ -316,13 +316,22 @@ mod tests {
             changed["added_tokens"][0][flag] = json!(true);
             assert!(fault(&changed).contains(flag));
         }
-        let mut many = sound.clone();
-        many["added_tokens"] = (0..=ADDED).map(|i| json!({"id": i + 3, "content": format!("<{i}>")})).collect();
-        assert!(fault(&many).contains("1025 added tokens"));
-        for (token, id, word) in [("c".repeat(129), 4, "129 bytes"), ("c".to_string(), u32::MAX, "id 4294967295")] {
+        let is_taken = |file: &Value| parse(file.to_string().as_bytes()).is_ok();
+        let added = |count: usize| {
+            let mut many = sound.clone();
+            many["added_tokens"] = (0..count).map(|i| json!({"id": i + 3, "content": format!("<{i}>")})).collect();
+            many
+        };
+        assert!(is_taken(&added(1024)) && fault(&added(1025)).contains("1025 added tokens"));
+        // In a vocabulary, ids need not be without gaps.
+        let with = |token: String, id: u32| {
             let mut changed = sound.clone();
+            changed["added_tokens"] = json!([]);
             changed["model"]["vocab"][token] = json!(id);
-            assert!(fault(&changed).contains(word), "{}", fault(&changed));
-        }
+            changed
+        };
+        assert!(is_taken(&with("c".repeat(128), 3)) && fault(&with("c".repeat(129), 3)).contains("129 bytes"));
+        assert!(is_taken(&with("c".into(), (1 << 20) - 1)) && fault(&with("c".into(), 1 << 20)).contains("id 1048576"));
+        assert!(fault(&with("c".into(), u32::MAX)).contains("id 4294967295"));
     }
 }

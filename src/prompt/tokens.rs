@@ -20,7 +20,7 @@ const NEEDED: [&str; 5] = ["<|im_start|>", "<|im_end|>", VISION_START, VISION_EN
 /// Most bytes of text that NFC makes one byte of: 7 bytes can become 2 (U+1FBE, U+0308, U+0301 become U+0390).
 const NFC_SHRINKS: usize = 4;
 
-/// Tokens that are looked at beyond those that can be kept. Where a text is cut its last tokens change; so far away from
+/// Most tokens that are looked at beyond those that can be kept. Where a text is cut its last tokens change; so far away from
 /// the kept ones that these do not.
 const BEYOND: usize = 1024;
 

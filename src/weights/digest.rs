@@ -181,6 +181,11 @@ mod tests {
             fs::write(dir.path().join(LIST), format!("{zeros}  f\nnonsense\n{line}\n")).unwrap();
             assert_eq!(verdict(&file, dir.path()), (Some(LIST), Some(sound)), "{line}");
         }
+        for (bytes, by) in [(1 << 20, Some(LIST)), ((1 << 20) + 1, None)] {
+            let line = format!("{SHA256_ABC}  below/f\n");
+            fs::write(dir.path().join(LIST), line.clone() + &"\n".repeat(bytes - line.len())).unwrap();
+            assert_eq!(verdict(&file, dir.path()).0, by, "a list of {bytes} bytes");
+        }
         fs::write(below.join(LIST), format!("{SHA256_ABC}  f\n")).unwrap();
         assert_eq!(verdict(&file, dir.path()), (Some(LIST), Some(true)), "the nearer list counts");
         for (digest, sound) in [(SHA256_ABC, true), (GIT_ABC, true), (&zeros, false)] {

@@ -141,33 +141,31 @@ fn check_kind(files: &[WeightFile], wanted: Component, path: &Path) -> Result<()
     }
 }
 
-/// Opens the shards in the order of their names; each must hold exactly what the index says.
+/// Opens the shards in the order of their names; each must hold exactly what the index says. The first that does not is the
+/// last that is opened, so that all their tensors take no more memory than those of an index can.
 fn open_shards(dir: &Path, index: &Index) -> Result<Vec<WeightFile>> {
-    let mut shards = BTreeMap::new();
-    for name in &index.shards {
-        shards.insert(name.as_str(), WeightFile::open(&dir.join(name))?);
+    let mut due: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (tensor, shard) in &index.weight_map {
+        due.entry(shard).or_default().push(tensor);
     }
-    let absent: Vec<String> = index
-        .weight_map
-        .iter()
-        .filter(|(tensor, shard)| shards[shard.as_str()].spec(tensor).is_none())
-        .map(|(tensor, shard)| format!("{}, which should be in {shard}", shown(tensor)))
-        .collect();
-    let unlisted: Vec<String> = shards
-        .iter()
-        .flat_map(|(shard, file)| file.tensors().map(move |(tensor, _)| (*shard, tensor)))
-        .filter(|(shard, tensor)| index.weight_map.get(*tensor).is_none_or(|s| s != shard))
-        .map(|(shard, tensor)| format!("{} in {shard}", shown(tensor)))
-        .collect();
-    if absent.is_empty() && unlisted.is_empty() {
-        return Ok(shards.into_values().collect());
+    let mut shards = Vec::new();
+    for (shard, tensors) in due {
+        let file = WeightFile::open(&dir.join(shard))?;
+        let absent = tensors.iter().filter(|tensor| file.spec(tensor).is_none());
+        let absent: Vec<String> = absent.map(|tensor| format!("{}, which should be in {shard}", shown(tensor))).collect();
+        let unlisted = file.tensors().filter(|(tensor, _)| index.weight_map.get(*tensor).is_none_or(|s| s != shard));
+        let unlisted: Vec<String> = unlisted.map(|(tensor, _)| format!("{} in {shard}", shown(tensor))).collect();
+        if !(absent.is_empty() && unlisted.is_empty()) {
+            return Err(ModelError::new(format!(
+                "{}: a shard beside it is not the one it describes; fetch all files of one release{}{}",
+                dir.join(QWEN_INDEX).display(),
+                listed("listed but not there", &absent),
+                listed("there but not listed", &unlisted)
+            )));
+        }
+        shards.push(file);
     }
-    Err(ModelError::new(format!(
-        "{}: the shards beside it are not the ones it describes; fetch all files of one release{}{}",
-        dir.join(QWEN_INDEX).display(),
-        listed("listed but not there", &absent),
-        listed("there but not listed", &unlisted)
-    )))
+    Ok(shards)
 }
 
 /// Each tensor of the files as it is, under its canonical name; two must not share one.
@@ -291,6 +289,10 @@ mod tests {
         index(dir.path(), r#"{"visual.w":"s2.safetensors","visual.v":"s1.safetensors"}"#);
         let text = fault(dir.path());
         assert!(text.contains("there but not listed (1):\n  model.norm.weight in s1"), "{text}");
+        assert!(text.contains("listed but not there (1):\n  visual.v, which"), "{text}");
+        let damaged = dir.path().join("Qwen2.5-VL-7B-Instruct/s2.safetensors");
+        fs::write(&damaged, "nothing").unwrap();
+        assert_eq!(fault(dir.path()), text, "no shard is opened behind one that is wrong");
     }
 
     #[test]

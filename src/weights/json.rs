@@ -85,3 +85,21 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path, most: u64) -> Result<T
         ModelError::new(format!("this is not the JSON expected here: {}; download the file again", remark(e))).at(path)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_just_so_many_bytes_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        for (most, bytes) in [(CONFIG_BYTES, 262_144), (INDEX_BYTES, 4_194_304), (TOKENIZER_BYTES, 16_777_216)] {
+            std::fs::write(&path, "[]".to_string() + &" ".repeat(bytes - 2)).unwrap();
+            assert!(read_json::<Vec<u8>>(&path, most).unwrap().is_empty());
+            std::fs::write(&path, "[]".to_string() + &" ".repeat(bytes - 1)).unwrap();
+            let text = read_json::<Vec<u8>>(&path, most).unwrap_err().to_string();
+            assert!(text.contains(&format!("more than {bytes} bytes")), "{text}");
+        }
+    }
+}

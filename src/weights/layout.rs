@@ -423,8 +423,25 @@ mod tests {
         touch(&model, &["refs/main"]);
         fs::write(model.join("refs/main"), "abc\n").unwrap();
         assert_eq!(Layout::find(&model).unwrap().dir, model.join("snapshots/abc"));
-        fs::write(model.join("refs/main"), "../..").unwrap();
-        assert!(fault(&model).contains("refs/main"));
+        fs::write(model.join("refs/main"), format!("{:1000}", "abc")).unwrap();
+        assert!(Layout::find(&model).is_ok());
+        for wrong in ["../..".to_string(), format!("{:1001}", "abc")] {
+            fs::write(model.join("refs/main"), wrong).unwrap();
+            assert!(fault(&model).contains("refs/main"));
+        }
+    }
+
+    #[test]
+    fn files_in_a_models_place_are_looked_at_up_to_a_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        for count in [49, 50, 51] {
+            fs::write(dir.path().join(format!("{count}.gguf")), "GGUF").unwrap();
+            if count == 49 {
+                (1..49).for_each(|i| fs::write(dir.path().join(format!("{i}.gguf")), "GGUF").unwrap());
+            }
+            let text = fault(dir.path());
+            assert!(text.contains(&format!("there instead ({})", count.min(50))), "{count}: {text}");
+        }
     }
 
     #[test]

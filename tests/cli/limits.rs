@@ -31,7 +31,8 @@ fn a_picture_without_memory_is_refused_by_its_size() {
     let place = Place::new();
     image::GrayImage::new(9000, 9000).save(place.path("large.png")).unwrap();
     let args = place.edit_args(&["-i", "large.png", "--steps", "1", "--device", "cpu"]);
-    after(&place, "ulimit -v 250000", &args).refused(4, &["picture of 9000x9000 pixels needs", "MB of memory", "scale it down"]);
+    after(&place, "ulimit -v 250000", &args)
+        .refused(4, &["picture of 9000x9000 pixels needs", "MB of memory", "scale the picture down"]);
     assert_eq!(place.names(), ["large.png"]);
 }
 

@@ -68,6 +68,10 @@ fn sizes_of_headers_are_checked_before_memory_is_taken() {
     let start = Instant::now();
     place.edit_refused(&["-i", "huge.png"], 1, &["huge.png", "100000x100000", "300 megapixels", "scale it down", "17320x17320"]);
     assert!(start.elapsed() < Duration::from_secs(5));
+    place.write("most.png", claiming(20_000, 15_000));
+    place.edit_refused(&["-i", "most.png"], 1, &["most.png", "PNG is damaged"]);
+    place.write("more.png", claiming(20_000, 15_001));
+    place.edit_refused(&["-i", "more.png"], 1, &["more.png", "20000x15001", "300 megapixels"]);
 }
 
 fn grey(place: &Place, name: &str, width: u32, height: u32) {

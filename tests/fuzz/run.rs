@@ -2,7 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,10 @@ use super::mutate::Rng;
 
 /// Cases of each target where `STEP1X_FUZZ_CASES` says nothing else.
 const CASES: u64 = 2_000;
-/// A case that takes longer counts as a hang.
+/// A case that takes more of the processors' time counts as a hang. A busy machine does not make one.
 const LONGEST: Duration = Duration::from_secs(5);
+/// So does one that takes longer by the clock, which may wait for what never comes.
+const LONGEST_BY_CLOCK: Duration = Duration::from_secs(120);
 /// Most bytes that a case may hold at once.
 const MOST: usize = 1 << 30;
 
@@ -62,14 +64,21 @@ static ALLOCATOR: Counting = Counting;
 /// Targets take turns, so that memory and time are those of one.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// The case that runs, and when it began, in milliseconds of the clock below; 0: none.
-static CASE: AtomicU64 = AtomicU64::new(0);
-static BEGAN: AtomicU64 = AtomicU64::new(0);
+/// The case that runs, when it began by the clock, and what the process had used by then.
+static CASE: Mutex<Option<(u64, Instant, Duration)>> = Mutex::new(None);
 
-fn milliseconds() -> u64 {
+/// What the process has used of the processors' time.
+#[cfg(unix)]
+fn used() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The clock, where nothing better is known.
+#[cfg(not(unix))]
+fn used() -> Duration {
     static START: Mutex<Option<Instant>> = Mutex::new(None);
-    let start = *START.lock().unwrap().get_or_insert_with(Instant::now);
-    start.elapsed().as_millis() as u64 + 1
+    START.lock().unwrap().get_or_insert_with(Instant::now).elapsed()
 }
 
 /// Ends the process when a case does not end: nothing else could.
@@ -79,9 +88,9 @@ fn watch() {
         std::thread::spawn(|| {
             loop {
                 std::thread::sleep(Duration::from_millis(200));
-                let began = BEGAN.load(Relaxed);
-                if began > 0 && milliseconds().saturating_sub(began) > LONGEST.as_millis() as u64 {
-                    eprintln!("case {} takes longer than {LONGEST:?}", CASE.load(Relaxed));
+                let Some((case, began, before)) = *CASE.lock().unwrap() else { continue };
+                if used() - before > LONGEST || began.elapsed() > LONGEST_BY_CLOCK {
+                    eprintln!("case {case} takes longer than {LONGEST:?}");
                     std::process::abort();
                 }
             }
@@ -115,12 +124,11 @@ fn cases(target: &str, count: u64, make: impl Fn(&mut Rng) -> Vec<u8>, accepts: 
         let input = make(&mut Rng::new(case));
         let held = HELD.load(Relaxed);
         PEAK.store(held, Relaxed);
-        CASE.store(case, Relaxed);
-        BEGAN.store(milliseconds(), Relaxed);
-        let begun = Instant::now();
+        let before = used();
+        *CASE.lock().unwrap() = Some((case, Instant::now(), before));
         let ended = catch_unwind(AssertUnwindSafe(|| accepts(&input)));
-        let (took, peak) = (begun.elapsed(), PEAK.load(Relaxed).saturating_sub(held));
-        BEGAN.store(0, Relaxed);
+        let (took, peak) = (used() - before, PEAK.load(Relaxed).saturating_sub(held));
+        *CASE.lock().unwrap() = None;
         if ended.is_err() || peak > MOST {
             let kept = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fuzz-{target}-{case}"));
             std::fs::write(&kept, &input).unwrap();

@@ -179,4 +179,16 @@ mod tests {
         }
         assert!(right > 100 && wrong > 100, "{right} right, {wrong} wrong");
     }
+
+    #[test]
+    fn lists_have_at_most_so_many_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let with = |bytes: usize| {
+            let list = r#"[{"id": "1", "kind": "k", "language": "en", "held_out": true, "instruction": "make it red"}]"#;
+            std::fs::write(folder.path().join("cases.json"), list.to_string() + &" ".repeat(bytes - list.len())).unwrap();
+            read(folder.path())
+        };
+        assert_eq!(with(16_000_000).unwrap().len(), 1);
+        assert!(format!("{:#}", with(16_000_001).unwrap_err()).contains("more than 16 MB"));
+    }
 }

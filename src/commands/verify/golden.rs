@@ -2,7 +2,6 @@
 //! much is computed.
 
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -10,17 +9,11 @@ use half::bf16;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::image::Rgb;
-use crate::pipeline::{CFG_SCALES, EditParameters, Rng};
+use crate::pipeline::{CFG_SCALES, EditParameters, Rng, SIDES, STEPS};
 use crate::weights::{ModelError, shown};
 
 /// Most bytes of a recorded file, which is read whole; those of an edit at 1024x1024 have 40 million.
 const MOST_BYTES: u64 = 1 << 30;
-
-/// Denoising steps that an edit may have.
-const STEPS: RangeInclusive<usize> = 1..=1000;
-
-/// Sides that a recorded picture may have, in multiples of 16.
-const SIDES: RangeInclusive<usize> = 16..=4096;
 
 /// The recorded files.
 pub(super) struct Golden {
@@ -175,7 +168,10 @@ mod tests {
         let sound = with("seed", Some("18446744073709551615")).unwrap();
         assert_eq!((sound.steps, sound.cfg_scale, sound.seed, sound.prompt.as_str()), (28, Some(6.0), u64::MAX, "x"));
         assert_eq!(with("steps", Some("1000")).unwrap().steps, 1000);
+        assert_eq!(with("cfg", Some("-100")).unwrap().cfg_scale, Some(-100.0));
         for (key, value, words) in [
+            ("steps", Some("1001"), "from 1 to 1000"),
+            ("cfg", Some("-100.1"), "from -100 to 100"),
             ("steps", Some("299999999999"), "from 1 to 1000"),
             ("steps", Some("18446744073709551615"), "from 1 to 1000"),
             ("steps", Some("0"), "from 1 to 1000"),
@@ -190,5 +186,29 @@ mod tests {
             let text = with(key, value).unwrap_err().to_string();
             assert!(text.contains(words), "{key}: {text}");
         }
+    }
+
+    #[test]
+    fn recorded_files_and_pictures_have_their_sizes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        let picture = |shape: [usize; 3]| {
+            let data = vec![0; shape.iter().product()];
+            let view = safetensors::tensor::TensorView::new(Dtype::U8, shape.to_vec(), &data).unwrap();
+            std::fs::write(&path, safetensors::serialize([("rgb", view)], None).unwrap()).unwrap();
+            Tensors::open(path.clone()).unwrap().picture("rgb").map_err(|error| error.to_string())
+        };
+        for (height, width) in [(16, 4096), (4096, 16)] {
+            assert_eq!(picture([height, width, 3]).unwrap().width, width);
+        }
+        for (height, width) in [(16, 4112), (4112, 16), (0, 16), (16, 24)] {
+            assert!(picture([height, width, 3]).unwrap_err().contains("sides of 16 to 4096 in multiples of 16"));
+        }
+        let with_length = |length: u64| {
+            std::fs::File::create(&path).unwrap().set_len(length).unwrap();
+            Tensors::open(path.clone()).err().unwrap().to_string()
+        };
+        assert!(with_length(1 << 30).contains("this is not a safetensors file"));
+        assert!(with_length((1 << 30) + 1).contains("a file of at most 1073741824 bytes"));
     }
 }

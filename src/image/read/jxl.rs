@@ -12,20 +12,22 @@ use super::{Decoded, Reading, check_size, damaged, ends_early, first_of};
 /// Largest picture, in pixels: the decoder holds several stages of it.
 const PIXELS_MAX: u64 = 100_000_000;
 
-/// Bytes that the decoder may take for what stands before the pixels.
-const HEADER_BYTES: usize = 64 << 20;
-
-/// Bytes that the decoder takes for a pixel, its channels having 4 bytes each: 10 without loss, 27 with it.
+/// Bytes that the decoder takes for a pixel, its channels having 4 bytes each: at most 16 without loss, 32 with it.
 const BYTES_PER_PIXEL: usize = 32;
 
+/// Most bytes that it may take: so many times what it should, and some for small pictures.
+const TIMES_MAX: usize = 2;
+const OTHER_BYTES_MAX: usize = 64 << 20;
+
 pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientation)> {
-    let memory = AllocTracker::with_limit(HEADER_BYTES);
+    // The decoder keeps the file's data; until the size is known, it gets nothing else.
+    let memory = AllocTracker::with_limit(bytes.len());
     let image = parsed(bytes, &memory)?.ok_or_else(|| ends_early("JPEG XL"))?;
     let pixels_max = reading.pixels_max.min(PIXELS_MAX);
     let size = check_size(image.width().into(), image.height().into(), &Reading { pixels_max, ..*reading })?;
     let needed = BYTES_PER_PIXEL * size.0 * size.1;
     reading.afford(size, needed)?;
-    memory.expand_limit(2 * needed);
+    memory.expand_limit(TIMES_MAX * needed + OTHER_BYTES_MAX);
     ensure!(image.num_loaded_keyframes() > 0 && image.is_loading_done(), ends_early("JPEG XL"));
     let (colour, opacity) = match image.pixel_format() {
         PixelFormat::Gray => (Colour::Grey, Opacity::Opaque),
@@ -59,7 +61,7 @@ pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientat
 
 /// The image, of which nothing is decoded yet; none if its header is cut off. All bytes are given at once, because the decoder
 /// would begin its header anew with each part.
-fn parsed(bytes: &[u8], memory: &AllocTracker) -> Result<Option<JxlImage>> {
+pub(super) fn parsed(bytes: &[u8], memory: &AllocTracker) -> Result<Option<JxlImage>> {
     let header = |_| damaged("JPEG XL", "header");
     let mut image = JxlImage::builder().alloc_tracker(memory.clone()).build_uninit();
     image.feed_bytes(bytes).map_err(header)?;

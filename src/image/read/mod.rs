@@ -26,6 +26,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use self::format::Format;
 use super::{Rgb, Stream, stream};
+use crate::error::ResourceError;
 use crate::reserve::try_reserve;
 
 /// What becomes of a picture's transparency.
@@ -39,9 +40,16 @@ pub enum Alpha {
     Drop,
 }
 
-/// Bytes that a pixel of a file may have, four uncompressed 16-bit channels, and those that may be beside its pixels.
-const PIXEL_BYTES: u64 = 8;
-const FILE_BYTES: u64 = 1 << 28;
+/// Largest picture in pixels, where a caller says nothing else.
+const PIXELS_MAX: u64 = 100_000_000;
+
+/// Most bytes of a file for each pixel that may be read, four uncompressed 16-bit channels, and beside its pixels.
+const PIXEL_BYTES_MAX: u64 = 8;
+const OTHER_BYTES_MAX: u64 = 256 << 20;
+
+/// Largest canvas that a frame need not fill, in pixels; a larger one may be so many times as large as its first frame.
+const CANVAS_PIXELS_MAX: usize = 10_000_000;
+const CANVAS_TIMES_MAX: usize = 64;
 
 /// How a picture is to be read.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +69,11 @@ pub struct Reading {
 impl Reading {
     /// Refuses a picture of this size whose reading needs so many bytes at once, if they are not there.
     fn afford(&self, (width, height): (usize, usize), bytes: usize) -> Result<()> {
-        (self.check_memory)(&format!("reading this picture of {width}x{height} pixels"), bytes)
+        let checked = (self.check_memory)(&format!("reading this picture of {width}x{height} pixels"), bytes);
+        checked.map_err(|error| match error.downcast() {
+            Ok(ResourceError(text)) => ResourceError(format!("{text}, or scale the picture down first")).into(),
+            Err(other) => other,
+        })
     }
 }
 
@@ -69,7 +81,7 @@ impl Default for Reading {
     /// At most 100 megapixels, on white, in sRGB; memory is taken unasked.
     fn default() -> Reading {
         Reading {
-            pixels_max: 100_000_000,
+            pixels_max: PIXELS_MAX,
             alpha: Alpha::Composite,
             background: [255; 3],
             ignore_profile: false,
@@ -128,7 +140,7 @@ fn read_file(path: &Path, reading: &Reading) -> Result<Vec<u8>> {
 
 /// All bytes that are used, of which `announced` may come.
 fn read_all(input: impl Read, reading: &Reading, announced: u64) -> Result<Vec<u8>> {
-    let bytes_max = reading.pixels_max.saturating_mul(PIXEL_BYTES).saturating_add(FILE_BYTES);
+    let bytes_max = reading.pixels_max.saturating_mul(PIXEL_BYTES_MAX).saturating_add(OTHER_BYTES_MAX);
     let too_long = || {
         let (most, pixels) = (bytes_max / 1_000_000, reading.pixels_max / 1_000_000);
         anyhow!("it has more than {most} MB, so it is hardly a picture of at most {pixels} megapixels")
@@ -157,7 +169,7 @@ fn read_all(input: impl Read, reading: &Reading, announced: u64) -> Result<Vec<u
 /// # Errors
 ///
 /// If the bytes are no such picture, lack pixels or cannot be decoded without guessing, or the picture is larger than allowed
-/// or has floating-point samples; a [`crate::error::ResourceError`] if there is no memory for it. No bytes make it panic.
+/// or has floating-point samples; a [`ResourceError`] if there is no memory for it. No bytes make it panic.
 pub fn decode_bytes(bytes: &[u8], reading: &Reading) -> Result<Decoded> {
     let read = match format::of(bytes)? {
         Format::Jpeg => jpeg::read,
@@ -195,7 +207,7 @@ fn check_size(width: u64, height: u64, reading: &Reading) -> Result<(usize, usiz
 /// Refuses a canvas of which the only picture that is read fills next to nothing: a few bytes can claim any.
 fn check_canvas(canvas: (usize, usize), frame: (usize, usize)) -> Result<()> {
     ensure!(
-        canvas.0 * canvas.1 <= (64 * frame.0 * frame.1).max(10_000_000),
+        canvas.0 * canvas.1 <= (CANVAS_TIMES_MAX * frame.0 * frame.1).max(CANVAS_PIXELS_MAX),
         "the picture claims {}x{} pixels, but its first frame fills only {}x{} of them, so it is probably damaged; \
          copy or download it again",
         canvas.0,

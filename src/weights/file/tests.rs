@@ -49,6 +49,10 @@ fn faults_of_the_length_are_told() {
     assert!(beyond.contains("header of 100 bytes, but 2 follow"), "{beyond}");
     let huge = fault(&[&(1u64 << 60).to_le_bytes()[..], b"{}"].concat());
     assert!(huge.contains("at most 16000000"), "{huge}");
+    let header = |bytes: usize| file(&format!("{{{}}}", " ".repeat(bytes - 2)), b"");
+    assert!(parse_header(&header(16_000_000), 16_000_008).unwrap().is_empty());
+    let larger = fault(&header(16_000_001));
+    assert!(larger.contains("header of 16000001 bytes, where at most 16000000"), "{larger}");
     assert!(fault(b"version https://lfs\noid sha256:0\n").contains("git lfs pull"));
 }
 
@@ -82,6 +86,13 @@ fn faults_of_an_entry_are_told() {
         let overflow = fault_of(&one("F32", shape, 0, 0), 0);
         assert!(overflow.contains("more elements than can be addressed"), "{overflow}");
     }
+    let extents = |count: usize| one("U8", &format!("[{}]", vec!["1"; count].join(",")), 0, 1);
+    assert_eq!(
+        parse_header(&file(&extents(16), b"x"), file(&extents(16), b"x").len() as u64).unwrap()["w"].spec.shape.0.len(),
+        16
+    );
+    let many = fault_of(&extents(17), 1);
+    assert!(many.contains("at most 16 whole numbers"), "{many}");
     let offset = fault_of(&one("U8", "[1]", u64::MAX - 1, u64::MAX), 0);
     assert!(offset.contains("exceeds any file"), "{offset}");
 }

@@ -4,7 +4,7 @@
 
 use super::huffman::{Bits, Missing, Table};
 
-/// Largest size of any coefficient before quantisation: √(64 · 128²).
+/// The size that no coefficient exceeds before quantisation: √(64 · 128²).
 const MOST: i64 = 1024;
 
 /// Samples lie within 128 of the middle. Some writers exceed it by up to 31, so that edges of white ring less.

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::*;
-use crate::error::ResourceError;
 
 /// (x, y) and colour of one pixel.
 type Pixel = ((usize, usize), [u8; 3]);

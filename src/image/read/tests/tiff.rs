@@ -2,11 +2,55 @@
 
 use super::*;
 
-/// A TIFF of 3x5 pixels in strips of two rows, with so many bytes behind the rows of each; the sizes of strips count so many
-/// of them.
+/// A number of a tag: of one value, or where the values are.
+type Tag = (u16, u32);
+
+/// Adds a directory of these LONG numbers; one of several values gives their count and place. Says where it is.
+fn directory(file: &mut Vec<u8>, tags: &[(Tag, u32)], next: u32) -> u32 {
+    let at = file.len() as u32;
+    file.extend((tags.len() as u16).to_le_bytes());
+    for ((tag, count), value) in tags {
+        file.extend([tag.to_le_bytes(), 4u16.to_le_bytes()].concat());
+        file.extend([count.to_le_bytes(), value.to_le_bytes()].concat());
+    }
+    file.extend(next.to_le_bytes());
+    at
+}
+
+/// Adds values; says where they are.
+fn values(file: &mut Vec<u8>, values: &[u32]) -> u32 {
+    let at = file.len() as u32;
+    file.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    at
+}
+
+/// A TIFF that begins with these bytes, whose first directory is added last.
+fn tiff(mut file: Vec<u8>, tags: &[(Tag, u32)], next: u32) -> Vec<u8> {
+    let first = directory(&mut file, tags, next);
+    file[4..8].copy_from_slice(&first.to_le_bytes());
+    file
+}
+
+const HEAD: &[u8] = b"II*\0\0\0\0\0";
+
+/// What describes a picture without compression: size, bits, samples.
+fn described(width: u32, height: u32, samples: u32, photometric: u32) -> Vec<(Tag, u32)> {
+    let tags = [(256, width), (257, height), (258, 8), (259, 1), (262, photometric), (277, samples)];
+    tags.map(|(tag, value)| ((tag, 1), value)).to_vec()
+}
+
+/// A grey picture of one pixel, with further tags.
+fn dot(mut file: Vec<u8>, tags: &[(Tag, u32)], next: u32) -> Vec<u8> {
+    let at = file.len() as u32;
+    file.push(7);
+    let strip = [((273, 1), at), ((278, 1), 1), ((279, 1), 1)];
+    tiff(file, &[&described(1, 1, 1, 1)[..], &strip, tags].concat(), next)
+}
+
+/// 3x5 pixels in strips of two rows, with so many bytes behind the rows of each; the sizes of strips count so many of them.
 fn in_strips(behind: usize, counted: usize) -> Vec<u8> {
     let pixels: Vec<u8> = (0..45).collect();
-    let mut file = b"II*\0\0\0\0\0".to_vec();
+    let mut file = HEAD.to_vec();
     let (mut offsets, mut sizes) = (vec![], vec![]);
     for rows in pixels.chunks(18) {
         offsets.push(file.len() as u32);
@@ -14,33 +58,9 @@ fn in_strips(behind: usize, counted: usize) -> Vec<u8> {
         file.extend(rows);
         file.extend(vec![0xee; behind]);
     }
-    let mut place = |values: &[u32]| {
-        let at = file.len() as u32;
-        file.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-        at
-    };
-    let (offsets, sizes) = (place(&offsets), place(&sizes));
-    let directory = file.len() as u32;
-    file[4..8].copy_from_slice(&directory.to_le_bytes());
-    // Width, height, bits, compression, RGB, offsets, samples, rows of a strip, sizes: tag, 3 (SHORT) or 4 (LONG), count, value.
-    let tags = [
-        (256u16, 3u16, 1u32, 3),
-        (257, 3, 1, 5),
-        (258, 3, 1, 8),
-        (259, 3, 1, 1),
-        (262, 3, 1, 2),
-        (273, 4, 3, offsets),
-        (277, 3, 1, 3),
-        (278, 3, 1, 2),
-        (279, 4, 3, sizes),
-    ];
-    file.extend((tags.len() as u16).to_le_bytes());
-    for (tag, kind, count, value) in tags {
-        file.extend([tag.to_le_bytes(), kind.to_le_bytes()].concat());
-        file.extend([count.to_le_bytes(), value.to_le_bytes()].concat());
-    }
-    file.extend([0; 4]);
-    file
+    let (offsets, sizes) = (values(&mut file, &offsets), values(&mut file, &sizes));
+    let strips = [((273, 3), offsets), ((278, 1), 2), ((279, 3), sizes)];
+    tiff(file, &[&described(3, 5, 3, 2)[..], &strips].concat(), 0)
 }
 
 #[test]
@@ -49,5 +69,78 @@ fn rows_of_strips_join_whatever_lies_behind_them() {
     for (behind, counted) in [(0, 0), (2, 0), (2, 2), (5, 3)] {
         let decoded = decode_bytes(&in_strips(behind, counted), &Reading::default()).unwrap();
         assert_eq!(decoded.picture.data, expected, "{behind} bytes behind, {counted} counted");
+    }
+}
+
+#[test]
+fn pages_are_counted_up_to_a_limit() {
+    let pages = |count: u32| {
+        let mut file = HEAD.to_vec();
+        // Directories without entries, each naming the one before it.
+        let next = (1..count).fold(0, |next, _| directory(&mut file, &[], next));
+        decode_bytes(&dot(file, &[], next), &Reading::default()).unwrap().notes.concat()
+    };
+    assert_eq!(pages(1), "");
+    for (count, counted) in [(99_999, 99_999), (100_000, 100_000), (100_001, 100_000), (300_000, 100_000)] {
+        assert!(pages(count).contains(&format!("first of the {counted} pages")), "{count}");
+    }
+}
+
+#[test]
+fn directories_below_are_looked_at_up_to_a_limit() {
+    let with = |plain: usize| {
+        let mut file = HEAD.to_vec();
+        let empty = directory(&mut file, &[], 0);
+        let raw = directory(&mut file, &[((262, 1), 32_803)], 0);
+        let below = values(&mut file, &[vec![empty; plain], vec![raw; 2]].concat());
+        decode_bytes(&dot(file, &[((330, plain as u32 + 2), below)], 0), &Reading::default())
+    };
+    assert!(format!("{:#}", with(63).unwrap_err()).contains("raw"));
+    assert_eq!(with(64).unwrap().picture.data, [7; 3]);
+}
+
+/// A BigTIFF may announce any number of entries.
+#[test]
+fn entries_of_a_directory_have_a_limit() {
+    let fault = |count: u64| {
+        let mut file = [&b"II+\0\x08\0\0\0"[..], &16u64.to_le_bytes(), &count.to_le_bytes()].concat();
+        for ((tag, values), value) in described(1, 1, 1, 1) {
+            file.extend([tag.to_le_bytes(), 4u16.to_le_bytes()].concat());
+            file.extend([u64::from(values).to_le_bytes(), u64::from(value).to_le_bytes()].concat());
+        }
+        refusal(&file)
+    };
+    assert!(fault(65_535).contains("ends early"), "{}", fault(65_535));
+    assert!(fault(65_536).contains("its header"), "{}", fault(65_536));
+}
+
+#[test]
+fn samples_of_a_pixel_have_a_limit() {
+    let of = |samples: u32| {
+        let mut file = HEAD.to_vec();
+        file.extend(vec![9; samples as usize]);
+        let strip = [((273, 1), 8), ((278, 1), 1), ((279, 1), samples)];
+        decode_bytes(&tiff(file, &[&described(1, 1, samples, 2)[..], &strip].concat(), 0), &Reading::default())
+    };
+    let fault = |samples| of(samples).map_or_else(|error| format!("{error:#}"), |_| String::new());
+    assert!(!fault(64).contains("its header"), "{}", fault(64));
+    assert!(fault(65).contains("its header"), "{}", fault(65));
+}
+
+#[test]
+fn strips_have_at_most_so_many_bytes() {
+    let of = |(width, height): (u32, u32), samples: u32| {
+        let size = width * height * samples;
+        let strip = [((273, 1), 8), ((278, 1), height), ((279, 1), size)];
+        let file = [HEAD, &vec![9; size as usize]].concat();
+        decode_bytes(&tiff(file, &[&described(width, height, samples, 2)[..], &strip].concat(), 0), &Reading::default())
+    };
+    // Of a small picture 1 MiB, of a larger one 16 bytes for each pixel.
+    for (size, most) in [((128, 128), 64), ((256, 257), 16)] {
+        assert_eq!(of(size, most).unwrap().picture.width, size.0 as usize);
+    }
+    for (size, more) in [((128, 129), 64), ((256, 257), 17)] {
+        let message = format!("{:#}", of(size, more).unwrap_err());
+        assert!(message.contains("more memory than"), "{size:?}: {message}");
     }
 }

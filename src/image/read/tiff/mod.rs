@@ -19,6 +19,13 @@ use super::orientation::Orientation;
 use super::samples::{Colour, Layout, Opacity, Sample};
 use super::{Decoded, Reading, check_size, damaged, ends_early, first_of, format};
 
+/// Most samples of a pixel.
+const SAMPLES_MAX: usize = 64;
+
+/// Most bytes of a strip or a tile for each pixel of the picture, and of those of a small picture.
+const STRIP_PIXEL_BYTES_MAX: usize = 16;
+const SMALL_STRIP_BYTES_MAX: usize = 1 << 20;
+
 const CONVERT: &str = "convert it first, for example with `magick in.tif out.png`";
 
 pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientation)> {
@@ -36,8 +43,7 @@ pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientat
     let (at, grey) = page.patch(Tag::Photometric, 1).ok_or_else(|| damaged("TIFF", "header"))?;
     let file = Patched { file: Cursor::new(bytes), at: at as u64, patch: grey };
     let mut limits = Limits::unlimited();
-    // Of a strip or tile: a row of them is at most the picture, with 8 bytes for a pixel of the largest layout.
-    limits.decoding_buffer_size = (size.0 * size.1).saturating_mul(16).max(1 << 20);
+    limits.decoding_buffer_size = (size.0 * size.1).saturating_mul(STRIP_PIXEL_BYTES_MAX).max(SMALL_STRIP_BYTES_MAX);
     limits.intermediate_buffer_size = limits.decoding_buffer_size;
     limits.ifd_value_size = bytes.len();
     let mut decoder = Decoder::new(file).map_err(|error| refusal(&error))?.with_limits(limits);
@@ -157,7 +163,7 @@ impl Meaning {
         let (kind, colour) = Kind::of(page, depth)?;
         // A palette's pixel is one sample.
         let stored = if matches!(kind, Kind::Palette(_)) { 1 } else { colour.channels() };
-        ensure!((stored..=64).contains(&samples), damaged("TIFF", "header"));
+        ensure!((stored..=SAMPLES_MAX).contains(&samples), damaged("TIFF", "header"));
         let extra = page.numbers(Tag::ExtraSamples);
         let opacity = match (extra.as_deref().and_then(<[u64]>::first), samples > stored && !matches!(kind, Kind::Palette(_))) {
             (_, false) | (Some(0), _) => Opacity::Opaque,

@@ -5,6 +5,12 @@ use std::collections::HashSet;
 /// Most pages that are counted.
 const PAGES_MAX: usize = 100_000;
 
+/// Most directories below one that are looked at.
+const BELOW_MAX: usize = 64;
+
+/// Most entries of a directory: others than BigTIFF count them in 16 bits.
+const ENTRIES_MAX: usize = 65_535;
+
 /// Numbers of the tags that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
@@ -78,8 +84,7 @@ impl<'a> Directory<'a> {
     fn at(notation: Notation<'a>, at: u64) -> Option<Directory<'a>> {
         let (at, size) = (usize::try_from(at).ok()?, if notation.wide { 8 } else { 2 });
         let count = usize::try_from(notation.number(at, size)?).ok()?;
-        // More than this no file has, and fewer bytes than this would not hold them.
-        (count <= 65_535).then_some(Directory { notation, entries: (at + size, count) })
+        (count <= ENTRIES_MAX).then_some(Directory { notation, entries: (at + size, count) })
     }
 
     fn entry_size(&self) -> usize {
@@ -105,7 +110,7 @@ impl<'a> Directory<'a> {
     /// The directories that belong to this one.
     pub(super) fn below(&self) -> impl Iterator<Item = Directory<'a>> {
         let (notation, offsets) = (self.notation, self.numbers(Tag::SubDirectories).unwrap_or_default());
-        offsets.into_iter().take(64).filter_map(move |at| Directory::at(notation, at))
+        offsets.into_iter().take(BELOW_MAX).filter_map(move |at| Directory::at(notation, at))
     }
 
     /// Where a tag's value is, the size of one of its numbers, and how many there are.
