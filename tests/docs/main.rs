@@ -1,5 +1,7 @@
 //! Keeps the documents true: their links and paths exist, the commands and flags they show are the program's, and the
-//! README's two commands are the ones that are run.
+//! README's two commands are the ones that are run; and so the limits of SECURITY.md.
+
+mod limits;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -184,7 +186,7 @@ fn broken_links_and_paths(text: &str, folder: &Path) -> Vec<String> {
 
 /// The documents: path and text.
 fn documents() -> Vec<(PathBuf, String)> {
-    let mut paths: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tools/demo_model/README.md"]
+    let mut paths: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "tools/demo_model/README.md"]
         .map(|name| Path::new(ROOT).join(name))
         .into();
     for folder in ["docs", "benches"] {
