@@ -104,7 +104,8 @@ fn directories_below_are_looked_at_up_to_a_limit() {
 fn entries_of_a_directory_have_a_limit() {
     let fault = |count: u64| {
         let mut file = [&b"II+\0\x08\0\0\0"[..], &16u64.to_le_bytes(), &count.to_le_bytes()].concat();
-        for ((tag, values), value) in described(1, 1, 1, 1) {
+        let strip = [((273, 1), 8), ((278, 1), 1), ((279, 1), 4096)];
+        for ((tag, values), value) in [&described(1, 1, 1, 1)[..], &strip].concat() {
             file.extend([tag.to_le_bytes(), 4u16.to_le_bytes()].concat());
             file.extend([u64::from(values).to_le_bytes(), u64::from(value).to_le_bytes()].concat());
         }
@@ -112,6 +113,19 @@ fn entries_of_a_directory_have_a_limit() {
     };
     assert!(fault(65_535).contains("ends early"), "{}", fault(65_535));
     assert!(fault(65_536).contains("its header"), "{}", fault(65_536));
+}
+
+/// A tag of single bytes would take eight times its memory.
+#[test]
+fn numbers_of_a_tag_have_a_limit() {
+    let fault = |count: u32| {
+        let file = [HEAD, &vec![0; 4 * count as usize]].concat();
+        let strips = [((273, count), 8), ((278, 1), 1), ((279, count), 8)];
+        let decoded = decode_bytes(&tiff(file, &[&described(1, 1, 1, 1)[..], &strips].concat(), 0), &Reading::default());
+        decoded.map_or_else(|error| format!("{error:#}"), |_| String::new())
+    };
+    assert!(!fault(1 << 23).contains("its header"), "{}", fault(1 << 23));
+    assert!(fault((1 << 23) + 1).contains("its header"), "{}", fault((1 << 23) + 1));
 }
 
 #[test]
@@ -143,4 +157,34 @@ fn strips_have_at_most_so_many_bytes() {
         let message = format!("{:#}", of(size, more).unwrap_err());
         assert!(message.contains("more memory than"), "{size:?}: {message}");
     }
+}
+
+/// A picture whose many strips are one and the same: each would be unpacked, or looked at as a JPEG, anew.
+#[test]
+fn strips_cannot_be_unpacked_again_and_again() {
+    let jpeg = bytes("images", "grey.jpg");
+    let clears = [0x80, 0, 0].repeat(100_000);
+    for (compression, strip, strips) in
+        [(7, &jpeg, 100_000), (5, &clears, 10_000), (8, &clears, 10_000), (32_773, &clears, 10_000)]
+    {
+        let mut file = HEAD.to_vec();
+        let at = file.len() as u32;
+        file.extend(strip);
+        let offsets = values(&mut file, &vec![at; strips]);
+        let sizes = values(&mut file, &vec![strip.len() as u32; strips]);
+        let mut tags = described(1, strips as u32, 1, 1);
+        tags[3].1 = compression;
+        let count = strips as u32;
+        tags.extend([((273, count), offsets), ((278, 1), 1), ((279, count), sizes)]);
+        let message = refusal(&tiff(file, &tags, 0));
+        assert!(message.contains("TIFF is damaged: its header"), "{compression}: {message}");
+    }
+    // Equal tiles may be one.
+    let mut file = HEAD.to_vec();
+    file.extend(vec![7; 256]);
+    let offsets = values(&mut file, &[8; 9]);
+    let sizes = values(&mut file, &[256; 9]);
+    let tiles = [((322, 1), 16), ((323, 1), 16), ((324, 9), offsets), ((325, 9), sizes)];
+    let decoded = decode_bytes(&tiff(file, &[&described(48, 48, 1, 1)[..], &tiles].concat(), 0), &Reading::default()).unwrap();
+    assert_eq!(decoded.picture.data, vec![7; 48 * 48 * 3]);
 }

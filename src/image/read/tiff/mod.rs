@@ -19,6 +19,9 @@ use super::orientation::Orientation;
 use super::samples::{Colour, Layout, Opacity, Sample};
 use super::{Decoded, Reading, check_size, damaged, ends_early, first_of, format};
 
+/// The number of JPEG among the ways to compress.
+const JPEG: u64 = 7;
+
 /// Most samples of a pixel.
 const SAMPLES_MAX: usize = 64;
 
@@ -36,7 +39,8 @@ pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientat
     let side = |tag| page.number(tag).ok_or_else(|| damaged("TIFF", "header"));
     let size = check_size(side(Tag::Width)?, side(Tag::Height)?, reading)?;
     let meaning = Meaning::of(&page)?;
-    check_compression(bytes, &page)?;
+    check_compression(&page)?;
+    check_parts(bytes, &page, size)?;
 
     let stated = page.bytes(Tag::IccProfile).map_or(Stated::Srgb, Stated::icc);
     let mut canvas = Canvas::new(size, meaning.layout, stated, reading)?;
@@ -76,11 +80,10 @@ fn refusal(error: &TiffError) -> anyhow::Error {
     }
 }
 
-/// Refuses what cannot be unpacked, by name, and JPEG data that is not whole.
-fn check_compression(bytes: &[u8], page: &Directory) -> Result<()> {
+/// Refuses what cannot be unpacked, by name.
+fn check_compression(page: &Directory) -> Result<()> {
     let name = match page.number(Tag::Compression).unwrap_or(1) {
-        1 | 4 | 5 | 8 | 32_773 | 32_946 => return Ok(()),
-        7 => return check_jpeg(bytes, page),
+        1 | 4 | 5 | JPEG | 8 | 32_773 | 32_946 => return Ok(()),
         2 | 3 => "CCITT Group 3",
         6 => "old-style JPEG",
         34_887 => "LERC",
@@ -101,16 +104,24 @@ fn check_compression(bytes: &[u8], page: &Directory) -> Result<()> {
     bail!("the TIFF is compressed with {name}, which cannot be read; use `tiffcp -c lzw in.tif out.tif` first")
 }
 
-fn check_jpeg(bytes: &[u8], page: &Directory) -> Result<()> {
+/// Refuses strips or tiles that make a few bytes be unpacked again and again, and JPEG data that is not whole.
+fn check_parts(bytes: &[u8], page: &Directory, (width, height): (usize, usize)) -> Result<()> {
     let find = |strips, tiles| page.numbers(strips).or_else(|| page.numbers(tiles)).ok_or_else(|| damaged("TIFF", "header"));
     let offsets = find(Tag::StripOffsets, Tag::TileOffsets)?;
     let sizes = find(Tag::StripByteCounts, Tag::TileByteCounts)?;
+    let is_jpeg = page.number(Tag::Compression) == Some(JPEG);
     // Tables of all parts stand apart, in a JPEG of their own; its end and the part's beginning are left out.
-    let tables = page.bytes(Tag::JpegTables).filter(|tables| tables.len() >= 4);
-    for (at, size) in offsets.into_iter().zip(sizes) {
-        let until = at.checked_add(size).map(|until| until as usize);
-        let part = until.and_then(|until| bytes.get(at as usize..until));
-        let part = part.ok_or_else(|| ends_early("TIFF"))?;
+    let tables = page.bytes(Tag::JpegTables).filter(|tables| is_jpeg && tables.len() >= 4);
+    let parts = || offsets.iter().zip(&sizes).map(|(at, size)| usize::try_from(*at).ok().zip(usize::try_from(*size).ok()));
+    // Equal tiles may be stored once, but none is larger than its pixels.
+    let there = |part: Option<(usize, usize)>| part.map_or(0, |(at, size)| size.min(bytes.len().saturating_sub(at)));
+    let unpacked = parts().map(|part| there(part) + tables.map_or(0, <[u8]>::len)).fold(0, usize::saturating_add);
+    ensure!(
+        unpacked <= (width * height).saturating_mul(STRIP_PIXEL_BYTES_MAX).saturating_add(bytes.len()),
+        damaged("TIFF", "header")
+    );
+    for part in parts().filter(|_| is_jpeg) {
+        let part = part.and_then(|(at, size)| bytes.get(at..at.checked_add(size)?)).ok_or_else(|| ends_early("TIFF"))?;
         match tables {
             Some(tables) if part.len() > 2 => check_whole(&[&tables[..tables.len() - 2], &part[2..]].concat())?,
             _ => check_whole(part)?,
@@ -277,7 +288,7 @@ impl Meaning {
 impl Kind {
     /// What the samples are, and the colour that they become.
     fn of(page: &Directory, bits: usize) -> Result<(Kind, Colour)> {
-        let is_jpeg = page.number(Tag::Compression) == Some(7);
+        let is_jpeg = page.number(Tag::Compression) == Some(JPEG);
         Ok(match page.number(Tag::Photometric) {
             Some(0) => (Kind::Grey { inverted: true }, Colour::Grey),
             Some(1) => (Kind::Grey { inverted: false }, Colour::Grey),

@@ -11,6 +11,9 @@ const BELOW_MAX: usize = 64;
 /// Most entries of a directory: others than BigTIFF count them in 16 bits.
 const ENTRIES_MAX: usize = 65_535;
 
+/// Most numbers of a tag, which take 8 bytes each: far more than strips or tiles of any picture that may be read.
+const NUMBERS_MAX: usize = 1 << 23;
+
 /// Numbers of the tags that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
@@ -144,7 +147,7 @@ impl<'a> Directory<'a> {
     }
 
     pub(super) fn numbers(&self, tag: Tag) -> Option<Vec<u64>> {
-        let (at, size, count) = self.value(tag)?;
+        let (at, size, count) = self.value(tag).filter(|(.., count)| *count <= NUMBERS_MAX)?;
         let bytes = self.notation.bytes.get(at..at.checked_add(size * count)?)?;
         Some((0..bytes.len() / size).filter_map(|i| self.notation.number(at + i * size, size)).collect())
     }
