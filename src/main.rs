@@ -13,7 +13,7 @@ use signal_hook::low_level::exit;
 use step1x_edit::cli::{self, Command, EditArgs};
 use step1x_edit::commands::{demo, doctor, inspect, judge, measure, op, synth, verify};
 use step1x_edit::error::{Interrupted, ResourceError, UsageError, no_thread, printable};
-use step1x_edit::image::Stream;
+use step1x_edit::image::{Stream, quieten_decoders};
 use step1x_edit::pipeline::run_edit;
 use step1x_edit::progress::{Display, byte_bar, case_bar, say};
 use step1x_edit::stop::Stop;
@@ -23,6 +23,7 @@ use step1x_edit::weights::ModelError;
 static STOP: Stop = Stop::new();
 
 fn main() -> ExitCode {
+    quieten_decoders();
     let cli = cli::parse(std::env::args_os());
     let result = watch_signals().context("cannot watch for Ctrl-C").and_then(|()| run(&cli.command));
     match result {

@@ -85,6 +85,12 @@ fn used() -> Duration {
 fn watch() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
+        // Also of a panic that the program catches.
+        let print = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            eprintln!("case {:?}", CASE.lock().unwrap_or_else(PoisonError::into_inner).map(|(case, ..)| case));
+            print(panic);
+        }));
         std::thread::spawn(|| {
             loop {
                 std::thread::sleep(Duration::from_millis(200));

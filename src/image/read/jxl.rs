@@ -1,6 +1,7 @@
 //! JPEG XL, by `jxl-oxide`.
 
 use anyhow::{Result, bail, ensure};
+use jxl_oxide::color::{ColourEncoding, TransferFunction};
 use jxl_oxide::{AllocTracker, InitializeResult, JxlImage, PixelFormat};
 
 use super::canvas::Canvas;
@@ -41,6 +42,7 @@ pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientat
     // Of what the decoder makes of it, which need not be what the file was made from.
     let stated = match image.rendered_cicp() {
         Some([primaries, transfer, ..]) => Stated::cicp([primaries, transfer, 0, 1]),
+        None if has_unknown_curve(&image) => Stated::Unusable("is of an unknown kind".into()),
         None => Stated::icc(&image.rendered_icc()),
     };
     let render = image.render_frame(0).map_err(|_| damaged("JPEG XL", "pixel data"))?;
@@ -57,6 +59,14 @@ pub(super) fn read(bytes: &[u8], reading: &Reading) -> Result<(Decoded, Orientat
     }
     // The decoder has turned it.
     Ok((canvas.finish()?, Orientation::Upright))
+}
+
+/// Whether it says of its colours that their curve is unknown, or a power of nothing; of such the decoder makes no profile.
+fn has_unknown_curve(image: &JxlImage) -> bool {
+    match &image.image_header().metadata.colour_encoding {
+        ColourEncoding::Enum(colours) => matches!(colours.tf, TransferFunction::Unknown | TransferFunction::Gamma { g: 0, .. }),
+        ColourEncoding::IccProfile(_) => false,
+    }
 }
 
 /// The image, of which nothing is decoded yet; none if its header is cut off. All bytes are given at once, because the decoder

@@ -12,6 +12,7 @@ mod gif;
 mod jpeg;
 mod jxl;
 mod orientation;
+mod panics;
 mod png;
 mod samples;
 mod tiff;
@@ -19,12 +20,12 @@ mod webp;
 
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use self::format::Format;
+pub use self::panics::quieten_decoders;
 use super::{Rgb, Stream, stream};
 use crate::error::ResourceError;
 use crate::reserve::try_reserve;
@@ -181,9 +182,9 @@ pub fn decode_bytes(bytes: &[u8], reading: &Reading) -> Result<Decoded> {
         Format::JpegXl => jxl::read,
     };
     // The decoding crates are fuzzed by their authors; what still slips through ends this picture, not the program.
-    match catch_unwind(AssertUnwindSafe(|| read(bytes, reading))) {
-        Ok(read) => read.and_then(|(decoded, orientation)| orientation::upright(decoded, orientation, reading)),
-        Err(_) => bail!("its decoder failed, so the file is probably damaged; copy or download it again"),
+    match panics::caught(|| read(bytes, reading)) {
+        Some(read) => read.and_then(|(decoded, orientation)| orientation::upright(decoded, orientation, reading)),
+        None => bail!("its decoder failed, so the file is probably damaged; copy or download it again"),
     }
 }
 

@@ -269,3 +269,15 @@ fn the_profile_of_a_jpeg_xl_takes_no_time() {
     let message = refusal(&file);
     assert!(message.contains("JPEG XL ends early"), "{message}");
 }
+
+/// Of colours whose curve is unknown, the decoder makes a panic instead of a profile.
+#[test]
+fn a_jpeg_xl_of_unknown_colours_is_read_as_it_is() {
+    let known = bytes("pictures", "grey.jxl");
+    let mut unknown = known.clone();
+    // A part of the number of the curve.
+    unknown[7] = 8;
+    let decoded = decode_bytes(&unknown, &Reading::default()).unwrap();
+    assert!(decoded.notes.len() == 1 && decoded.notes[0].contains("is of an unknown kind"), "{:?}", decoded.notes);
+    assert!(decoded.picture == decode_bytes(&known, &Reading { ignore_profile: true, ..Reading::default() }).unwrap().picture);
+}
