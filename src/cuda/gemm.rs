@@ -2,16 +2,16 @@
 //!
 //! cuBLASLt thinks in columns: a row-major y[m, n] is its D [n, m], so w is its A (transposed) and x its B. For a product it
 //! suggests algorithms, the one that it takes for the fastest first. Which of them computes depends on device, library and
-//! shape alone, never on a time that was measured here: equal machines give equal bytes.
+//! product alone, never on a time that is measured as the program runs: equal machines give equal bytes.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::fmt;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use cudarc::cublaslt::{result, sys};
 
+use super::algorithms::{Configuration, choose};
 use super::device::{Device, Stream};
 use super::fault::OutOfMemory;
 use super::launch::Gemm;
@@ -25,7 +25,7 @@ const SUGGESTIONS: usize = 8;
 /// cuBLASLt on one device with the algorithms chosen so far.
 #[derive(Debug)]
 pub struct Gemms {
-    _device: Arc<Device>,
+    device: Arc<Device>,
     handle: sys::cublasLtHandle_t,
     /// Of the library.
     pub(super) version: usize,
@@ -60,7 +60,7 @@ impl Gemms {
         })?;
         // SAFETY: takes nothing.
         let version = unsafe { sys::cublasLtGetVersion() };
-        Ok(Gemms { _device: device.clone(), handle, version, chosen: HashMap::new() })
+        Ok(Gemms { device: device.clone(), handle, version, chosen: HashMap::new() })
     }
 
     /// Makes a product ready.
@@ -73,19 +73,21 @@ impl Gemms {
         let algorithm = match self.chosen.get(&gemm.to_string()) {
             Some(&algorithm) => algorithm,
             None => {
-                let suggestions = self.suggestions(gemm, &description).with_context(describe)?;
-                let first = *suggestions.first().context("cuBLASLt has no algorithm for it").with_context(describe)?;
-                *self.chosen.entry(gemm.to_string()).or_insert(first)
+                let (suggestions, chosen) = self.suggestions(gemm, &description).with_context(describe)?;
+                *self.chosen.entry(gemm.to_string()).or_insert(suggestions[chosen])
             }
         };
         Ok(Product { gemm: *gemm, description, algorithm })
     }
 
-    /// A product ready to run by each algorithm that is suggested for it, the library's favourite first.
-    pub(super) fn prepare_all(&self, gemm: &Gemm) -> Result<Vec<Product>> {
-        let suggestions = self.suggestions(gemm, &Description::new(gemm)?)?;
-        let product = |algorithm| Ok(Product { gemm: *gemm, description: Description::new(gemm)?, algorithm });
-        suggestions.into_iter().map(product).collect()
+    /// A product ready to run by each algorithm that is suggested for it, with its configuration, the library's favourite first;
+    /// and the number of the one that computes it in an edit.
+    pub(super) fn prepare_all(&self, gemm: &Gemm) -> Result<(Vec<(Configuration, Product)>, usize)> {
+        let (suggestions, chosen) = self.suggestions(gemm, &Description::new(gemm)?)?;
+        let product = |algorithm: Algorithm| {
+            Ok((algorithm.configuration(), Product { gemm: *gemm, description: Description::new(gemm)?, algorithm }))
+        };
+        Ok((suggestions.into_iter().map(product).collect::<Result<_>>()?, chosen))
     }
 
     /// Runs a product.
@@ -123,7 +125,8 @@ impl Gemms {
         ran.map_err(failed("run a product"))
     }
 
-    fn suggestions(&self, gemm: &Gemm, description: &Description) -> Result<Vec<Algorithm>> {
+    /// What the library suggests, its favourite first, and the number of the one that computes the product.
+    fn suggestions(&self, gemm: &Gemm, description: &Description) -> Result<(Vec<Algorithm>, usize)> {
         let preference = Preference::new(gemm)?;
         let [w, x, y] = description.layouts();
         // SAFETY: all zeros is a value of this plain struct.
@@ -137,7 +140,11 @@ impl Gemms {
         };
         asked.result().map_err(failed("suggest an algorithm"))?;
         let taken = found[..count as usize].iter().filter(|f| f.state.result().is_ok());
-        Ok(taken.map(|f| Algorithm(f.algo)).collect())
+        let suggested: Vec<Algorithm> = taken.map(|f| Algorithm(f.algo)).collect();
+        ensure!(!suggested.is_empty(), "cuBLASLt has no algorithm for it");
+        let configurations: Vec<Configuration> = suggested.iter().map(Algorithm::configuration).collect();
+        let chosen = choose(&self.device.name, self.version, gemm, &configurations);
+        Ok((suggested, chosen))
     }
 }
 
@@ -148,9 +155,8 @@ impl Drop for Gemms {
     }
 }
 
-impl Product {
-    /// The algorithm that computes it.
-    pub fn configuration(&self) -> Configuration {
+impl Algorithm {
+    pub(super) fn configuration(&self) -> Configuration {
         use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
         const ATTRIBUTES: [(Attribute, usize); 9] = [
             (Attribute::CUBLASLT_ALGO_CONFIG_ID, 4),
@@ -163,23 +169,12 @@ impl Product {
             (Attribute::CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID, 2),
             (Attribute::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, 2),
         ];
-        Configuration(ATTRIBUTES.map(|(attribute, size)| {
+        ATTRIBUTES.map(|(attribute, size)| {
             let (mut value, mut written) = (0u32, 0);
             let place = (&raw mut value).cast();
             // SAFETY: `value` has room for the attribute's size; what an algorithm does not know of stays zero.
-            let _ = unsafe { sys::cublasLtMatmulAlgoConfigGetAttribute(&self.algorithm.0, attribute, place, size, &mut written) };
+            let _ = unsafe { sys::cublasLtMatmulAlgoConfigGetAttribute(&self.0, attribute, place, size, &mut written) };
             value
-        }))
-    }
-}
-
-/// An algorithm in cuBLASLt's numbers: id, tile, stages, parts of k, how they are added up, swizzle, option, inner shape, cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Configuration(pub [u32; 9]);
-
-impl fmt::Display for Configuration {
-    /// `66 20 31 1 0 0 5 0 3`
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(&self.0.map(|number| number.to_string()).join(" "))
+        })
     }
 }

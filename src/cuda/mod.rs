@@ -2,6 +2,7 @@
 //!
 //! Where nothing else is said, an error is what the driver reports.
 
+mod algorithms;
 pub mod cache;
 mod ceilings;
 mod compile;
@@ -19,12 +20,13 @@ mod trials;
 mod upload;
 mod wait;
 
+pub use algorithms::Configuration;
 pub use ceilings::Ceilings;
 pub use compile::{Compiler, Cubin};
 pub use device::{Device, Event, Memory, Pinned, Stream};
 pub use fault::OutOfMemory;
 pub use found::Found;
-pub use gemm::{Configuration, Gemms, Product};
+pub use gemm::{Gemms, Product};
 pub use kernel::{Captured, Function, Module};
 pub use launch::{Gemm, KernelLaunch, Launch, Matrix, TensorMap};
 pub use library::{Setup, load_cublaslt, load_driver, load_nvrtc};

@@ -1,4 +1,4 @@
-//! How fast each algorithm is that cuBLASLt suggests for a product: what shows that its favourite will do.
+//! How fast each algorithm is that cuBLASLt suggests for a product: what the preferences of `algorithms` are made from.
 //!
 //! Speed depends on power, and power on the values: operands are normally distributed, as real ones nearly are. A device at its
 //! power limit changes its clock from one hundredth of a second to the next, so algorithms take turns of half a millisecond.
@@ -9,8 +9,9 @@ use std::sync::Arc;
 use anyhow::Result;
 use half::bf16;
 
+use super::algorithms::Configuration;
 use super::device::{Device, Event, Memory, Stream};
-use super::gemm::{Configuration, Gemms, Product};
+use super::gemm::{Gemms, Product};
 use super::launch::{Gemm, Matrix};
 use super::library::Setup;
 use crate::tensor::DType;
@@ -43,6 +44,8 @@ pub struct Trial {
     pub configuration: Configuration,
     /// Of one run.
     pub milliseconds: [f64; ROUNDS],
+    /// Whether an edit takes it.
+    pub chosen: bool,
 }
 
 impl Trials {
@@ -64,24 +67,33 @@ impl Trials {
     pub fn time(&mut self, gemm: &Gemm) -> Result<Vec<Trial>> {
         self.fill(gemm.x.dtype)?;
         let gemm = self.placed(gemm)?;
-        let products = self.gemms.prepare_all(&gemm)?;
-        let mut milliseconds = vec![[0.0; ROUNDS]; products.len()];
-        for round in 0..ROUNDS {
-            for (time, times) in self.round(&products)?.into_iter().zip(&mut milliseconds) {
-                times[round] = time;
-            }
-        }
-        let trial =
-            |(product, milliseconds): (&Product, [f64; ROUNDS])| Trial { configuration: product.configuration(), milliseconds };
-        Ok(products.iter().zip(milliseconds).map(trial).collect())
+        let (products, chosen) = self.gemms.prepare_all(&gemm)?;
+        let rounds = (0..ROUNDS).map(|_| self.round(&products)).collect::<Result<Vec<_>>>()?;
+        let trial = |(number, (configuration, _)): (usize, &(Configuration, Product))| Trial {
+            configuration: *configuration,
+            milliseconds: std::array::from_fn(|round| rounds[round][number]),
+            chosen: number == chosen,
+        };
+        Ok(products.iter().enumerate().map(trial).collect())
     }
 
-    /// The algorithms that are suggested for a product, the library's favourite first: the one that an edit takes.
+    /// Milliseconds of a run by the library's favourite.
+    ///
+    /// # Errors
+    /// As for [`Trials::time`].
+    pub fn favourite(&mut self, gemm: &Gemm) -> Result<f64> {
+        self.fill(gemm.x.dtype)?;
+        let (products, _) = self.gemms.prepare_all(&self.placed(gemm)?)?;
+        Ok(f64::from(self.turn(&products[0].1, 2)?) / 2.0)
+    }
+
+    /// The algorithms that are suggested for a product, the library's favourite first.
     ///
     /// # Errors
     /// As for [`Trials::time`].
     pub fn suggestions(&self, gemm: &Gemm) -> Result<Vec<Configuration>> {
-        Ok(self.gemms.prepare_all(&self.placed(gemm)?)?.iter().map(Product::configuration).collect())
+        let (products, _) = self.gemms.prepare_all(&self.placed(gemm)?)?;
+        Ok(products.into_iter().map(|(configuration, _)| configuration).collect())
     }
 
     /// The version of cuBLASLt.
@@ -90,13 +102,13 @@ impl Trials {
     }
 
     /// Milliseconds of a run of each product, which take turns.
-    fn round(&self, products: &[Product]) -> Result<Vec<f64>> {
-        let once: Vec<f32> = products.iter().map(|product| Ok(self.turn(product, 2)? / 2.0)).collect::<Result<_>>()?;
+    fn round(&self, products: &[(Configuration, Product)]) -> Result<Vec<f64>> {
+        let once: Vec<f32> = products.iter().map(|(_, product)| Ok(self.turn(product, 2)? / 2.0)).collect::<Result<_>>()?;
         let runs: Vec<usize> = once.iter().map(|once| (TURN / once).ceil() as usize).collect();
         let turns = (ROUND / once.iter().copied().fold(TURN, f32::max)).ceil() as usize;
         let mut sums = vec![0.0; products.len()];
         for _ in 0..turns {
-            for ((product, &runs), sum) in products.iter().zip(&runs).zip(&mut sums) {
+            for (((_, product), &runs), sum) in products.iter().zip(&runs).zip(&mut sums) {
                 *sum += f64::from(self.turn(product, runs)?) / (turns * runs) as f64;
             }
         }
