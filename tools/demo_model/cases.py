@@ -88,10 +88,10 @@ def wide_case(i: int) -> tuple[dict, np.ndarray, np.ndarray]:
         edit, edge = random_wide_edit(rng, kind, width / height), rng.randrange(2)
         pictures = [drawn_by_field(replace(scene, edge=edge, softness=1.0), width, height) for scene in (edit.source, edit.target)]
         source, target = (at_working_size(Image.fromarray(picture), SIZE_LEVEL) for picture in pictures)
-        if not judge(source, target, source)["right"]:
+        if not judge(source, target, source, any_edges=True)["right"]:
             break
     text, _ = instruction(rng, edit, language, held_out)
-    return description(i, edit, text, language, held_out) | {"size": bucket(edit)}, *pictures
+    return description(i, edit, text, language, held_out) | {"size": bucket(edit), "edges": "any"}, *pictures
 
 
 def drawn_number() -> int:
@@ -142,7 +142,7 @@ def drawn_case(i: int) -> tuple[dict, np.ndarray, np.ndarray]:
     edit = Edit(kind, scene, scene, {"object": thing} | asked)
     language, held_out = rng.choice(LANGUAGES), rng.random() < 0.5
     text, _ = instruction(rng, edit, language, held_out)
-    described = description(i, edit, text, language, held_out) | {"size": bucket(edit)}
+    described = description(i, edit, text, language, held_out) | {"size": bucket(edit), "edges": "any"}
     return described, painted(ground, thing, colour, side), painted(ground, changed, paint, side)
 
 

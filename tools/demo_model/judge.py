@@ -4,7 +4,8 @@
 
 `cases` is the folder that cases.py writes; `edited` holds <id>.png. Pictures are compared at the size at which they were edited: all
 three are brought to it. A pixel matches if one within a pixel of it in the other picture differs by at most 45 of 255 in every
-channel (colours of the palette differ by 95 or more in one), looked for both ways.
+channel (colours of the palette differ by 95 or more in one), looked for both ways. Where a case says that any edges are right, colours
+between those of the pixels there match too: drawn with hard edges or soft ones, a shape is the same.
 An edit is right if the pixels that fail to match, anywhere, are at most a tenth as many as the changed region's and at most 1 %
 of the picture; if at most 1 % of the pixels fail that lie 3 or more off the changed region; and if the mean difference there is
 at most 6 of 255. (Any shape or letter taken for another fails 11 % or more.)
@@ -31,19 +32,21 @@ def changed_region(source, target):
     return (source.int() - target.int()).abs().amax(1) > 8
 
 
-def near_match(a, b):
-    """For each pixel of a, whether a pixel of b within one pixel matches: [B, H, W]."""
+def near_match(a, b, any_edges: bool = False):
+    """For each pixel of a, whether a pixel of b within one pixel matches, or with any edges, a colour between: [B, H, W]."""
     padded = F.pad(b.float(), (1, 1, 1, 1), mode="replicate")
     h, w = a.shape[2:]
-    best = torch.stack([(a - padded[:, :, y : y + h, x : x + w]).abs().amax(1) for y in range(3) for x in range(3)]).amin(0)
-    return best <= COLOUR_TOLERANCE
+    around = torch.stack([padded[:, :, y : y + h, x : x + w] for y in range(3) for x in range(3)])
+    if any_edges:
+        return torch.maximum(around.amin(0) - a, a - around.amax(0)).amax(1) <= COLOUR_TOLERANCE
+    return (a - around).abs().amax(2).amin(0) <= COLOUR_TOLERANCE
 
 
-def judge(source, target, edited) -> dict:
+def judge(source, target, edited, any_edges: bool = False) -> dict:
     """Pictures uint8 [B, 3, H, W] to measures [B] and the verdict `right` [B]."""
     changed = changed_region(source, target)
     a, b = target.float(), edited.float()
-    wrong = ~(near_match(a, b) & near_match(b, a))
+    wrong = ~(near_match(a, b, any_edges) & near_match(b, a, any_edges))
     around = F.max_pool2d(changed[:, None].float(), 2 * MARGIN + 1, stride=1, padding=MARGIN)[:, 0] > 0
 
     def share(region, values):
@@ -59,6 +62,10 @@ def judge(source, target, edited) -> dict:
     right = (measures["changed"] <= CHANGED_MOST) & (measures["picture"] <= PICTURE_MOST)
     right &= (measures["outside"] <= OUTSIDE_MOST) & (measures["mean"] <= OUTSIDE_MEAN_MOST)
     return measures | {"right": right}
+
+
+def any_edges(case: dict) -> bool:
+    return case.get("edges") == "any"
 
 
 def report(cases: list[dict], right: list[bool]) -> dict:
@@ -115,7 +122,7 @@ def main():
     for case in cases:
         paths = [options.cases / f"{case['id']}.{name}.png" for name in ("source", "target")] + [options.edited / f"{case['id']}.png"]
         each.append([at_working_size(Image.open(path).convert("RGB"), options.size_level) for path in paths])
-    measures = [judge(*pictures) for pictures in each]
+    measures = [judge(*pictures, any_edges(case)) for case, pictures in zip(cases, each)]
     measures = {name: torch.cat([m[name] for m in measures]) for name in measures[0]}
     result = report(cases, measures["right"].tolist())
     print(printed(result))

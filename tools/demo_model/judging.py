@@ -62,6 +62,7 @@ class HeldOut:
 
     def __init__(self, run, name: str, made: list[tuple]):
         self.run, self.name, self.described = run, name, [case[0] for case in made]
+        self.any_edges = judge.any_edges(self.described[0])  # one rule for the set
         by_frame = {}
         for i, (_, source, _) in enumerate(made):
             height, width = source.shape[:2]
@@ -76,7 +77,7 @@ class HeldOut:
             decoded = [group.decoded(vae) for group in self.groups]
         for group, pictures in zip(self.groups, decoded):
             errors.append((pictures.clamp(-1, 1) - unit(group.target)).abs().mean((1, 2, 3)) * 127.5)
-            right.append(judge.judge(group.source, group.target, bytes_of(pictures))["right"].float())
+            right.append(judge.judge(group.source, group.target, bytes_of(pictures), self.any_edges)["right"].float())
         shares = {"right": torch.cat(right).mean().item(), "mean_error": torch.cat(errors).mean().item()}
         self.run.log(stage="ceiling", set=self.name, seconds=self.run.seconds(), **shares)
 
@@ -87,7 +88,7 @@ class HeldOut:
         for group in self.groups:
             with self.run.amp:
                 edited = group.edited(model, vae, steps, scale)
-            verdicts = judge.judge(group.source, group.target, edited)["right"].tolist()
+            verdicts = judge.judge(group.source, group.target, edited, self.any_edges)["right"].tolist()
             triples = zip(*(part.cpu().split(1) for part in (group.source, group.target, edited)))
             for number, verdict, triple in zip(group.numbers, verdicts, triples):
                 right[number], pictures[number] = verdict, triple

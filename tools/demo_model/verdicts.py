@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from frames import SIZE_LEVEL
-from judge import at_working_size, judge
+from judge import any_edges, at_working_size, judge
 
 
 def shifted(picture: np.ndarray, pixels: int) -> np.ndarray:
@@ -44,9 +44,9 @@ EDITED = {
 }
 
 
-def verdict(source: np.ndarray, target: np.ndarray, edited: np.ndarray) -> dict:
+def verdict(case: dict, source: np.ndarray, target: np.ndarray, edited: np.ndarray) -> dict:
     pictures = [Image.fromarray(picture.astype(np.uint8)) for picture in (source, target, edited)]
-    measures = judge(*(at_working_size(picture, SIZE_LEVEL) for picture in pictures))
+    measures = judge(*(at_working_size(picture, SIZE_LEVEL) for picture in pictures), any_edges(case))
     return {name: round(value.item(), 6) if value.is_floating_point() else value.item() for name, value in measures.items()}
 
 
@@ -55,7 +55,7 @@ def verdicts(folder: Path) -> dict:
     result = {}
     for case in json.loads((folder / "cases.json").read_text()):
         source, target = (np.array(Image.open(folder / f"{case['id']}.{name}.png").convert("RGB")) for name in ("source", "target"))
-        result[case["id"]] = {name: verdict(source, target, edited(source, target)) for name, edited in EDITED.items()}
+        result[case["id"]] = {name: verdict(case, source, target, edited(source, target)) for name, edited in EDITED.items()}
     return result
 
 

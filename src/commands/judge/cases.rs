@@ -30,6 +30,9 @@ pub struct Case {
     pub instruction: String,
     /// How large the thing is that is edited; not every set says so.
     pub size: Option<String>,
+    /// Which edges are right.
+    #[serde(default)]
+    pub edges: rule::Edges,
 }
 
 /// The cases that a folder lists, at least one; no two have one id.
@@ -74,6 +77,7 @@ pub struct Pictures {
     pub target: Rgb,
     /// Width and height at which the source is edited and all pictures are compared.
     pub size: (usize, usize),
+    edges: rule::Edges,
 }
 
 impl Pictures {
@@ -104,12 +108,12 @@ impl Pictures {
             size.0,
             size.1
         );
-        Ok(Pictures { source, target, size })
+        Ok(Pictures { source, target, size, edges: case.edges })
     }
 
     /// How far an edited picture of the source's size is from the target.
     pub fn measures(&self, edited: &Rgb) -> rule::Measures {
-        rule::Measures::of(&at(&self.source, self.size), &at(&self.target, self.size), &at(edited, self.size))
+        rule::Measures::of(&at(&self.source, self.size), &at(&self.target, self.size), &at(edited, self.size), self.edges)
     }
 }
 

@@ -1,5 +1,7 @@
 //! When an edit is right: what should have changed did, and the rest is as it was. Pure.
 
+use serde::Deserialize;
+
 use crate::image::Rgb;
 
 /// Largest difference of a channel between pixels that match, of 255.
@@ -18,6 +20,17 @@ const OUTSIDE_MOST: f64 = 0.01;
 /// Largest mean difference outside, of 255.
 const OUTSIDE_MEAN_MOST: f64 = 6.0;
 
+/// Which colours match at an edge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Edges {
+    /// Those of the pixels there.
+    #[default]
+    Same,
+    /// Those between them as well: drawn with hard edges or soft ones, a shape is the same.
+    Any,
+}
+
 /// How far an edited picture is from its target. A pixel matches if one within a pixel of it in the other picture is within
 /// [`TOLERANCE`] in every channel, looked for both ways.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,11 +47,11 @@ pub struct Measures {
 
 impl Measures {
     /// Of three pictures of one size, of which source and target differ.
-    pub fn of(source: &Rgb, target: &Rgb, edited: &Rgb) -> Measures {
+    pub fn of(source: &Rgb, target: &Rgb, edited: &Rgb, edges: Edges) -> Measures {
         let (width, height) = (target.width, target.height);
         let changed: Vec<bool> = (0..width * height).map(|at| changes(source, target, at)).collect();
         let outside = |x: usize, y: usize| !near(x, y, MARGIN, width, height).any(|at| changed[at]);
-        let wrong = |x: usize, y: usize| !(matches(target, edited, x, y) && matches(edited, target, x, y));
+        let wrong = |x: usize, y: usize| !(matches(target, edited, x, y, edges) && matches(edited, target, x, y, edges));
         let (mut failing, mut beyond, mut failing_beyond, mut levels) = (0, 0, 0, 0u64);
         for (x, y) in (0..height).flat_map(|y| (0..width).map(move |x| (x, y))) {
             let (fails, at) = (wrong(x, y), y * width + x);
@@ -92,10 +105,23 @@ fn near(x: usize, y: usize, reach: usize, width: usize, height: usize) -> impl I
     rows.flat_map(move |y| columns.clone().map(move |x| y * width + x))
 }
 
-/// Whether a pixel of `b` within one of (x, y) is like that of `a` there.
-fn matches(a: &Rgb, b: &Rgb, x: usize, y: usize) -> bool {
+/// Whether a pixel of `b` within one of (x, y) is like that of `a` there, or a colour between such pixels.
+fn matches(a: &Rgb, b: &Rgb, x: usize, y: usize, edges: Edges) -> bool {
     let own = pixel(a, y * a.width + x);
-    near(x, y, 1, a.width, a.height).any(|at| difference(own, pixel(b, at)) <= TOLERANCE)
+    let mut around = near(x, y, 1, a.width, a.height).map(|at| pixel(b, at));
+    match edges {
+        Edges::Same => around.any(|other| difference(own, other) <= TOLERANCE),
+        Edges::Any => {
+            let (mut least, mut largest) = ([255; 3], [0; 3]);
+            for other in around {
+                for channel in 0..3 {
+                    least[channel] = least[channel].min(other[channel]);
+                    largest[channel] = largest[channel].max(other[channel]);
+                }
+            }
+            (0..3).all(|c| least[c].saturating_sub(TOLERANCE) <= own[c] && own[c] <= largest[c].saturating_add(TOLERANCE))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -116,17 +142,17 @@ mod tests {
     #[test]
     fn the_target_is_right_and_the_source_is_not() {
         let (source, target) = (square(8, 12, [220, 40, 40]), square(8, 12, [40, 60, 220]));
-        let same = Measures::of(&source, &target, &target);
+        let same = Measures::of(&source, &target, &target, Edges::Same);
         assert_eq!(same, Measures { changed: 0.0, picture: 0.0, outside: 0.0, mean: 0.0 });
         assert!(same.right());
-        let unedited = Measures::of(&source, &target, &source);
+        let unedited = Measures::of(&source, &target, &source, Edges::Same);
         assert!(!unedited.right() && unedited.changed == 1.0 && unedited.outside == 0.0, "{unedited:?}");
     }
 
     #[test]
     fn shapes_may_be_off_by_a_pixel_and_colours_by_the_tolerance() {
         let (source, target) = (square(8, 12, [220, 40, 40]), square(8, 12, [40, 60, 180]));
-        let right = |edited: &Rgb| Measures::of(&source, &target, edited).right();
+        let right = |edited: &Rgb| Measures::of(&source, &target, edited, Edges::Same).right();
         assert!(right(&square(9, 12, [40, 60, 180])) && !right(&square(11, 12, [40, 60, 180])));
         assert!(right(&square(8, 12, [40, 60, 180 + TOLERANCE])) && !right(&square(8, 12, [40, 60, 181 + TOLERANCE])));
     }
@@ -137,11 +163,32 @@ mod tests {
         let changed_by = |levels: usize| {
             let mut edited = target.clone();
             edited.data.iter_mut().skip(3 * 40 * 26).for_each(|v| *v = (*v as usize - levels) as u8);
-            Measures::of(&source, &target, &edited)
+            Measures::of(&source, &target, &edited, Edges::Same)
         };
         assert!(changed_by(20).right(), "a sixth of the picture, a little darker");
         assert!(!changed_by(40).right() && changed_by(40).mean > OUTSIDE_MEAN_MOST && changed_by(40).outside == 0.0);
         assert!(!changed_by(60).right() && changed_by(60).outside > OUTSIDE_MOST);
+    }
+
+    #[test]
+    fn where_any_edges_are_right_colours_between_match_and_others_do_not() {
+        let (source, target) = (square(8, 12, [220, 40, 40]), square(8, 12, [40, 60, 220]));
+        // Half way to the background all around the square: [120, 130, 210].
+        let soft = |wide: usize, colour: [u8; 3]| {
+            let inside = move |x: usize, y: usize, grown: usize| {
+                (8 - grown..20 + grown).contains(&x) && (10 - grown..22 + grown).contains(&y)
+            };
+            picture(40, 32, move |x, y, c| match (inside(x, y, 0), inside(x, y, wide)) {
+                (true, _) => [40, 60, 220][c],
+                (_, true) => colour[c] as usize,
+                _ => 200,
+            })
+        };
+        let right = |edited: &Rgb, edges| Measures::of(&source, &target, edited, edges).right();
+        assert!(right(&soft(1, [120, 130, 210]), Edges::Any) && !right(&soft(1, [120, 130, 210]), Edges::Same));
+        assert!(!right(&soft(1, [120, 0, 210]), Edges::Any), "no colour between");
+        assert!(!right(&soft(2, [120, 130, 210]), Edges::Any), "no edge there");
+        assert!(!right(&source, Edges::Any) && right(&target, Edges::Any));
     }
 
     /// What `tools/demo_model/judge.py`, another implementation of the rule, measures.
@@ -157,7 +204,7 @@ mod tests {
         ] {
             let edited =
                 picture(24, 20, |x, y, c| target.data[3 * (24 * y + x) + c] as usize + (x * 31 + y * 17 + c * 5) % noise);
-            let found = Measures::of(&source, &target, &edited);
+            let found = Measures::of(&source, &target, &edited, Edges::Same);
             let expected = Measures { changed, picture: picture_share, outside, mean };
             let close = |a: f64, b: f64| (a - b).abs() < 1e-5 * b.max(1.0);
             assert!(

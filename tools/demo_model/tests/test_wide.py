@@ -2,6 +2,7 @@
 import json
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,27 @@ def test_moves_and_sizes_are_fixed():
     assert seen == {"move", "resize", "add"}
 
 
+def test_any_edges_are_right_where_a_case_says_so_and_other_things_are_not():
+    rng, drawer = random.Random(11), Drawer()
+    only_there = 0
+    for i in range(60):
+        frame = FRAMES[i % len(FRAMES)]
+        edit = random_edit(rng, KINDS[i % len(KINDS)], rng.choice(aspects(frame)))
+
+        def drawn(scene, edge, softness=1.0):
+            return drawer(torch.tensor([replace(scene, edge=edge, softness=softness).row()]), frame.width, frame.height)
+
+        source, target = (drawn(scene, 1) for scene in (edit.source, edit.target))
+        others = [drawn(edit.target, 0), drawn(edit.target, 1, 1.5), drawn(edit.target, 2)]
+        assert all(judge(source, target, other, True)["right"] for other in others)
+        only_there += sum(not judge(source, target, other)["right"] for other in others)
+        for k, o in enumerate(edit.target.objects):
+            if o.radius > 8 and edit.target.seen(k) > 0.95:
+                for wrong in (None, replace(o, x=o.x + (5 if o.x < frame.width / 2 else -5))):
+                    assert not judge(source, target, drawn(edit.target.with_object(k, wrong), 1), True)["right"]
+    assert only_there > 5
+
+
 @pytest.mark.parametrize("name", ["wide", "drawn"])
 def test_held_out_sets_are_judged_at_the_size_of_the_edit(name):
     made = list(cases_of(name, 33))
@@ -138,5 +160,5 @@ def test_held_out_sets_are_judged_at_the_size_of_the_edit(name):
         assert source.shape == target.shape and 96 <= min(width, height) and max(width, height) <= 512 and case["size"]
         pictures = [at_working_size(Image.fromarray(picture), SIZE_LEVEL) for picture in (source, target)]
         assert pictures[0].shape[2:] == working_size(width, height)[::-1]
-        assert judge(*pictures, pictures[1])["right"] and not judge(*pictures, pictures[0])["right"], case
+        assert judge(*pictures, pictures[1], True)["right"] and not judge(*pictures, pictures[0], True)["right"], case
     assert drawn_number() == 1350
