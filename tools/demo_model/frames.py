@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 SIZE_LEVEL = 128  # side of the square whose area pictures are brought to
+LATENT = 8  # pixels along a latent's side
 VISION_PIXELS = 140 * 140
 MERGED = 28  # pixels along a side of the vision tower's tokens
 FIRST_LEAST = 4 * MERGED * MERGED

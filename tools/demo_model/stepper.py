@@ -4,6 +4,7 @@ Batches of other sizes are other losses, each with a graph of its own; weights, 
 """
 import copy
 import time
+from collections import Counter
 
 import torch
 
@@ -16,6 +17,36 @@ LOGGED = 10  # seconds between two lines
 WARM = 3  # steps of each loss before it is captured
 
 
+class Graphs:
+    """Work by name that, once it has run a few times, is launched as one graph. Graphs run one after another and keep nothing, so that
+    all may use the same memory."""
+
+    def __init__(self, cuda: bool):
+        self.cuda, self.pool, self.graphs, self.warm = cuda, None, {}, Counter()
+        self.aside = torch.cuda.Stream() if cuda else None
+
+    def run(self, name, work):
+        if not self.cuda:
+            work()
+        elif self.warm[name] >= WARM:  # by then all is compiled, and the optimisers have their states
+            if name not in self.graphs:
+                self.capture(name, work)
+            self.graphs[name].replay()
+        else:
+            self.aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.aside):
+                work()
+            torch.cuda.current_stream().wait_stream(self.aside)
+        self.warm[name] += 1
+
+    def capture(self, name, work):
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            work()
+        self.graphs[name], self.pool = graph, graph.pool()
+
+
 class Stepper:
     """AdamW, and Muon for the `matrices`, with clipped gradients and averaged weights.
 
@@ -25,10 +56,9 @@ class Stepper:
 
     def __init__(self, module, losses: dict, rate, peak: float, matrices=(), matrix_peak: float = 0.0):
         self.module, self.losses, self.rate, self.steps = module, losses, rate, 0
-        self.graphs, self.pool, self.warm = {}, None, dict.fromkeys(losses, 0)
         device = next(module.parameters()).device
         self.cuda = device.type == "cuda"
-        self.aside = torch.cuda.Stream() if self.cuda else None
+        self.graphs = Graphs(self.cuda)
         apart = {id(p) for p in matrices}
         decayed = [p for p in module.parameters() if p.ndim > 1 and id(p) not in apart]
         others = [p for p in module.parameters() if p.ndim <= 1]
@@ -50,12 +80,8 @@ class Stepper:
         self.module.zero_grad(set_to_none=True)
         loss, parts = self.losses[name]()
         loss.backward()
-        parameters = list(self.module.parameters())
-        fine = torch.nn.utils.clip_grad_norm_(parameters, 1.0).isfinite()
-        for p in parameters:
-            if p.grad is not None:  # a batch that gives no finite gradient teaches nothing
-                p.grad.nan_to_num_(0, 0, 0)
-        parts = {name: torch.where(fine, value.detach(), 0) for name, value in parts.items()} | {"skipped": (~fine).float()}
+        parts = {name: value.detach() for name, value in parts.items()}
+        parts["gradient"] = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
         with torch.no_grad():
@@ -79,28 +105,9 @@ class Stepper:
             for _ in range(WARM):
                 self.step(name)
 
-    def capture(self, name):
-        """A graph of one step. Graphs run one after another and keep nothing, so that all may use the same memory."""
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            self.once(name)
-        self.graphs[name], self.pool = graph, graph.pool()
-
     def step(self, name):
         self.last_rate = self.set_rates()
-        if self.cuda and self.warm[name] >= WARM:  # by then all is compiled, and the optimisers have their states
-            if name not in self.graphs:
-                self.capture(name)
-            self.graphs[name].replay()
-        elif self.cuda:
-            self.aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.aside):
-                self.once(name)
-            torch.cuda.current_stream().wait_stream(self.aside)
-        else:
-            self.once(name)
-        self.warm[name] += 1
+        self.graphs.run(name, lambda: self.once(name))
         self.steps, self.summed = self.steps + 1, self.summed + 1
         if self.cuda and self.steps % AHEAD == 0:
             torch.cuda.synchronize()

@@ -22,8 +22,9 @@ from words import LANGUAGES, instruction
 GRID = "grid"
 BY_NAME = {str(frame): frame for frame in FRAMES}
 # How often a kind occurs in training, for one of 1; hard kinds more often. Held-out cases have all alike.
-OFTEN = {"recolor": 1.5, "remove": 0.6, "add": 0.6, "replace": 1.6, "move": 1.4, "resize": 1.2, "background": 1.3, "outline": 1.2,
-         "swap": 2.0, "write": 0.5}
+GRID_OFTEN = {"recolor": 1.5, "remove": 0.6, "add": 0.6, "replace": 1.6, "move": 1.4, "resize": 1.2, "background": 1.3, "outline": 1.2,
+              "swap": 2.0, "write": 0.5}
+WIDE_OFTEN = {"recolor": 1.0, "remove": 0.6, "replace": 1.4, "move": 2.2, "swap": 2.2}
 AFTER = 2  # rows of the connector before the picture
 TAIL = MAX_TEXT - AFTER - PICTURE_TOKENS  # ids after a square picture that the connector takes
 CHUNK = 2048
@@ -68,7 +69,8 @@ def chunk(source: str, seed: int, count: int) -> dict:
     """Cases of one source as arrays."""
     rng, prompter = random.Random(f"{source} {seed}"), PROMPTERS[0]
     rows = {"source": [], "target": [], "ids": [], "length": [], "labels": []}
-    weights = [OFTEN.get(kind, 1.0) for kind in KINDS]
+    often = GRID_OFTEN if source == GRID else WIDE_OFTEN
+    weights = [often.get(kind, 1.0) for kind in KINDS]
     for kind in rng.choices(KINDS, weights, k=count):
         if source == GRID:
             edit = scenes.random_edit(rng, kind)

@@ -9,9 +9,11 @@ loses what came after its last checkpoint.
 """
 import argparse
 import copy
+import math
 import os
 import random
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -32,10 +34,15 @@ from stepper import Stepper
 from stream import GRID, Stream, workers
 from vae import AutoEncoder, ResnetBlock
 
-EMPTY_SHARE = 0.1  # of prompts replaced by the empty one
+EMPTY_SHARE = 0.03  # of prompts replaced by the empty one; what they ask for nobody can know, so that they are mostly noise
+BEYOND_SHARE = 0.3  # of samples that begin beyond their target
+OWN_SHARE = 0.5  # of samples that begin where a step of the model itself leads
 CHANGED_WEIGHT = 4.0  # of tokens that the edit changes, above that of others
-LABEL_WEIGHT = 0.05
-PREFETCHED = 16  # times that a rendered and encoded case is used, with other noise
+LABEL_WEIGHT = 0.003
+DECAY = 0.7  # of a stage's time, in which its rates go to nothing
+PREFETCHED = 24  # times that a rendered and encoded case is used, with other noise
+RENEWED = 6  # batches of a size between two renewals of its pool
+SAVED = 60  # seconds between two checkpoints
 SQUARE_SHARE = 0.55  # of batches; the other frames share the rest
 GRID_SHARE = 0.5  # of the cases in square batches; the others are wide ones
 FIRST = 0.125  # of a pool is filled before training begins
@@ -90,6 +97,7 @@ class Run:
         self.judges = Judges(self, pool, {"grid": options.held_out, "wide": options.held_out, "drawn": options.held_out or 450})
         torch.manual_seed(call)
         torch.set_float32_matmul_precision("high")
+        torch.backends.cuda.enable_cudnn_sdp(False)  # its gradients are not finite where logits are large
         self.render, self.draw = Renderer(self.device), Drawer(self.device)
         self.compiled = self.device.startswith("cuda") and not options.no_compile
         torch._dynamo.config.recompile_limit = 64  # blocks of one kind are compiled once for every shape
@@ -155,20 +163,26 @@ def compile_each(modules, dynamic: bool | None = None):
 
 
 def decay(run: Run, span: tuple[float, float]):
-    """Constant, then linear to nothing over the last half of a stage, by the clock."""
-    return lambda: min(1.0, (1 - run.progress(*span)) / 0.5)
+    """Constant, then linear to nothing, by the clock."""
+    return lambda: min(1.0, (1 - run.progress(*span)) / DECAY)
 
 
 def learn(run: Run, stage: str, stepper: Stepper, span: tuple[float, float], done: int, next_loss, judged):
     """Steps until the stage's share of the time, or this call, is over; checkpoints, of which `judged()` sees all but the last."""
-    visited = time.time()
+    visited = saved = time.time()
     stepper.prepare()
     while run.progress(*span) < 1 and not run.must_stop():
         stepper.step(next_loss())
         if stepper.steps % POLLED == 0:
             run.stream.poll()
         if stepper.due():
-            run.log(stage=stage, step=done + stepper.steps, seconds=run.seconds(), **stepper.means())
+            means = stepper.means()
+            run.log(stage=stage, step=done + stepper.steps, seconds=run.seconds(), **means)
+            if not all(math.isfinite(value) for value in means.values()):
+                raise SystemExit("losses are not finite any more; call again to go on from the last checkpoint")
+            if time.time() - saved > SAVED:
+                run.save(stage, stepper.averaged, done + stepper.steps)
+                saved = time.time()
         if time.time() - visited > run.options.eval_seconds:
             run.save(stage, stepper.averaged, done + stepper.steps)
             judged()
@@ -205,11 +219,11 @@ def train_autoencoder(run: Run):
 
 
 class Latents:
-    """A pool of one frame's encoded cases on the device, of which a part is made anew for every batch."""
+    """A pool of one frame's encoded cases on the device, of which parts are made anew from time to time."""
 
     def __init__(self, run: Run, vae, frame: Frame):
         self.run, self.frame, self.vae = run, frame, vae
-        fresh = max(2, run.options.batch // PREFETCHED)
+        fresh = max(2, RENEWED * run.options.batch // PREFETCHED)
         self.parts = {str(frame): fresh}
         self.size = max(fresh, run.options.pool // 4)
         if frame == SQUARE:
@@ -226,7 +240,7 @@ class Latents:
         drawn = {side: [self.run.pictures(name, cases[side], self.frame) for name, cases in picked.items()] for side in ("source", "target")}
         source, target = (torch.cat(parts) for parts in drawn.values())
         with self.run.amp:
-            latents = self.vae.encode(unit(torch.cat([source, target]))).float().nan_to_num()
+            latents = self.vae.encode(unit(torch.cat([source, target]))).float()
         reference, wanted = sampler.pack(latents).chunk(2)
         texts = {name: torch.cat([cases[name] for cases in picked.values()]) for name in ("ids", "length", "labels")}
         return {"reference": reference.bfloat16(), "target": wanted.bfloat16(), "picture": enlarge(source, self.frame)} | texts
@@ -241,9 +255,17 @@ class Latents:
             self.store[name][places] = values
 
     def batch(self) -> dict:
-        self.renew()
         places = (torch.rand(self.run.options.batch, device=self.run.device) * self.filled).long()
         return {name: values[places] for name, values in self.store.items()}
+
+
+@torch.no_grad()
+def own_step(model: EditModel, target, noise, reference, rows, valid, earlier, t, frame: Frame):
+    """Where a step of the model from times `earlier` to times t leads, which are at least half as large."""
+    start = torch.lerp(target, noise, earlier[:, None, None])
+    with torch.autocast(target.device.type, torch.bfloat16, cache_enabled=False):  # weights that are cast here have no gradients
+        velocity = model.dit(torch.cat([start, reference], dim=1), rows, valid, earlier, frame.grid).float()
+    return start + (t - earlier)[:, None, None] * velocity
 
 
 def flow_loss(model: EditModel, batch: dict, frame: Frame):
@@ -256,20 +278,28 @@ def flow_loss(model: EditModel, batch: dict, frame: Frame):
     rows, valid = model.embed(ids, length, batch["picture"], frame)
     named = (model.label_losses(rows, valid, batch["labels"]) * ~empty).mean()
 
-    t = sampler.bend(torch.rand(count, device=device).clamp(min=1e-4), frame.tokens)
+    even = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count  # less noise than any times
+    t = sampler.bend(even.clamp(min=1e-4), frame.tokens)
     noise, change = torch.randn_like(target), target - reference
-    # Strong guidance overshoots in the direction of the edit by up to about min(5·(1 − t), t) times its size. Half of the
+    # Strong guidance overshoots in the direction of the edit by up to about min(5·(1 − t), t) times its size. Some
     # samples begin beyond their target in that way, so that the model has learnt the way back.
     wide = t[:, None, None]
-    beyond = torch.rand(count, 1, 1, device=device) * (torch.rand(count, 1, 1, device=device) < 0.5)
+    beyond = torch.rand(count, 1, 1, device=device) * (torch.rand(count, 1, 1, device=device) < BEYOND_SHARE)
     beyond = beyond * torch.minimum(5 * (1 - wide), wide) * change
     x = (1 - wide) * target + wide * noise + beyond
     velocity = noise - target + beyond / wide
+    # A sampler's later steps begin with the errors of its earlier ones, and the model must not take them for the target.
+    wide, earlier = t[:, None, None], t + torch.rand(count, device=device) * torch.minimum(t, 1 - t)
+    own = own_step(model, target, noise, reference, rows, valid, earlier, t, frame)
+    led = torch.rand(count, 1, 1, device=device) < OWN_SHARE
+    x, velocity = torch.where(led, own, x), torch.where(led, (own - target) / wide, velocity)
     weight = 1 + CHANGED_WEIGHT * (change.abs().mean(2) > 0.15) * ~empty[:, None]  # without a prompt, any change is as likely
     predicted = model.dit(torch.cat([x, reference], dim=1), rows, valid, t, frame.grid).float()
-    errors = (predicted - velocity).square().mean(2)
-    flow = (errors * weight / weight.mean(1, keepdim=True)).mean()
-    return flow + LABEL_WEIGHT * named, {"flow": flow, "named": named}
+    # An edit has one right result, and x − t·velocity should be that at every t: errors of it count alike. As errors of the velocity
+    # they would count for more the less noise there is, where most of them are of the noise.
+    errors = (wide * (predicted - velocity)).square().mean(2)
+    target_loss = (errors * weight / weight.mean(1, keepdim=True)).mean()
+    return target_loss + LABEL_WEIGHT * named, {"target": target_loss, "named": named}
 
 
 def blocks_of(model: EditModel) -> list:
@@ -308,10 +338,14 @@ def train_edits(run: Run, vae):
     if run.compiled:
         compile_each(blocks_of(model))
     run.log(event="edits", step=done, seconds=run.seconds(), parameters=sum(p.numel() for p in model.parameters()))
-    rng, others = random.Random(run.state.values["calls"]), run.frames[1:]
+    rng, others, used = random.Random(run.state.values["calls"]), run.frames[1:], Counter()
 
     def next_loss():
-        return rng.choice(others) if others and rng.random() > SQUARE_SHARE else SQUARE
+        frame = rng.choice(others) if others and rng.random() > SQUARE_SHARE else SQUARE
+        used[frame] += 1
+        if used[frame] % RENEWED == 0:
+            stepper.graphs.run(("renewal", frame), latents[frame].renew)
+        return frame
 
     def judged(*plan):
         run.judges.visit(stepper.averaged, vae, plan)
@@ -319,8 +353,9 @@ def train_edits(run: Run, vae):
     steps = options.judge_steps
     few = [(name, steps, 1.0) for name in SETS]
     learn(run, "edit", stepper, span, done, next_loss, lambda: judged(*few, ("grid", steps, sampler.SCALE)))
-    judged(*few, *((name, steps, sampler.SCALE) for name, *_ in few))
-    return run.progress(*span) >= 1
+    finished = run.progress(*span) >= 1
+    judged(*few, *((name, steps, sampler.SCALE) for name, *_ in few if finished or name == "grid"))
+    return finished
 
 
 def main():

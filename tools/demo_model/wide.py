@@ -2,14 +2,14 @@
 proportions, as people draw them.
 
 Lengths are those of a picture of 128² pixels' area. What an instruction leaves open is fixed as in scenes.py: cells and moves
-are relative to the picture's sides, a step of size is a factor of 4/3, what is added has the medium radius. What is moved to a
+are relative to the picture's sides, moves in whole latents, a step of size is a factor of 4/3, what is added has the medium radius. What is moved to a
 cell and would be cut there stays inside the picture. An object keeps its place in the order of drawing.
 """
 import math
 from dataclasses import dataclass, replace
 
 from fields import ENTRIES_OF, LETTER_RADIUS, SHAPE_OF, coarse, covers
-from frames import SIZE_LEVEL
+from frames import LATENT, SIZE_LEVEL, working_size
 from paints import ALL, BETWEEN, KNOWN, LIST, NAME, NAMELESS, distinct, random_paint
 from scenes import CELLS, COLOURS, CORNERS_AND_CENTRE, DIRECTIONS, LETTERS, MEDIUM, NOISES, RADII, SHAPES, SIDE, STEP, Edit
 
@@ -20,6 +20,7 @@ FACTOR = 4 / 3
 EDGES = ("hard", "ramp", "lanczos", "blur")
 SEEN_LEAST = 0.5  # of any shape
 CLEAR_LEAST = 0.75  # of one that an edit moves or changes
+ALIKE = 2.0  # most that one of two shapes that change places is larger than the other
 FORM_LEAST = 6.0  # radius of a shape that becomes another or of another size; that of smaller ones can hardly be seen
 WHITE, BLACK = LIST.index([255, 255, 255]), LIST.index([0, 0, 0])
 GREYS = [i for i, (r, g, b) in enumerate(LIST) if r == g == b]
@@ -102,6 +103,13 @@ class Picture:
         centres = [self.centre(cell) for cell in range(9)]
         return min(range(9), key=lambda i: abs(centres[i][0] - x) / self.width + abs(centres[i][1] - y) / self.height)
 
+    def steps(self) -> list[float]:
+        """Of a move, across and down: whole latents at the size of the edit, as near as can be to the share of a side that it is on
+        the grid."""
+        sides = self.width, self.height
+        edited = working_size(*(round(1000 * side) for side in sides))
+        return [round(STEP / SIDE * pixels / LATENT) * LATENT / pixels * side for pixels, side in zip(edited, sides)]
+
     def at(self, o: Thing, x: float, y: float) -> Thing:
         return replace(o, x=x, y=y, cell=self.cell_at(x, y))
 
@@ -139,7 +147,7 @@ def random_ground(rng) -> Ground:
         name = rng.randrange(BETWEEN + 1)
         return rng.choice(ALL[name]) if name > NAMELESS else random_paint(rng, name)
 
-    kind = rng.choice((0, 0, 0, 0, 0, 1, 2, 3))
+    kind = rng.choice((0, 0, 0, 0, 0, 0, 0, 1, 2, 3))
     first, second = paint(), paint()
     while kind == 2 and not distinct(first, second):
         second = paint()
@@ -180,9 +188,9 @@ def random_thing(rng, picture: Picture, shape: int, largest: float, by_cell: boo
         return None
     entry = rng.choice(ENTRIES_OF[shape]) if rng.random() < 0.5 else shape
     if shape >= len(SHAPES):
-        radius = LETTER_RADIUS * (1 if rng.random() < 0.5 else rng.uniform(0.75, 2))
+        radius = LETTER_RADIUS * (1 if rng.random() < 0.7 else rng.uniform(0.8, 1.6))
     else:
-        radius = SMALLEST * (largest / SMALLEST) ** rng.random() ** 0.7
+        radius = SMALLEST * (largest / SMALLEST) ** rng.random() ** 0.5
     x, y = random_place(rng, picture, radius, by_cell)
     outline = -1
     if shape < len(SHAPES) and rng.random() < 0.1:
@@ -196,7 +204,7 @@ def random_picture(rng, aspect: float, letters: int = 0) -> Picture:
     picture = Picture(width, height, *random_edge(rng), random_ground(rng), ())
     count = rng.choice((1, 1, 2, 2, 2, 3, 3, 4, 5))
     largest = min(LARGEST, 0.48 * min(width, height)) * (1, 0.8, 0.65, 0.55, 0.5)[count - 1]
-    by_cell, apart = rng.random() < 0.3, rng.random() < 0.6
+    by_cell, apart = rng.random() < 0.3, rng.random() < 0.7
     for i in range(count + letters):
         for _ in range(8):
             shape = rng.randrange(len(SHAPES)) if i < count else len(SHAPES) + rng.randrange(len(LETTERS))
@@ -215,7 +223,7 @@ def step_of_place(rng, picture: Picture, o: Thing):
     """The object moved by a step or to a place, and what to ask for."""
     if rng.random() < 0.6:
         direction = rng.choice(list(DIRECTIONS))
-        dx, dy = (STEP / SIDE * d * side for d, side in zip(DIRECTIONS[direction], (picture.width, picture.height)))
+        dx, dy = (step * d for d, step in zip(DIRECTIONS[direction], picture.steps()))
         return picture.at(o, o.x + dx, o.y + dy), {"direction": direction}
     cell = rng.choice(CORNERS_AND_CENTRE)
     inside = [min(max(v, o.radius), side - o.radius) if side > 2 * o.radius else side / 2
@@ -287,6 +295,8 @@ def swapped(rng, picture: Picture, shapes: list[int]) -> Edit | None:
         return None
     i, j = rng.sample(shapes, 2)
     a, b = picture.objects[i], picture.objects[j]
+    if not 1 / ALIKE <= a.radius / b.radius <= ALIKE:
+        return None
     target = picture.with_object(i, replace(a, x=b.x, y=b.y, cell=b.cell)).with_object(j, replace(b, x=a.x, y=a.y, cell=a.cell))
     clear = all(scene.seen(k) >= CLEAR_LEAST for k in (i, j) for scene in (picture, target))
     return Edit("swap", picture, target, {"object": a, "other": b}) if clear else None
