@@ -16,7 +16,7 @@ def main():
     with open(source) as file:
         lines = [json.loads(line) for line in file]
     figure, (losses, shares) = plt.subplots(1, 2, figsize=(13, 5))
-    for stage, name in (("vae", "l1"), ("vae", "edge"), ("edit", "flow"), ("edit", "named")):
+    for stage, name in (("vae", "l1"), ("vae", "edge"), ("edit", "target"), ("edit", "named")):
         points = [(line["seconds"] / 60, line[name]) for line in lines if line.get("stage") == stage]
         losses.plot(*zip(*points), label=f"{stage}: {name}", linewidth=1)
     losses.set(yscale="log", xlabel="minutes", title="losses")

@@ -30,7 +30,7 @@ def test_killed_and_resumed(tmp_path):
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["event"] == "done" and lines[-1]["seconds"] < 300
     assert json.loads((run / "state.json").read_text())["edit_steps"] > before["edit_steps"]
-    losses = [line["flow"] for line in lines if line.get("stage") == "edit"]
+    losses = [line["target"] for line in lines if line.get("stage") == "edit"]
     assert losses[-1] < 0.7 * losses[0]
     assert all(path.stat().st_size < 14e6 for path in run.iterdir())
     model = tmp_path / "model"
