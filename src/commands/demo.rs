@@ -26,17 +26,11 @@ pub struct DemoJob {
     pub place: PlaceChoice,
 }
 
-/// Where pictures lie in the template: x and y of their upper left corners, in pixels.
-#[derive(Deserialize)]
-struct Gallery {
-    /// Width and height of every picture.
-    side: usize,
-    cells: Vec<Cell>,
-}
-
+/// Where pictures lie in the template: width and height, and x and y of their upper left corners, in pixels.
 #[derive(Deserialize)]
 struct Cell {
     instruction: String,
+    size: (usize, usize),
     source: (usize, usize),
     result: (usize, usize),
 }
@@ -48,12 +42,12 @@ struct Cell {
 pub fn run(job: &DemoJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Result<String> {
     let output = Output::reserve(&job.output, job.force).map_err(usage)?;
     let format = Format::of(&job.output).map_err(usage)?;
-    let (gallery, mut page) = template().context("the built-in gallery is damaged; build the program again")?;
+    let (cells, mut page) = template().context("the built-in gallery is damaged; build the program again")?;
     let mut engine = Engine::open(Model::demo()?, Place::open(&job.place)?)?;
     progress.place(&engine.place);
-    bar.set_length(gallery.cells.len() as u64);
-    for cell in &gallery.cells {
-        let source = cut(&page, cell.source, gallery.side);
+    bar.set_length(cells.len() as u64);
+    for cell in &cells {
+        let source = cut(&page, cell.source, cell.size);
         let edit = EditParameters { steps: job.steps, ..EditParameters::new(&cell.instruction) };
         let edited = engine.edit(&edit, Some(&source), progress);
         let edited = edited.with_context(|| format!("cannot make the edit {:?}", cell.instruction))?;
@@ -67,25 +61,26 @@ pub fn run(job: &DemoJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Res
     Ok(format!(
         "wrote {}: {} edits, {} steps, {}, {precision}",
         job.output.display(),
-        gallery.cells.len(),
+        cells.len(),
         job.steps,
         engine.place.name()
     ))
 }
 
 /// The places, all within the page, and the page without results.
-fn template() -> Result<(Gallery, Rgb)> {
-    let gallery: Gallery = serde_json::from_slice(include_bytes!("../../assets/gallery/cases.json"))?;
+fn template() -> Result<(Vec<Cell>, Rgb)> {
+    let cells: Vec<Cell> = serde_json::from_slice(include_bytes!("../../assets/gallery/cases.json"))?;
     let page = image::decode_bytes(include_bytes!("../../assets/gallery/template.png"), &Reading::default())?.picture;
-    let inside = |(x, y): (usize, usize)| x + gallery.side <= page.width && y + gallery.side <= page.height;
-    ensure!(gallery.cells.iter().all(|cell| inside(cell.source) && inside(cell.result)), "a cell lies outside the page");
-    Ok((gallery, page))
+    let inside = |(x, y): (usize, usize), (width, height)| x + width <= page.width && y + height <= page.height;
+    let whole = |cell: &Cell| inside(cell.source, cell.size) && inside(cell.result, cell.size);
+    ensure!(cells.iter().all(whole), "a cell lies outside the page");
+    Ok((cells, page))
 }
 
-/// The square at `(x, y)`.
-fn cut(page: &Rgb, (x, y): (usize, usize), side: usize) -> Rgb {
-    let row = |line: usize| &page.data[3 * ((y + line) * page.width + x)..][..3 * side];
-    Rgb { width: side, height: side, data: (0..side).flat_map(row).copied().collect() }
+/// The rectangle at `(x, y)`.
+fn cut(page: &Rgb, (x, y): (usize, usize), (width, height): (usize, usize)) -> Rgb {
+    let row = |line: usize| &page.data[3 * ((y + line) * page.width + x)..][..3 * width];
+    Rgb { width, height, data: (0..height).flat_map(row).copied().collect() }
 }
 
 /// Puts a picture at `(x, y)`.
@@ -101,14 +96,16 @@ mod tests {
 
     #[test]
     fn the_template_has_sources_and_room_for_results() {
-        let (gallery, mut page) = template().unwrap();
-        assert!(gallery.cells.len() >= 22, "every kind of edit in two languages");
-        for cell in &gallery.cells {
-            let (source, room) = (cut(&page, cell.source, gallery.side), cut(&page, cell.result, gallery.side));
+        let (cells, mut page) = template().unwrap();
+        assert!(cells.len() >= 22, "every kind of edit in two languages");
+        let sizes: std::collections::HashSet<_> = cells.iter().map(|cell| cell.size).collect();
+        assert!(sizes.len() >= 10, "{sizes:?}");
+        for cell in &cells {
+            let (source, room) = (cut(&page, cell.source, cell.size), cut(&page, cell.result, cell.size));
             assert!(room.data.iter().all(|&value| value == 255), "{}: nothing may be there", cell.instruction);
             assert!(source != room, "{}: no source", cell.instruction);
             paste(&mut page, &source, cell.result);
-            assert!(cut(&page, cell.result, gallery.side) == source);
+            assert!(cut(&page, cell.result, cell.size) == source);
         }
     }
 }

@@ -2,8 +2,9 @@
 
     python gallery.py --out ../../assets/gallery --font NotoSansCJK-Regular.ttc
 
-Shows the first held-out cases, whatever comes of them. Writes template.png, and cases.json: the instructions, and where source and
-result of each lie (x, y of the upper left corner). The font must have Chinese characters.
+Shows the first held-out cases of the grid, and below them the first wide one of each size up to 256 pixels a side, whatever comes
+of them. Writes template.png, and cases.json: the instructions, sizes, and where source and result of each lie (x, y of the upper left
+corner). The font must have Chinese characters.
 """
 import argparse
 import json
@@ -11,14 +12,37 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from cases import held_out_cases
-from render import Renderer
-from scenes import SIDE
+from cases import OBLONGS, SQUARES, grid_cases, wide_case
 
-COUNT, COLUMNS = 24, 4
+COUNT, COLUMNS, MOST = 24, 4, 256  # grid cases, in a row; pixels along a side of wide ones
 GAP, TEXT, ARROW = 14, 36, 24  # pixels between cells, for two lines of text, between source and result
-CELL = (2 * SIDE + ARROW, TEXT + SIDE)
+WIDTH = GAP + COLUMNS * (2 * 128 + ARROW + GAP)
 INK, PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def wide_cases() -> list[tuple]:
+    """The first case of each size."""
+    sizes = {(width, height) for width, height in (*((side, side) for side in SQUARES), *OBLONGS) if max(width, height) <= MOST}
+    found, i = {}, 0
+    while len(found) < len(sizes):
+        case = wide_case(i)
+        height, width = case[1].shape[:2]
+        if (width, height) in sizes:
+            found.setdefault((width, height), case)
+        i += 1
+    return list(found.values())
+
+
+def places(sizes: list[tuple], top: int) -> tuple[list[tuple], int]:
+    """Upper left corners of cells whose pictures have these sizes, row by row, and where the rows end."""
+    corners, x, below = [], GAP, top
+    for width, height in sizes:
+        across = 2 * width + ARROW + GAP
+        if x + across > WIDTH:
+            x, top = GAP, below
+        corners.append((x, top))
+        x, below = x + across, max(below, top + TEXT + height + GAP)
+    return corners, below
 
 
 def lines(text: str, font, width: int) -> list[str]:
@@ -39,25 +63,27 @@ def main():
     parser.add_argument("--font", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    described, arrays = held_out_cases(COUNT)
-    pictures = Renderer()(arrays["source"]).permute(0, 2, 3, 1).numpy()
     font = ImageFont.truetype(str(options.font), 13)
-    size = [GAP + n * (cell + GAP) for n, cell in zip((COLUMNS, -(-COUNT // COLUMNS)), CELL)]
-    template, cells = Image.new("RGB", size, PAPER), []
+    cases, corners, end = [], [], GAP
+    for block in (grid_cases(COUNT), wide_cases()):
+        placed, end = places([source.shape[1::-1] for _, source, _ in block], end)
+        cases, corners = cases + block, corners + placed
+    template, cells = Image.new("RGB", (WIDTH, end), PAPER), []
     draw = ImageDraw.Draw(template)
-    for i, (case, picture) in enumerate(zip(described, pictures)):
-        x, y = (GAP + at * (cell + GAP) for at, cell in zip((i % COLUMNS, i // COLUMNS), CELL))
-        broken = lines(case["instruction"], font, CELL[0])
+    for (case, picture, _), (x, y) in zip(cases, corners):
+        height, width = picture.shape[:2]
+        broken = lines(case["instruction"], font, 2 * width + ARROW)
         assert len(broken) <= 2, case["instruction"]
         draw.text((x, y + TEXT - 4), "\n".join(broken), INK, font, anchor="ld", spacing=2)
-        source, result = (x, y + TEXT), (x + SIDE + ARROW, y + TEXT)
-        middle, tip = y + TEXT + SIDE // 2, result[0] - 5
-        draw.line((source[0] + SIDE + 5, middle, tip, middle), INK, 2)
+        source, result = (x, y + TEXT), (x + width + ARROW, y + TEXT)
+        middle, tip = y + TEXT + height // 2, result[0] - 5
+        draw.line((source[0] + width + 5, middle, tip, middle), INK, 2)
         draw.polygon([(tip + 1, middle), (tip - 5, middle - 4), (tip - 5, middle + 4)], INK)
         template.paste(Image.fromarray(picture), source)
-        cells.append({"instruction": case["instruction"], "source": source, "result": result})
+        cells.append({"instruction": case["instruction"], "size": (width, height), "source": source, "result": result})
     template.save(options.out / "template.png", optimize=True)
-    (options.out / "cases.json").write_text(json.dumps({"side": SIDE, "cells": cells}, ensure_ascii=False, indent=1) + "\n")
+    written = ",\n".join(" " + json.dumps(cell, ensure_ascii=False) for cell in cells)
+    (options.out / "cases.json").write_text(f"[\n{written}\n]\n")
 
 
 if __name__ == "__main__":
