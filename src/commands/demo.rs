@@ -98,8 +98,6 @@ mod tests {
     fn the_template_has_sources_and_room_for_results() {
         let (cells, mut page) = template().unwrap();
         assert!(cells.len() >= 22, "every kind of edit in two languages");
-        let sizes: std::collections::HashSet<_> = cells.iter().map(|cell| cell.size).collect();
-        assert!(sizes.len() >= 10, "{sizes:?}");
         for cell in &cells {
             let (source, room) = (cut(&page, cell.source, cell.size), cut(&page, cell.result, cell.size));
             assert!(room.data.iter().all(|&value| value == 255), "{}: nothing may be there", cell.instruction);

@@ -2,8 +2,8 @@
 
     python gallery.py --out ../../assets/gallery --font NotoSansCJK-Regular.ttc
 
-Shows the first held-out cases of the grid, and below them the first wide one of each size up to 256 pixels a side, whatever comes
-of them. Writes template.png, and cases.json: the instructions, sizes, and where source and result of each lie (x, y of the upper left
+Shows the first held-out cases of the grid, whatever comes of them; with --wide, below them, the first wide case of each size up to
+256 pixels a side. Writes template.png, and cases.json: the instructions, sizes, and where source and result of each lie (x, y of the upper left
 corner). The font must have Chinese characters.
 """
 import argparse
@@ -61,11 +61,12 @@ def main():
     parser = argparse.ArgumentParser(description="Write the gallery's template.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--font", type=Path, required=True)
+    parser.add_argument("--wide", action="store_true", help="with wide cases, for a model that knows them")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     font = ImageFont.truetype(str(options.font), 13)
     cases, corners, end = [], [], GAP
-    for block in (grid_cases(COUNT), wide_cases()):
+    for block in (grid_cases(COUNT), wide_cases() if options.wide else []):
         placed, end = places([source.shape[1::-1] for _, source, _ in block], end)
         cases, corners = cases + block, corners + placed
     template, cells = Image.new("RGB", (WIDTH, end), PAPER), []

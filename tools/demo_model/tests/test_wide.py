@@ -123,7 +123,7 @@ def test_moves_and_sizes_are_fixed():
                 if kind == "resize":
                     assert now.radius == pytest.approx(before.radius * (4 / 3 if edit.asked["bigger"] else 3 / 4))
                 elif edit.asked.get("direction") == "left":
-                    assert (before.x - now.x, now.y) == (pytest.approx(0.3125 * edit.source.width), before.y)
+                    assert (before.x - now.x, now.y) == (pytest.approx(48 / 144 * edit.source.width), before.y)  # 6 latents of 18
                 elif "cell" in edit.asked:
                     assert 0 <= now.x - now.radius + 1e-6 and now.x + now.radius <= edit.source.width + 1e-6
             seen.add(kind)
@@ -145,7 +145,7 @@ def test_any_edges_are_right_where_a_case_says_so_and_other_things_are_not():
         assert all(judge(source, target, other, True)["right"] for other in others)
         only_there += sum(not judge(source, target, other)["right"] for other in others)
         for k, o in enumerate(edit.target.objects):
-            if o.radius > 8 and edit.target.seen(k) > 0.95:
+            if o.radius > 8 and not o.is_letter and edit.target.seen(k) > 0.95:  # a letter can be less than 1 % of the picture
                 for wrong in (None, replace(o, x=o.x + (5 if o.x < frame.width / 2 else -5))):
                     assert not judge(source, target, drawn(edit.target.with_object(k, wrong), 1), True)["right"]
     assert only_there > 5
