@@ -8,7 +8,7 @@ use clap::Args;
 use super::edit::SavingsArgs;
 use super::place::MemoryArgs;
 use super::setup;
-use super::values::{self, PrecisionArg, PresetArg, VersionArg};
+use super::values::{self, LayoutArg, PrecisionArg, PresetArg, VersionArg};
 use crate::commands::doctor::DoctorJob;
 use crate::commands::inspect::{InspectJob, Networks, PlanJob};
 use crate::commands::synth::SynthJob;
@@ -113,6 +113,9 @@ pub struct SynthArgs {
     /// Version of the transformer
     #[arg(long, value_enum, default_value = "v1.1")]
     version: VersionArg,
+    /// Arrangement of the folder: that of the authors, or that of diffusers with the same numbers
+    #[arg(long, value_enum, default_value = "official")]
+    layout: LayoutArg,
     /// Seed of the weights
     #[arg(short, long, default_value_t = 0, value_parser = values::fixed_seed, allow_hyphen_values = true)]
     seed: u64,
@@ -128,6 +131,6 @@ impl SynthArgs {
     /// The job.
     pub fn job(&self) -> SynthJob {
         let (preset, version) = (self.preset.into(), self.version.into());
-        SynthJob { output: self.output.clone(), preset, version, seed: self.seed }
+        SynthJob { output: self.output.clone(), preset, version, layout: self.layout.into(), seed: self.seed }
     }
 }

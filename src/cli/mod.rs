@@ -61,7 +61,7 @@ pub enum Command {
     Compare(CompareArgs),
     /// Check edits against known results: edit a folder of cases and count the right ones
     Judge(Box<JudgeArgs>),
-    /// Write a model folder of synthetic weights in the official layout
+    /// Write a model folder of synthetic weights
     Synth(SynthArgs),
 }
 

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 
+use crate::commands::synth::LayoutKind;
 use crate::image::{Filter, Format};
 use crate::model::{Preset, Version};
 use crate::ops::H100_GRID_THREADS;
@@ -52,6 +53,21 @@ pub(super) enum VersionArg {
     V1_0,
     #[value(name = "v1.1", alias = "1.1")]
     V1_1,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LayoutArg {
+    Official,
+    Diffusers,
+}
+
+impl From<LayoutArg> for LayoutKind {
+    fn from(layout: LayoutArg) -> LayoutKind {
+        match layout {
+            LayoutArg::Official => LayoutKind::Official,
+            LayoutArg::Diffusers => LayoutKind::Diffusers,
+        }
+    }
 }
 
 impl From<PrecisionArg> for Precision {

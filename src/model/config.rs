@@ -167,10 +167,21 @@ const DEPTH_MAX: usize = 1000;
 /// Largest dimension, which none of these networks comes near; products of three stay within 64 bits.
 const LARGEST: usize = 1 << 20;
 
+/// A tensor that a dimension is read from is not there.
+#[derive(Debug)]
+pub struct AbsentTensor(pub Component, pub String);
+
+impl std::fmt::Display for AbsentTensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "the {} file lacks the tensor {}; is it the right file?", self.0, self.1)
+    }
+}
+
+impl std::error::Error for AbsentTensor {}
+
 /// Extent `axis` of a tensor that a dimension is read from.
 fn extent(shape_of: &ShapeOf, component: Component, name: &str, axis: usize) -> Result<usize> {
-    let shape = shape_of(component, name)
-        .with_context(|| format!("the {component} file lacks the tensor {name}; is it the right file?"))?;
+    let shape = shape_of(component, name).ok_or_else(|| AbsentTensor(component, name.into()))?;
     let extent =
         shape.0.get(axis).copied().with_context(|| format!("{name} has the shape {shape}, which has too few dimensions"))?;
     ensure!((1..=LARGEST).contains(&extent), "{name} has the shape {shape}; dimension {axis} is not within 1 to {LARGEST}");

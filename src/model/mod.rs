@@ -2,6 +2,7 @@
 
 mod config;
 mod connector;
+mod diffusers;
 pub mod dit;
 pub mod edit;
 mod preset;
@@ -9,6 +10,7 @@ pub mod text;
 pub mod vae;
 pub mod vision;
 
-pub use config::{Config, DitConfig, HEAD_WIDTH, ShapeOf, TextConfig, VaeConfig, Version, VisionConfig};
+pub use config::{AbsentTensor, Config, DitConfig, HEAD_WIDTH, ShapeOf, TextConfig, VaeConfig, Version, VisionConfig};
 pub use connector::PromptRows;
+pub use diffusers::contradiction;
 pub use preset::{AXES, LM_HEAD, Preset};

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::Progress;
-use crate::model::{AXES, Config, LM_HEAD};
+use crate::model::{AXES, AbsentTensor, Config, LM_HEAD, contradiction};
 use crate::prompt::{PromptSettings, Tokenizer};
 use crate::tensor::Component;
 use crate::weights::{Expected, ModelError, ModelFolder, check};
@@ -77,13 +77,18 @@ impl Model {
     fn of(folder: ModelFolder) -> Result<Model> {
         let model_error = |e: anyhow::Error| ModelError::new(format!("{}: {e:#}", folder.dir.display()));
         let Settings { prompt: settings, axes, size_level, cfg_scale } =
-            parse_settings(folder.settings.clone()).map_err(model_error)?;
+            parse_settings(with_axes(&folder)).map_err(model_error)?;
         let shape_of = |component, name: &str| folder.recipe(component, name).map(|recipe| recipe.spec().shape.clone());
-        let config = Config::infer(&shape_of, &folder.qwen_config, axes).map_err(model_error)?;
+        let by_own_name = |e: anyhow::Error| match e.downcast::<AbsentTensor>() {
+            Ok(AbsentTensor(component, name)) => AbsentTensor(component, folder.shown(component, &name)).into(),
+            Err(e) => e,
+        };
+        let config = Config::infer(&shape_of, &folder.qwen_config, axes).map_err(|e| model_error(by_own_name(e)))?;
         let manifest = config.manifest();
         let expected: Vec<_> =
             manifest.iter().map(|(component, name, shape)| Expected { component: *component, name, shape }).collect();
         check(&folder, &expected, &[(Component::Qwen, LM_HEAD)])?;
+        check_declared(&folder, &config)?;
         let tokenizer = Tokenizer::from_bytes(&folder.tokenizer).context("tokenizer.json").map_err(model_error)?;
         let (ids, rows) = (tokenizer.vocabulary_size(), config.text.vocabulary);
         if ids > rows {
@@ -100,6 +105,32 @@ impl Model {
         }
         Ok(Model { folder: Arc::new(folder), config, settings, tokenizer, size_level, cfg_scale, is_demo: false })
     }
+}
+
+/// `step1x.json` with the rotary axes that the transformer's own configuration file names, unless it names them itself.
+fn with_axes(folder: &ModelFolder) -> Option<Value> {
+    let declared = folder.declared.iter().find(|(component, ..)| *component == Component::Dit);
+    let axes = declared.and_then(|(_, _, json)| json.get("axes_dims_rope")).filter(|axes| !axes.is_null());
+    let mut settings = folder.settings.clone();
+    if let (Some(axes), Some(object)) = (axes, settings.get_or_insert_with(|| json!({})).as_object_mut()) {
+        object.entry("axes").or_insert_with(|| axes.clone());
+    }
+    settings
+}
+
+/// Refuses configuration files that say something else than the tensors.
+fn check_declared(folder: &ModelFolder, config: &Config) -> Result<(), ModelError> {
+    for (component, path, declared) in &folder.declared {
+        let found = match component {
+            Component::Dit => config.transformer_json(),
+            Component::Vae => config.vae_json(),
+            Component::Qwen => continue,
+        };
+        if let Some(fault) = contradiction(declared, &found) {
+            return Err(ModelError::new(format!("{}: {fault}", path.display())));
+        }
+    }
+    Ok(())
 }
 
 /// What `step1x.json` says.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::folder::ModelFolder;
-use super::words::{listed, shown};
+use super::words::listed;
 use super::{ModelError, Result};
 use crate::tensor::{Component, Shape};
 
@@ -28,12 +28,12 @@ pub fn check(folder: &ModelFolder, expected: &[Expected], allowed_unused: &[(Com
     let missing: Vec<String> = expected
         .iter()
         .filter(|e| folder.recipe(e.component, e.name).is_none())
-        .map(|e| format!("{}: {} {}", e.component, e.name, e.shape))
+        .map(|e| format!("{}: {} {}", e.component, folder.shown(e.component, e.name), e.shape))
         .collect();
     let (mut shaped, mut typed, mut unexpected) = (Vec::new(), Vec::new(), Vec::new());
     for component in [Component::Dit, Component::Vae, Component::Qwen] {
         for (stored, spec) in folder.tensors(component) {
-            let name = shown(stored);
+            let name = folder.shown(component, stored);
             let Some(shape) = wanted.get(&(component, stored)) else {
                 if !allowed.contains(&(component, stored)) {
                     unexpected.push(format!("{component}: {name} {spec}"));

@@ -3,7 +3,7 @@
 //! Canonical names are those of the official files; for Qwen the ones it was released with
 //! (`visual.*`, `model.*`, `lm_head.*`). Shards of a component appear as one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use serde_json::Value;
 use super::file::WeightFile;
 use super::foreign::what_names;
 use super::json::{CONFIG_BYTES, TOKENIZER_BYTES, read, read_json};
-use super::layout::{DIT_V1_1, Index, Layout, QWEN_CONFIG, QWEN_INDEX, QWEN_SINGLE, QWEN_TOKENIZER, VAE};
-use super::recipe::{Recipe, Stored};
-use super::words::{listed, shown};
-use super::{ModelError, Result, WeightSource};
+use super::layout::{Layout, Weights};
+use super::recipe::Recipe;
+use super::words::shown;
+use super::{ModelError, Result, WeightSource, names};
 use crate::model::Version;
 use crate::tensor::{Component, Spec};
 
@@ -38,14 +38,18 @@ pub struct ModelFolder {
     pub settings: Option<Value>,
     /// `tokenizer.json` of Qwen, as it is.
     pub tokenizer: Vec<u8>,
-    /// DiT, VAE, Qwen's shards.
+    /// The configuration files that say what a network's tensors say as well, as they are.
+    pub declared: Vec<(Component, PathBuf, Value)>,
+    /// DiT, VAE, Qwen, each with its shards.
     files: Vec<Arc<WeightFile>>,
     /// How each tensor comes to be, by canonical name.
     recipes: BTreeMap<Component, BTreeMap<String, Recipe>>,
+    /// Components whose files have the names of diffusers.
+    moved: BTreeSet<Component>,
 }
 
 impl ModelFolder {
-    /// Opens the model at `path`: a folder in the official layout, the folder of a Hugging Face or
+    /// Opens the model at `path`: a folder in the official layout or that of diffusers, the folder of a Hugging Face or
     /// ModelScope cache, or the DiT file itself where a folder holds several.
     ///
     /// The files must not be written to while the result lives. Fails when files are missing (all are listed),
@@ -53,20 +57,24 @@ impl ModelFolder {
     /// their index says.
     pub fn open(path: &Path) -> Result<ModelFolder> {
         let layout = Layout::find(path)?;
-        let dit = WeightFile::open(&layout.dit)?;
-        check_kind(std::slice::from_ref(&dit), Component::Dit, dit.path())?;
-        let vae = WeightFile::open(&layout.vae)?;
-        check_kind(std::slice::from_ref(&vae), Component::Vae, vae.path())?;
-        let qwen = match &layout.index {
-            None => vec![WeightFile::open(&layout.qwen.join(QWEN_SINGLE))?],
-            Some(index) => open_shards(&layout.qwen, index)?,
+        let open = |weights: &Weights, place| {
+            let files = weights.open()?;
+            check_kind(&files, place, weights.path())?;
+            Ok(files)
         };
-        let whole = if layout.index.is_some() { layout.qwen.clone() } else { layout.qwen.join(QWEN_SINGLE) };
-        check_kind(&qwen, Component::Qwen, &whole)?;
-        let qwen_config = read_json(&layout.qwen.join(QWEN_CONFIG), CONFIG_BYTES)?;
+        let dit = open(&layout.dit, Component::Dit)?;
+        let vae = open(&layout.vae, Component::Vae)?;
+        let qwen = open(&layout.qwen, Component::Qwen)?;
+        let declared = layout.declared.into_iter().map(|(component, path)| {
+            let json = read_json(&path, CONFIG_BYTES)?;
+            Ok((component, path, json))
+        });
+        let declared = declared.collect::<Result<_>>()?;
+        let qwen_config = read_json(&layout.qwen_config, CONFIG_BYTES)?;
         let settings = layout.settings.as_deref().map(|path| read_json(path, CONFIG_BYTES)).transpose()?;
-        let tokenizer = read(&layout.qwen.join(QWEN_TOKENIZER), TOKENIZER_BYTES)?;
-        ModelFolder::of(layout.dir, (dit, vae, qwen), (qwen_config, settings, tokenizer))
+        let tokenizer = read(&layout.tokenizer, TOKENIZER_BYTES)?;
+        let folder = ModelFolder::of(layout.dir, [dit, vae, qwen], (qwen_config, settings, tokenizer))?;
+        Ok(ModelFolder { declared, ..folder })
     }
 
     /// The demo model, which is part of the program: trained by `tools/demo_model` to edit pictures of simple shapes.
@@ -76,33 +84,44 @@ impl ModelFolder {
     pub fn demo() -> Result<ModelFolder> {
         let file = |name: &str, bytes| WeightFile::embedded(&format!("{DEMO}: {name}"), bytes);
         let json = |bytes| serde_json::from_slice(bytes).map_err(|e| ModelError::new(format!("{DEMO}: {e}")));
-        let qwen = file(QWEN_SINGLE, include_bytes!("../../assets/demo-model/Qwen2.5-VL-7B-Instruct/model.safetensors"))?;
-        let dit = file(DIT_V1_1, include_bytes!("../../assets/demo-model/step1x-edit-v1p1-official.safetensors"))?;
-        let vae = file(VAE, include_bytes!("../../assets/demo-model/vae.safetensors"))?;
+        let qwen = file("model.safetensors", include_bytes!("../../assets/demo-model/Qwen2.5-VL-7B-Instruct/model.safetensors"))?;
+        let dit = file(
+            "step1x-edit-v1p1-official.safetensors",
+            include_bytes!("../../assets/demo-model/step1x-edit-v1p1-official.safetensors"),
+        )?;
+        let vae = file("vae.safetensors", include_bytes!("../../assets/demo-model/vae.safetensors"))?;
         let qwen_config = json(include_bytes!("../../assets/demo-model/Qwen2.5-VL-7B-Instruct/config.json"))?;
         let settings = json(include_bytes!("../../assets/demo-model/step1x.json"))?;
         let tokenizer = include_bytes!("../../assets/demo-model/Qwen2.5-VL-7B-Instruct/tokenizer.json").to_vec();
-        ModelFolder::of(DEMO.into(), (dit, vae, vec![qwen]), (qwen_config, Some(settings), tokenizer))
+        ModelFolder::of(DEMO.into(), [vec![dit], vec![vae], vec![qwen]], (qwen_config, Some(settings), tokenizer))
     }
 
     fn of(
         dir: PathBuf,
-        (dit, vae, qwen): (WeightFile, WeightFile, Vec<WeightFile>),
+        files: [Vec<WeightFile>; 3],
         (qwen_config, settings, tokenizer): (Value, Option<Value>, Vec<u8>),
     ) -> Result<ModelFolder> {
-        let version = match dit.spec(ONLY_IN_V1_0) {
-            Some(_) => Version::V1_0,
-            None => Version::V1_1,
+        let components = [Component::Dit, Component::Vae, Component::Qwen].into_iter();
+        let (mut recipes, mut moved, mut all) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+        for (component, files) in components.zip(files) {
+            let files: Vec<_> = files.into_iter().map(Arc::new).collect();
+            recipes.insert(component, names::recipes(component, &files)?);
+            moved.extend(names::are_moved(component, &files).then_some(component));
+            all.extend(files);
+        }
+        let version = match recipes[&Component::Dit].contains_key(ONLY_IN_V1_0) {
+            true => Version::V1_0,
+            false => Version::V1_1,
         };
-        let [dit, vae] = [dit, vae].map(Arc::new);
-        let qwen: Vec<_> = qwen.into_iter().map(Arc::new).collect();
-        let recipes = BTreeMap::from([
-            (Component::Dit, recipes(std::slice::from_ref(&dit), str::to_string)?),
-            (Component::Vae, recipes(std::slice::from_ref(&vae), str::to_string)?),
-            (Component::Qwen, recipes(&qwen, qwen_name)?),
-        ]);
-        let files = [dit, vae].into_iter().chain(qwen).collect();
-        Ok(ModelFolder { version, dir, qwen_config, settings, tokenizer, files, recipes })
+        Ok(ModelFolder { version, dir, qwen_config, settings, tokenizer, declared: vec![], files: all, recipes, moved })
+    }
+
+    /// The tensor of a canonical name, as messages show it: by the names that the component's files have for it.
+    pub fn shown(&self, component: Component, name: &str) -> String {
+        match self.moved.contains(&component) {
+            true => names::as_moved(component, name),
+            false => shown(name),
+        }
     }
 
     /// How the tensor of this canonical name comes to be.
@@ -141,62 +160,6 @@ fn check_kind(files: &[WeightFile], wanted: Component, path: &Path) -> Result<()
     }
 }
 
-/// Opens the shards in the order of their names; each must hold exactly what the index says. The first that does not is the
-/// last that is opened, so that all their tensors take no more memory than those of an index can.
-fn open_shards(dir: &Path, index: &Index) -> Result<Vec<WeightFile>> {
-    let mut due: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for (tensor, shard) in &index.weight_map {
-        due.entry(shard).or_default().push(tensor);
-    }
-    let mut shards = Vec::new();
-    for (shard, tensors) in due {
-        let file = WeightFile::open(&dir.join(shard))?;
-        let absent = tensors.iter().filter(|tensor| file.spec(tensor).is_none());
-        let absent: Vec<String> = absent.map(|tensor| format!("{}, which should be in {shard}", shown(tensor))).collect();
-        let unlisted = file.tensors().filter(|(tensor, _)| index.weight_map.get(*tensor).is_none_or(|s| s != shard));
-        let unlisted: Vec<String> = unlisted.map(|(tensor, _)| format!("{} in {shard}", shown(tensor))).collect();
-        if !(absent.is_empty() && unlisted.is_empty()) {
-            return Err(ModelError::new(format!(
-                "{}: a shard beside it is not the one it describes; fetch all files of one release{}{}",
-                dir.join(QWEN_INDEX).display(),
-                listed("listed but not there", &absent),
-                listed("there but not listed", &unlisted)
-            )));
-        }
-        shards.push(file);
-    }
-    Ok(shards)
-}
-
-/// Each tensor of the files as it is, under its canonical name; two must not share one.
-fn recipes(files: &[Arc<WeightFile>], canonical: fn(&str) -> String) -> Result<BTreeMap<String, Recipe>> {
-    let mut recipes = BTreeMap::new();
-    let mut stored_names = BTreeMap::new();
-    for file in files {
-        for (stored, _) in file.tensors() {
-            let name = canonical(stored);
-            if let Some(other) = stored_names.insert(name.clone(), stored) {
-                let (one, other) = (shown(stored), shown(other));
-                let fault = format!("{one} and {other} are two names of one tensor; the file must hold one of them");
-                return Err(ModelError::new(fault).at(file.path()));
-            }
-            recipes.insert(name, Recipe::Stored(Stored::new(file, stored)?.not_zero()));
-        }
-    }
-    Ok(recipes)
-}
-
-/// Newer releases of transformers moved the vision tower and the text model below `model`.
-fn qwen_name(stored: &str) -> String {
-    if let Some(rest) = stored.strip_prefix("model.visual.") {
-        format!("visual.{rest}")
-    } else if let Some(rest) = stored.strip_prefix("model.language_model.") {
-        format!("model.{rest}")
-    } else {
-        stored.to_string()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,7 +170,7 @@ mod tests {
 
     fn planned(names: &[&str], dtype: DType) -> Vec<PlannedTensor> {
         let spec = Spec::new(dtype, [4]);
-        let plan = |name: &&str| PlannedTensor { name: name.to_string(), spec: spec.clone() };
+        let plan = |name: &&str| PlannedTensor::new(*name, spec.clone());
         names.iter().map(plan).collect()
     }
 

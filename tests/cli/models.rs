@@ -144,7 +144,13 @@ fn another_file_is_named_also_where_files_are_missing() {
     place.edit_refused(&["-m", vae.to_str().unwrap()], 3, &[VAE, "this is FLUX's autoencoder"]);
 
     place.write("bare/model_index.json", r#"{"_class_name": "FluxPipeline", "_diffusers_version": "0.30.0"}"#);
-    place.edit_refused(&["-m", "bare"], 3, &["this is the diffusers layout of FluxPipeline", "official layout", "missing (5)"]);
+    let words = ["model_index.json: this is a model of FluxPipeline, not of Step1XEditPipeline"];
+    place.edit_refused(&["-m", "bare"], 3, &words);
+    place.write("bare/model_index.json", r#"{"_class_name": "Step1XEditPipelineV1P2"}"#);
+    place.edit_refused(&["-m", "bare"], 3, &["this is Step1X-Edit 1.2, which is not read yet", "use version 1.1 or 1.0"]);
+    place.write("bare/model_index.json", r#"{"_class_name": "Step1XEditPipeline"}"#);
+    let instead = ["there instead (2)", "missing (7)", "transformer/config.json", "processor/tokenizer.json"];
+    place.edit_refused(&["-m", "bare"], 3, &instead);
 }
 
 /// A model's own tensors under other names: those of FLUX, of ComfyUI, of a scaled checkpoint.

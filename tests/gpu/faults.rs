@@ -6,7 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use indicatif::ProgressBar;
-use step1x_edit::commands::synth::{self, SynthJob};
+use step1x_edit::commands::synth::{self, LayoutKind, SynthJob};
 use step1x_edit::cuda::Device;
 use step1x_edit::error::ResourceError;
 use step1x_edit::exec::{Cuda, Executor, Reference, unwatched};
@@ -94,7 +94,8 @@ fn cut(path: &Path) {
 fn a_file_cut_off_under_way_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("model");
-    let job = SynthJob { output: folder.clone(), preset: Preset::Tiny, version: Version::V1_1, seed: 0 };
+    let job =
+        SynthJob { output: folder.clone(), preset: Preset::Tiny, version: Version::V1_1, layout: LayoutKind::Official, seed: 0 };
     synth::run(&job, &Stop::new(), &ProgressBar::hidden()).unwrap();
     let model = Model::open(&folder).unwrap();
     let vae = model.folder.files().map(|(path, ..)| path.to_path_buf()).find(|path| path.ends_with("vae.safetensors")).unwrap();
@@ -119,7 +120,8 @@ fn a_file_cut_off_under_way_is_named() {
 fn a_matrix_of_zeros_ends_the_run_with_its_name() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("model");
-    let job = SynthJob { output: folder.clone(), preset: Preset::Tiny, version: Version::V1_1, seed: 0 };
+    let job =
+        SynthJob { output: folder.clone(), preset: Preset::Tiny, version: Version::V1_1, layout: LayoutKind::Official, seed: 0 };
     synth::run(&job, &Stop::new(), &ProgressBar::hidden()).unwrap();
     let dit = folder.join("step1x-edit-v1p1-official.safetensors");
     let mut bytes = std::fs::read(&dit).unwrap();

@@ -35,13 +35,15 @@ const fn without(lacks: &'static [&'static str], what: &'static str, has: &'stat
 }
 
 /// Models that people take for one of Step1X-Edit's files; of those that fit, the first counts.
-const KINDS: [Kind; 25] = [
+const KINDS: [Kind; 26] = [
+    kind("the transformer of Step1X-Edit 1.2, which is not read yet", &["text_token_mapping.weight", "x_embedder.weight"]),
     own(
         Component::Dit,
         "Step1X-Edit's transformer",
         &["double_blocks.0.img_attn.qkv.weight", "connector.S.input_embedder.weight"],
     ),
-    kind(
+    own(
+        Component::Dit,
         "Step1X-Edit's transformer in the diffusers layout",
         &["transformer_blocks.0.attn.add_k_proj.weight", "connector.S.input_embedder.weight"],
     ),
@@ -72,7 +74,11 @@ const KINDS: [Kind; 25] = [
     kind("T5, a text encoder of other models", &["encoder.block.0.layer.0.SelfAttention.q.weight"]),
     kind("CLIP, a text encoder of other models", &["text_model.encoder.layers.0.self_attn.q_proj.weight"]),
     kind("an autoencoder of Stable Diffusion, not FLUX's", &["decoder.conv_in.weight", "quant_conv.weight"]),
-    kind("an autoencoder in the diffusers layout", &["decoder.conv_in.weight", "decoder.mid_block.attentions.0.to_q.weight"]),
+    own(
+        Component::Vae,
+        "an autoencoder in the diffusers layout",
+        &["decoder.conv_in.weight", "decoder.mid_block.attentions.0.to_q.weight"],
+    ),
     kind("the autoencoder of Wan or Qwen-Image", &["decoder.middle.0.residual.0.gamma"]),
     kind("the autoencoder of Wan or Qwen-Image", &["decoder.mid_block.resnets.0.norm1.gamma"]),
     own(Component::Vae, "FLUX's autoencoder", &["decoder.conv_in.weight", "decoder.mid.attn_1.q.weight"]),

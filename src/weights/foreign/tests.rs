@@ -62,7 +62,7 @@ fn models_are_known_by_their_tensors() {
         (&["model.visual.blocks.0.mlp.gate_proj.weight"], "Qwen2.5-VL, the text encoder"),
         (&["encoder.block.0.layer.0.SelfAttention.q.weight"], "T5"),
         (&["decoder.conv_in.weight", "decoder.mid.attn_1.q.weight"], "FLUX's autoencoder"),
-        (&["connector.S.input_embedder.weight", "transformer_blocks.0.attn.add_k_proj.weight"], "transformer in the diffusers"),
+        (&["decoder.conv_in.weight", "decoder.mid_block.attentions.0.to_q.weight"], "an autoencoder in the diffusers layout"),
         (&["img_in.weight", "img_in.scale_weight", "scaled_fp8"], "scaled FP8"),
         (&["img_in.qweight", "img_in.qzeros", "img_in.scales"], "quantised"),
         (&["lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight", "lora_unet_a.alpha"], "a LoRA"),
@@ -83,6 +83,8 @@ fn each_file_is_right_in_its_own_place() {
     let own = [
         (Component::Dit, &["double_blocks.0.img_attn.qkv.weight", "txt_in.weight", "connector.S.input_embedder.weight"][..]),
         (Component::Vae, &["decoder.conv_in.weight", "decoder.mid.attn_1.q.weight"]),
+        (Component::Dit, &["connector.S.input_embedder.weight", "transformer_blocks.0.attn.add_k_proj.weight"]),
+        (Component::Vae, &["decoder.conv_in.weight", "decoder.mid_block.attentions.0.to_q.weight"]),
         (
             Component::Qwen,
             &["visual.blocks.0.mlp.gate_proj.weight", "model.layers.0.self_attn.q_proj.weight", "model.norm.weight"],

@@ -100,7 +100,7 @@ impl Recipe {
     }
 
     /// A fault, with the file and name of the first tensor it is about in front.
-    fn named(&self, fault: &str) -> ModelError {
+    pub(super) fn named(&self, fault: &str) -> ModelError {
         match self {
             Recipe::Stored(stored) => ModelError::new(format!("{}: {fault}", shown(&stored.name))).at(stored.file.path()),
             Recipe::Rows(rows) => match rows.parts.first() {
@@ -133,6 +133,11 @@ impl Stored {
             .ok_or_else(|| ModelError::new(format!("there is no tensor {}", shown(name))).at(file.path()))?
             .clone();
         Ok(Stored { file: file.clone(), name: name.to_string(), spec, not_zero: None })
+    }
+
+    /// Element type and extents.
+    pub(super) fn spec(&self) -> &Spec {
+        &self.spec
     }
 
     /// The same tensor, refused if all of a matrix is zero: no trained one is, and a download that was given its size in
@@ -246,6 +251,11 @@ impl Rows {
             let all = part.spec().shape.0.first().copied().unwrap_or(0);
             (part, 0..all)
         }))
+    }
+
+    /// The tensors whose rows these are, in order.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &Recipe> {
+        self.parts.iter().map(|part| &part.of)
     }
 
     fn are_of_one_type(&self) -> bool {

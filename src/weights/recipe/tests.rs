@@ -15,10 +15,8 @@ struct Source {
 fn source(tensors: &[(&str, DType, &[usize])]) -> Source {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("stored.safetensors");
-    let plan = |&(name, dtype, shape): &(&str, DType, &[usize])| PlannedTensor {
-        name: name.to_string(),
-        spec: Spec { dtype, shape: Shape(shape.to_vec()) },
-    };
+    let plan =
+        |&(name, dtype, shape): &(&str, DType, &[usize])| PlannedTensor::new(name, Spec { dtype, shape: Shape(shape.to_vec()) });
     write_safetensors(&path, &tensors.iter().map(plan).collect::<Vec<_>>(), &[], 1).unwrap();
     let file = Arc::new(WeightFile::open(&path).unwrap());
     Source { dir, file }

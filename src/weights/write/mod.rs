@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread;
@@ -13,13 +14,11 @@ use serde_json::{Map, Value, json};
 
 use super::file::dtype_name;
 use super::json::METADATA;
-use super::layout::{DIT_V1_0, DIT_V1_1, QWEN, QWEN_CONFIG, QWEN_INDEX, QWEN_SINGLE, QWEN_TOKENIZER, SETTINGS, VAE};
 use super::splitmix::Splitmix;
 use super::{ModelError, Result};
 use crate::aside::Aside;
 use crate::error::no_thread;
-use crate::model::Version;
-use crate::tensor::{DType, Spec};
+use crate::tensor::{DType, Shape, Spec};
 
 /// Bytes of each of the two buffers.
 const BUFFER_BYTES: usize = 64 << 20;
@@ -34,55 +33,84 @@ pub struct PlannedTensor {
     pub name: String,
     /// Its extents and float dtype: bf16 for DiT and Qwen, f32 for the VAE in the released files.
     pub spec: Spec,
+    /// The tensor that it has its values of; none if its own name and extents make them.
+    pub of: Option<Excerpt>,
 }
 
-/// Writes a synthetic model in the official layout (see `layout.rs`).
+impl PlannedTensor {
+    /// A tensor with values of its own.
+    pub fn new(name: impl Into<String>, spec: Spec) -> PlannedTensor {
+        PlannedTensor { name: name.into(), spec, of: None }
+    }
+
+    /// Its values' generator, and the places in it that they are of, in order.
+    fn values(&self, seed: u64) -> (Splitmix, Vec<Range<usize>>) {
+        match &self.of {
+            None => (Splitmix::new(&self.name, &self.spec.shape, seed), vec![0..self.spec.shape.elements()]),
+            Some(Excerpt { name, shape, rows }) => {
+                let row: usize = shape.0.iter().skip(1).product();
+                (Splitmix::new(name, shape, seed), rows.iter().map(|rows| rows.start * row..rows.end * row).collect())
+            }
+        }
+    }
+}
+
+/// Rows of another tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Excerpt {
+    /// The other tensor's name.
+    pub name: String,
+    /// Its extents.
+    pub shape: Shape,
+    /// The rows, in the order in which they are taken.
+    pub rows: Vec<Range<usize>>,
+}
+
+/// A file of weights to be made, or several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedFile {
+    /// Its path in the model's folder, without `.safetensors`.
+    pub stem: &'static str,
+    /// What it holds.
+    pub tensors: Vec<PlannedTensor>,
+    /// Most bytes of a shard, with an index beside them (a larger tensor has its own); none if it is one file.
+    pub shard_bytes: Option<u64>,
+}
+
+/// Writes a synthetic model: these files of weights, and small files of these paths and bytes.
 ///
-/// `dir` must not exist or be empty, its parent must exist. Qwen becomes one file, or shards of at most
-/// `qwen_shard_bytes` (a larger tensor has its own) with their index. `progress` is told, now and then,
-/// the bytes of tensors done and in all, and says whether to go on.
+/// `dir` must not exist or be empty, its parent must exist. `progress` is told, now and then, the bytes of tensors done and in
+/// all, and says whether to go on.
 ///
 /// Fails, taking back what it wrote, when a name is planned twice, a dtype is not a float, the disk has no
 /// room, the system refuses, or `progress` says stop; with a [`crate::error::ResourceError`] when no thread can be started.
 pub fn write_model(
     dir: &Path,
-    version: Version,
-    dit: &[PlannedTensor],
-    vae: &[PlannedTensor],
-    qwen: &[PlannedTensor],
-    qwen_shard_bytes: Option<u64>,
-    config_json: &str,
-    tokenizer_json: &[u8],
-    settings_json: Option<&str>,
+    planned: &[PlannedFile],
+    small: &[(&str, Vec<u8>)],
     seed: u64,
     progress: &dyn Fn(u64, u64) -> bool,
 ) -> anyhow::Result<()> {
     check_absent_or_empty(dir)?;
-    let dit_name = match version {
-        Version::V1_0 => DIT_V1_0,
-        Version::V1_1 => DIT_V1_1,
-    };
-    let qwen_dir = dir.join(QWEN);
-    let (mut files, index) = plan_qwen(&qwen_dir, qwen, qwen_shard_bytes, seed)?;
-    for (name, tensors) in [(dit_name, dit), (VAE, vae)] {
-        files.push(synthetic(dir.join(name), tensors.iter().collect(), seed)?);
+    let (mut files, mut indexes) = (Vec::new(), Vec::new());
+    for planned in planned {
+        let (shards, index) = plan_file(dir, planned, seed)?;
+        files.extend(shards);
+        indexes.extend(index);
     }
     check_room(&parent(dir), files.iter().map(FilePlan::bytes).sum())?;
 
     let mut written = Written::default();
     written.folder(dir)?;
-    written.folder(&qwen_dir)?;
-    written.small(qwen_dir.join(QWEN_CONFIG), config_json.as_bytes())?;
-    written.small(qwen_dir.join(QWEN_TOKENIZER), tokenizer_json)?;
-    if let Some(index) = index {
-        written.small(qwen_dir.join(QWEN_INDEX), index.to_string().as_bytes())?;
-    }
-    if let Some(settings) = settings_json {
-        written.small(dir.join(SETTINGS), settings.as_bytes())?;
+    let small = small.iter().map(|(path, bytes)| (dir.join(path), bytes.clone())).chain(indexes);
+    for (path, bytes) in small {
+        written.folder(&parent(&path))?;
+        written.small(path, &bytes)?;
     }
     let total = files.iter().map(|file| file.data_bytes).sum();
     let mut done = 0;
     for file in &files {
+        written.folder(&parent(&file.path))?;
         written.paths.push(file.path.clone());
         file.write(seed, BUFFER_BYTES, &mut |bytes| {
             done += bytes;
@@ -137,18 +165,16 @@ fn check_room(_dir: &Path, _needed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Qwen's files, and the index if there are shards.
-fn plan_qwen<'a>(
-    dir: &Path,
-    tensors: &'a [PlannedTensor],
-    shard_bytes: Option<u64>,
-    seed: u64,
-) -> Result<(Vec<FilePlan<'a>>, Option<Value>)> {
-    let Some(limit) = shard_bytes else {
-        let single = synthetic(dir.join(QWEN_SINGLE), tensors.iter().collect(), seed)?;
-        return Ok((vec![single], None));
-    };
+/// Path and bytes of a file that holds no weights.
+type SmallFile = (PathBuf, Vec<u8>);
+
+/// The files of one planned file, and the index if these are shards.
+fn plan_file<'a>(dir: &Path, planned: &'a PlannedFile, seed: u64) -> Result<(Vec<FilePlan<'a>>, Option<SmallFile>)> {
+    let PlannedFile { stem, tensors, shard_bytes } = planned;
     let mut sorted: Vec<_> = tensors.iter().collect();
+    let Some(limit) = *shard_bytes else {
+        return Ok((vec![synthetic(dir.join(format!("{stem}.safetensors")), sorted, seed)?], None));
+    };
     sorted.sort_by_key(|t| &t.name);
     let mut shards: Vec<Vec<&PlannedTensor>> = Vec::new();
     let mut room = 0;
@@ -165,19 +191,19 @@ fn plan_qwen<'a>(
             }
         }
     }
-    let count = shards.len();
+    let (count, plain) = (shards.len(), stem.rsplit('/').next().unwrap_or(stem));
     let mut weight_map = Map::new();
     let mut files = Vec::new();
     for (i, shard) in shards.into_iter().enumerate() {
-        let name = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
+        let name = format!("{plain}-{:05}-of-{count:05}.safetensors", i + 1);
         for tensor in &shard {
             weight_map.insert(tensor.name.clone(), Value::from(name.as_str()));
         }
-        files.push(synthetic(dir.join(name), shard, seed)?);
+        files.push(synthetic(parent(&dir.join(stem)).join(name), shard, seed)?);
     }
     let total_size: u64 = files.iter().map(|file| file.data_bytes).sum();
     let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
-    Ok((files, Some(index)))
+    Ok((files, Some((dir.join(format!("{stem}.safetensors.index.json")), index.to_string().into_bytes()))))
 }
 
 /// A file's plan with metadata that tells how it was made.
@@ -239,7 +265,7 @@ impl<'a> FilePlan<'a> {
             header.insert(METADATA.to_string(), Value::Object(text.collect()));
         }
         let mut end = 0;
-        for PlannedTensor { name, spec } in &tensors {
+        for PlannedTensor { name, spec, .. } in &tensors {
             if matches!(spec.dtype, DType::I32 | DType::U8) {
                 let fault = format!("cannot make {name} synthetic: {spec} is not of a float type");
                 return Err(ModelError::new(fault).at(&path));
@@ -317,25 +343,28 @@ struct Filler<'a> {
 
 impl Filler<'_> {
     fn fill(&mut self, tensors: &[&PlannedTensor], seed: u64) -> Option<()> {
-        for PlannedTensor { name, spec } in tensors {
-            let values = Splitmix::new(name, &spec.shape, seed);
-            let size = spec.dtype.bytes();
-            let mut done = 0;
-            while done < spec.shape.elements() {
-                let room = (self.buffer.len() - self.filled) / size;
-                if room == 0 {
-                    self.flush()?;
-                    continue;
-                }
-                let count = room.min(spec.shape.elements() - done);
-                let end = self.filled + count * size;
-                let part = &mut self.buffer[self.filled..end];
-                values.fill(done as u64, spec.dtype, part);
-                self.filled = end;
-                done += count;
-            }
+        for tensor in tensors {
+            let (values, ranges) = tensor.values(seed);
+            ranges.into_iter().try_for_each(|range| self.fill_from(&values, range, tensor.spec.dtype))?;
         }
         self.flush()
+    }
+
+    /// Puts these elements behind what the buffer holds.
+    fn fill_from(&mut self, values: &Splitmix, range: Range<usize>, dtype: DType) -> Option<()> {
+        let (size, mut next) = (dtype.bytes(), range.start);
+        while next < range.end {
+            let room = (self.buffer.len() - self.filled) / size;
+            if room == 0 {
+                self.flush()?;
+                continue;
+            }
+            let count = room.min(range.end - next);
+            let end = self.filled + count * size;
+            values.fill(next as u64, dtype, &mut self.buffer[self.filled..end]);
+            (self.filled, next) = (end, next + count);
+        }
+        Some(())
     }
 
     /// Hands the buffer on and takes the other one.

@@ -1,10 +1,13 @@
 use super::*;
+use crate::model::Version;
 use crate::tensor::Component;
-use crate::weights::{Expected, ModelFolder, WeightFile, WeightSource, check, decode_f32, fill, parse_header};
+use crate::weights::{
+    Expected, LayoutKind, ModelFolder, SETTINGS, WeightFile, WeightSource, check, decode_f32, fill, parse_header,
+};
 use std::cell::RefCell;
 
 fn planned(name: &str, dtype: DType, shape: &[usize]) -> PlannedTensor {
-    PlannedTensor { name: name.to_string(), spec: Spec { dtype, shape: crate::tensor::Shape(shape.to_vec()) } }
+    PlannedTensor::new(name, Spec { dtype, shape: Shape(shape.to_vec()) })
 }
 
 /// Writes one file of synthetic tensors, with the checks of a whole model.
@@ -68,6 +71,24 @@ fn what_is_written_decodes() {
 }
 
 #[test]
+fn rows_of_another_tensor_are_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("part.safetensors");
+    let shape = Shape::from([6, 3]);
+    let mut whole = vec![0; 6 * 3 * 4];
+    fill("official.weight", &shape, DType::F32, 5, &mut whole);
+    for (rows, bytes) in [(vec![2..4], whole[24..48].to_vec()), (vec![3..6, 0..3], [&whole[36..], &whole[..36]].concat())] {
+        let spec = Spec::new(DType::F32, [bytes.len() / 12, 3]);
+        let of = Some(Excerpt { name: "official.weight".into(), shape: shape.clone(), rows });
+        for buffer in [4, 20, BUFFER_BYTES] {
+            let tensor = PlannedTensor { name: "moved".into(), spec: spec.clone(), of: of.clone() };
+            FilePlan::new(path.clone(), vec![&tensor], &[]).unwrap().write(5, buffer, &mut |_| true).unwrap();
+            assert_eq!(WeightFile::open(&path).unwrap().read("moved").unwrap(), bytes, "a buffer of {buffer}");
+        }
+    }
+}
+
+#[test]
 fn impossible_plans_leave_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
@@ -102,9 +123,16 @@ fn toy() -> [Vec<PlannedTensor>; 3] {
 }
 
 fn write_toy(dir: &Path, shard_bytes: Option<u64>, progress: &dyn Fn(u64, u64) -> bool) -> anyhow::Result<()> {
-    let [dit, vae, qwen] = toy();
-    let settings = Some(r#"{"prefix": 3}"#);
-    write_model(dir, Version::V1_0, &dit, &vae, &qwen, shard_bytes, r#"{"hidden_size": 8}"#, b"{}", settings, 3, progress)
+    let components = [Component::Dit, Component::Vae, Component::Qwen];
+    let file = |(component, tensors)| PlannedFile {
+        stem: LayoutKind::Official.stem(component, Version::V1_0),
+        tensors,
+        shard_bytes: shard_bytes.filter(|_| component == Component::Qwen),
+    };
+    let files: Vec<_> = components.into_iter().zip(toy()).map(file).collect();
+    let [config, tokenizer] = LayoutKind::Official.qwen_files();
+    let small = [(config, r#"{"hidden_size": 8}"#), (tokenizer, "{}"), (SETTINGS, r#"{"prefix": 3}"#)];
+    write_model(dir, &files, &small.map(|(path, text)| (path, text.into())), 3, progress)
 }
 
 #[test]
@@ -130,7 +158,7 @@ fn a_model_goes_round() {
         let toy = toy();
         let mut expected = Vec::new();
         for (component, tensors) in components.into_iter().zip(&toy) {
-            for PlannedTensor { name, spec } in tensors {
+            for PlannedTensor { name, spec, .. } in tensors {
                 assert_eq!(folder.spec(component, name).as_ref(), Some(spec));
                 let mut bytes = vec![0; spec.bytes()];
                 folder.read_at(component, name, 0, &mut bytes).unwrap();
@@ -202,8 +230,12 @@ fn headers_of_the_released_checkpoints_parse() {
         assert!(tensors.iter().all(|t| entries[&t.name].spec == t.spec));
     }
     let qwen = manifest(manifests[3].0);
-    let (shards, index) = plan_qwen(Path::new("q"), &qwen, Some(4 << 30), 0).unwrap();
-    assert_eq!(index.unwrap()["metadata"]["total_size"], 16_584_333_312u64);
+    let planned = PlannedFile { stem: "q/model", tensors: qwen, shard_bytes: Some(4 << 30) };
+    let (shards, index) = plan_file(Path::new("m"), &planned, 0).unwrap();
+    let (path, index) = index.unwrap();
+    let index: Value = serde_json::from_slice(&index).unwrap();
+    assert_eq!(path, Path::new("m/q/model.safetensors.index.json"));
+    assert_eq!(index["metadata"]["total_size"], 16_584_333_312u64);
     assert_eq!(shards.len(), 4);
-    assert!(shards[3].path.ends_with("model-00004-of-00004.safetensors"));
+    assert!(shards[3].path.ends_with("m/q/model-00004-of-00004.safetensors"));
 }

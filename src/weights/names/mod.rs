@@ -1,0 +1,248 @@
+//! From the names that files have to the canonical ones, which are those of the official release.
+//!
+//! Every name says by itself what it is, so files of any layout may stand in any place, and a file may mix them. What the
+//! table does not know keeps its name, and whoever compares a model with what is needed tells of it.
+
+mod table;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::file::WeightFile;
+use super::recipe::{Recipe, Rows, Stored};
+use super::words::{listed, shown};
+use super::write::{Excerpt, PlannedTensor};
+use super::{ModelError, Result};
+use crate::tensor::{Component, Spec};
+
+use self::table::{LAST_LEVEL, rows};
+
+/// The tensor whose rows are the transformer's width.
+const WIDTH: &str = "img_in.weight";
+
+/// How diffusers has a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Move {
+    /// Under another name.
+    Whole,
+    /// As several, which are its rows one below the other: q, k and v of the transformer's width, then an MLP's.
+    Stacked,
+    /// With its second half of rows before the first.
+    Swapped,
+    /// A convolution of 1×1 as a matrix.
+    Matrix,
+}
+
+/// A name of a file, in canonical terms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Canonical {
+    name: String,
+    how: Move,
+    /// Which of how many tensors this is that make the canonical one.
+    part: (usize, usize),
+}
+
+/// The recipe of every tensor of a component's files, by canonical name.
+///
+/// # Errors
+/// Two names of one tensor, a tensor of which a part is missing, or parts that do not fit each other; with file and names.
+pub(super) fn recipes(component: Component, files: &[Arc<WeightFile>]) -> Result<BTreeMap<String, Recipe>> {
+    let mut found: BTreeMap<String, Parts> = BTreeMap::new();
+    for file in files {
+        for (stored, _) in file.tensors() {
+            let Canonical { name, how, part: (k, of) } = canonical(component, stored);
+            let parts = found.entry(name).or_insert_with(|| Parts { how, of: vec![None; of] });
+            match parts.of.get_mut(k) {
+                Some(place @ None) if parts.how == how => *place = Some((file, stored)),
+                _ => {
+                    let other = parts.of.iter().flatten().next_back().map_or("", |(_, name)| *name);
+                    let (one, other) = (shown(stored), shown(other));
+                    let fault = format!("{one} and {other} are two names of one tensor; the file must hold one of them");
+                    return Err(ModelError::new(fault).at(file.path()));
+                }
+            }
+        }
+    }
+    let missing: Vec<String> = found
+        .iter()
+        .flat_map(|(name, parts)| stored_names(component, name, parts.how).into_iter().zip(&parts.of))
+        .filter(|(_, part)| part.is_none())
+        .map(|(name, _)| shown(&name))
+        .collect();
+    if let (false, Some(file)) = (missing.is_empty(), files.first()) {
+        let fault = format!("parts of its tensors are not there; fetch all files of one release{}", listed("missing", &missing));
+        return Err(ModelError::new(fault).at(file.path()));
+    }
+    let recipes = found.into_iter().map(|(name, parts)| Ok((name, parts.recipe()?)));
+    let recipes: BTreeMap<String, Recipe> = recipes.collect::<Result<_>>()?;
+    check_stacks(component, &recipes)?;
+    Ok(recipes)
+}
+
+/// What is found of one canonical tensor.
+struct Parts<'a> {
+    how: Move,
+    of: Vec<Option<(&'a Arc<WeightFile>, &'a str)>>,
+}
+
+impl Parts<'_> {
+    fn recipe(&self) -> Result<Recipe> {
+        let stored = |(file, name): &(&Arc<WeightFile>, &str)| Ok(Stored::new(file, name)?.not_zero());
+        let parts = self.of.iter().flatten().map(stored).collect::<Result<Vec<Stored>>>()?;
+        let first = match &parts[..] {
+            [only] if self.how != Move::Stacked => only.clone(),
+            _ => return Ok(Recipe::Rows(Rows::of_all(parts.into_iter().map(Recipe::Stored))?)),
+        };
+        let shape = first.spec().shape.clone();
+        Ok(match (self.how, &shape.0[..]) {
+            (Move::Matrix, [out, of]) => Recipe::Stored(first.reshaped([*out, *of, 1, 1])?),
+            (Move::Swapped, [all, ..]) if all.is_multiple_of(2) => {
+                let [start, end] = [0..all / 2, all / 2..*all].map(|half| (Recipe::Stored(first.clone()), half));
+                Recipe::Rows(Rows::new([end, start])?)
+            }
+            _ => Recipe::Stored(first),
+        })
+    }
+}
+
+/// q, k and v must have as many rows as the transformer is wide: a sum of other numbers could be right.
+fn check_stacks(component: Component, recipes: &BTreeMap<String, Recipe>) -> Result<()> {
+    let width = recipes.get(WIDTH).and_then(|recipe| recipe.spec().shape.0.first().copied());
+    for (name, recipe) in recipes {
+        let (Recipe::Rows(stack), Some(width)) = (recipe, width) else { continue };
+        if moved(component, name).is_none_or(|(_, how)| how != Move::Stacked) {
+            continue;
+        }
+        for part in stack.tensors().take(3) {
+            let rows = part.spec().shape.0[0];
+            if rows != width {
+                return Err(
+                    part.named(&format!("it has {rows} rows, but x_embedder.weight has {width}; take both from one release"))
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Tensors of the official layout as the diffusers layout has them: the same values in other places.
+///
+/// `hidden` is the transformer's width.
+pub fn to_diffusers(component: Component, tensors: &[PlannedTensor], hidden: usize) -> Vec<PlannedTensor> {
+    tensors.iter().flat_map(|tensor| tensor_to_diffusers(component, tensor, hidden)).collect()
+}
+
+fn tensor_to_diffusers(component: Component, tensor: &PlannedTensor, hidden: usize) -> Vec<PlannedTensor> {
+    let Some((names, how)) = moved(component, &tensor.name) else { return vec![tensor.clone()] };
+    let Spec { dtype, shape } = &tensor.spec;
+    let all = shape.0.first().copied().unwrap_or(1);
+    let excerpt = |name: String, rows: Vec<Range<usize>>| {
+        let mut own = shape.clone();
+        if let Some(first) = own.0.first_mut() {
+            *first = rows.iter().map(Range::len).sum();
+        }
+        if how == Move::Matrix && own.0.len() == 4 {
+            own.0.truncate(2);
+        }
+        let of = Some(Excerpt { name: tensor.name.clone(), shape: shape.clone(), rows });
+        PlannedTensor { name, spec: Spec { dtype: *dtype, shape: own }, of }
+    };
+    let last = names.len() - 1;
+    let each = names.into_iter().enumerate().map(|(i, name)| match how {
+        Move::Stacked => excerpt(name, vec![i * hidden..if i == last { all } else { (i + 1) * hidden }]),
+        Move::Swapped => excerpt(name, vec![all / 2..all, 0..all / 2]),
+        Move::Whole | Move::Matrix => excerpt(name, vec![0..all]),
+    });
+    each.collect()
+}
+
+/// Whether diffusers has named any tensor of these files.
+pub(super) fn are_moved(component: Component, files: &[Arc<WeightFile>]) -> bool {
+    files.iter().flat_map(|file| file.tensors()).any(|(name, _)| of_diffusers(component, name).is_some())
+}
+
+/// A tensor of a canonical name as messages show it where diffusers named the files.
+pub(super) fn as_moved(component: Component, name: &str) -> String {
+    match moved(component, name) {
+        Some((names, Move::Stacked)) => format!("{}, which are {}", names.join(", "), shown(name)),
+        Some((names, _)) => names.join(", "),
+        None => shown(name),
+    }
+}
+
+/// The names that a tensor of this canonical name has where diffusers moves it as `how` says; else its own.
+fn stored_names(component: Component, name: &str, how: Move) -> Vec<String> {
+    match moved(component, name) {
+        Some((names, moved)) if moved == how => names,
+        _ => vec![name.to_string()],
+    }
+}
+
+/// Names and order in which diffusers has the tensor of a canonical name, if it moves it.
+fn moved(component: Component, name: &str) -> Option<(Vec<String>, Move)> {
+    rows(component).iter().find_map(|row| {
+        let names: Option<Vec<String>> = row.diffusers.iter().map(|pattern| rename(row.official, pattern, name)).collect();
+        Some((names?, row.how))
+    })
+}
+
+/// What a name in a file means.
+fn canonical(component: Component, stored: &str) -> Canonical {
+    let own = || if component == Component::Qwen { qwen_name(stored) } else { stored.to_string() };
+    of_diffusers(component, stored).unwrap_or_else(|| Canonical { name: own(), how: Move::Whole, part: (0, 1) })
+}
+
+/// What a name means that only diffusers has.
+fn of_diffusers(component: Component, stored: &str) -> Option<Canonical> {
+    rows(component).iter().find_map(|row| {
+        let mut names = row.diffusers.iter().map(|pattern| rename(pattern, row.official, stored)).enumerate();
+        let (part, name) = names.find_map(|(part, name)| Some((part, name?)))?;
+        Some(Canonical { name, how: row.how, part: (part, row.diffusers.len()) })
+    })
+}
+
+/// A name of the pattern `from` under the pattern `to`; none if it is not of that pattern.
+fn rename(from: &str, to: &str, name: &str) -> Option<String> {
+    let mut segments = name.split('.');
+    let mut numbers = Vec::new();
+    for wanted in from.split('.') {
+        let segment = segments.next()?;
+        match wanted {
+            "*" => numbers.push(number(segment)?),
+            "~" => numbers.push(LAST_LEVEL.checked_sub(number(segment)?)?),
+            _ if wanted == segment => {}
+            _ => return None,
+        }
+    }
+    let mut numbers = numbers.into_iter();
+    let mut renamed = Vec::new();
+    for segment in to.split('.') {
+        renamed.push(match segment {
+            "*" => numbers.next()?.to_string(),
+            "~" => LAST_LEVEL.checked_sub(numbers.next()?)?.to_string(),
+            _ => segment.to_string(),
+        });
+    }
+    renamed.extend(segments.map(str::to_string));
+    Some(renamed.join("."))
+}
+
+/// A block's number as files write it: without zeros in front.
+fn number(segment: &str) -> Option<usize> {
+    segment.parse().ok().filter(|number: &usize| number.to_string() == segment)
+}
+
+/// Newer releases of transformers moved the vision tower and the text model below `model`.
+fn qwen_name(stored: &str) -> String {
+    if let Some(rest) = stored.strip_prefix("model.visual.") {
+        format!("visual.{rest}")
+    } else if let Some(rest) = stored.strip_prefix("model.language_model.") {
+        format!("model.{rest}")
+    } else {
+        stored.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests;

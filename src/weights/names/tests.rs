@@ -1,0 +1,144 @@
+use std::path::Path;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::*;
+use crate::model::{Config, Version};
+use crate::tensor::DType;
+use crate::weights::write::tests::write_safetensors;
+
+const PLACES: [(Component, &str); 2] = [(Component::Dit, "transformer"), (Component::Vae, "vae")];
+
+/// The released tensors of a component.
+fn planned(config: &Config, component: Component) -> Vec<PlannedTensor> {
+    let checkpoint = config.checkpoint().into_iter().filter(|(of, ..)| *of == component);
+    checkpoint.map(|(_, name, dtype, shape)| PlannedTensor::new(name, Spec { dtype, shape })).collect()
+}
+
+/// A name with its block numbers as `{i}`, as the map of names has those of the transformer.
+fn pattern(component: Component, name: &str) -> String {
+    let mut segments: Vec<&str> = name.split('.').collect();
+    if component == Component::Dit && segments[0].ends_with("_blocks") {
+        segments[1] = "{i}";
+    }
+    segments.join(".")
+}
+
+/// The map was made by running the converter of diffusers on tensors that carry the numbers of their rows.
+#[test]
+fn names_and_rows_are_those_of_the_converter() {
+    let map: Value = serde_json::from_str(include_str!("../../../tests/data/name-map-diffusers.json")).unwrap();
+    let config = Config::full(Version::V1_1);
+    for (component, part) in PLACES {
+        let moved = to_diffusers(component, &planned(&config, component), config.dit.hidden);
+        let mut seen = std::collections::BTreeSet::new();
+        for tensor in &moved {
+            let name = pattern(component, &tensor.name);
+            let wanted = &map[part][&name];
+            assert!(wanted.is_object(), "{name} is not in the map");
+            let (of, shape, rows) = match &tensor.of {
+                Some(Excerpt { name, shape, rows }) => (name, shape, rows.clone()),
+                None => (&tensor.name, &tensor.spec.shape, vec![0..tensor.spec.shape.0[0]]),
+            };
+            assert_eq!(wanted["official"], pattern(component, of), "{name}");
+            let whole = serde_json::json!([[0, shape.0[0]]]);
+            let rows: Vec<[usize; 2]> = rows.iter().map(|rows| [rows.start, rows.end]).collect();
+            assert_eq!(*wanted.get("rows").unwrap_or(&whole), serde_json::json!(rows), "{name}");
+            assert_eq!(wanted.get("reshape").is_some(), tensor.spec.shape.0.len() != shape.0.len(), "{name}");
+            seen.insert(name);
+        }
+        assert_eq!(seen.len(), map[part].as_object().unwrap().len(), "{part}: every name of the map is made");
+    }
+}
+
+fn file(path: &Path, tensors: &[PlannedTensor]) -> Arc<WeightFile> {
+    write_safetensors(path, tensors, &[], 7).unwrap();
+    Arc::new(WeightFile::open(path).unwrap())
+}
+
+fn bytes(recipe: &Recipe) -> Vec<u8> {
+    let mut bytes = vec![0; recipe.spec().bytes()];
+    recipe.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// Tensors of the tiny model as diffusers has them.
+fn moved_tiny(component: Component) -> Vec<PlannedTensor> {
+    let config = Config::tiny(Version::V1_1);
+    to_diffusers(component, &planned(&config, component), config.dit.hidden)
+}
+
+#[test]
+fn what_was_moved_is_read_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    for (component, _) in PLACES {
+        let official = planned(&Config::tiny(Version::V1_1), component);
+        let before = [file(&dir.path().join("official.safetensors"), &official)];
+        let mut moved = moved_tiny(component);
+        let second = moved.split_off(moved.len() / 3); // parts of a tensor in several files
+        let after =
+            [("a", &moved), ("b", &second)].map(|(name, t)| file(&dir.path().join(name).with_extension("safetensors"), t));
+        assert!(!are_moved(component, &before) && are_moved(component, &after));
+        let [before, after] = [recipes(component, &before).unwrap(), recipes(component, &after).unwrap()];
+        assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+        for (name, recipe) in &before {
+            assert_eq!(recipe.spec(), after[name].spec(), "{name}");
+            assert!(bytes(recipe) == bytes(&after[name]), "{component}: {name}");
+        }
+    }
+}
+
+/// What is said of the moved tiny transformer with its tensors through `change`.
+fn fault(change: impl FnOnce(&mut Vec<PlannedTensor>)) -> String {
+    let dir: TempDir = tempfile::tempdir().unwrap();
+    let mut tensors = moved_tiny(Component::Dit);
+    change(&mut tensors);
+    let text = recipes(Component::Dit, &[file(&dir.path().join("x.safetensors"), &tensors)]).unwrap_err().to_string();
+    assert!(text.contains("x.safetensors: "), "{text}");
+    text
+}
+
+#[test]
+fn parts_that_do_not_make_a_whole_are_named() {
+    const K: &str = "single_transformer_blocks.1.attn.to_k.weight";
+    let at = |tensors: &[PlannedTensor], name: &str| tensors.iter().position(|t| t.name == name).unwrap();
+    let text = fault(|tensors| tensors.retain(|t| t.name != K));
+    assert!(text.contains(&format!("missing (1):\n  {K}")), "{text}");
+    let text = fault(|tensors| {
+        let at = at(tensors, K);
+        tensors[at] = PlannedTensor::new(K, Spec::new(DType::BF16, [128, 256]));
+    });
+    assert!(text.contains(&format!("{K}: it has 128 rows, but x_embedder.weight has 256")), "{text}");
+    let text = fault(|tensors| {
+        let at = at(tensors, K);
+        tensors[at] = PlannedTensor::new(K, Spec::new(DType::BF16, [256, 255]));
+    });
+    assert!(text.contains(&format!("{K}: its rows, of bf16[256, 255], are not those of")), "{text}");
+    let text = fault(|tensors| tensors.push(PlannedTensor::new("img_in.weight", Spec::new(DType::BF16, [256, 64]))));
+    assert!(text.contains("x_embedder.weight and img_in.weight are two names of one tensor"), "{text}");
+    let text = fault(|tensors| {
+        let spec = Spec::new(DType::BF16, [768, 256]);
+        tensors.push(PlannedTensor::new("double_blocks.0.img_attn.qkv.weight", spec));
+    });
+    assert!(text.contains("are two names of one tensor"), "{text}");
+}
+
+#[test]
+fn only_names_of_the_table_are_moved() {
+    let same = |component, name: &str| assert_eq!(canonical(component, name).name, name, "{name}");
+    for name in
+        ["x_embedders.weight", "transformer_blocks.01.attn.norm_q.weight", "transformer_blocks.x.ff.net.2.bias", "proj", ""]
+    {
+        same(Component::Dit, name);
+    }
+    same(Component::Vae, "decoder.up_blocks.4.resnets.0.conv1.weight");
+    same(Component::Vae, "x_embedder.weight");
+    assert_eq!(
+        canonical(Component::Vae, "decoder.up_blocks.3.resnets.2.conv_shortcut.bias").name,
+        "decoder.up.0.block.2.nin_shortcut.bias"
+    );
+    assert_eq!(canonical(Component::Qwen, "model.visual.w").name, "visual.w");
+    let shown = as_moved(Component::Dit, "double_blocks.3.txt_attn.qkv.bias");
+    assert!(shown.starts_with("transformer_blocks.3.attn.add_q_proj.bias, ") && shown.ends_with("txt_attn.qkv.bias"), "{shown}");
+}
