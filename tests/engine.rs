@@ -2,8 +2,12 @@
 //! model; `gpu` holds the same for a device.
 
 use anyhow::{Result, bail};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use step1x_edit::image::Rgb;
-use step1x_edit::pipeline::{DeviceChoice, EditParameters, Engine, Model, Place, PlaceChoice, Progress, Silent};
+use step1x_edit::pipeline::{DeviceChoice, EditParameters, Engine, LoraChoice, Model, Place, PlaceChoice, Progress, Silent};
+use step1x_edit::tensor::{Component, Shape};
+use step1x_edit::weights::{Lora, WeightSource};
 
 fn engine() -> Engine {
     let choice = PlaceChoice { device: DeviceChoice::Cpu, ..PlaceChoice::default() };
@@ -42,6 +46,44 @@ fn programs_are_kept_by_the_shape_of_the_edit() {
     let unguided = EditParameters { cfg_scale: Some(1.0), ..edit("make the circle blue", 1) };
     engine.edit(&unguided, Some(&picture(64, 64)), &mut Silent).unwrap();
     assert_eq!(engine.made().programs, 3, "one branch is another program");
+}
+
+/// A LoRA of two modules of the demo model's first double block.
+fn lora(dir: &std::path::Path, name: &str, module: &str, scale: f32) -> std::sync::Arc<Lora> {
+    let shape = |model: &Model| model.folder.spec(Component::Dit, &format!("{module}.weight")).unwrap().shape;
+    let Shape(extents) = shape(&Model::demo().unwrap());
+    let [down, up] = [2 * extents[1], 2 * extents[0]]
+        .map(|n| (0..n).flat_map(|i| ((i * 7919 % 101) as f32 / 500.0 - 0.1).to_le_bytes()).collect::<Vec<u8>>());
+    let path = dir.join(name);
+    let views = [
+        (format!("{module}.lora_down.weight"), TensorView::new(Dtype::F32, vec![2, extents[1]], &down).unwrap()),
+        (format!("{module}.lora_up.weight"), TensorView::new(Dtype::F32, vec![extents[0], 2], &up).unwrap()),
+    ];
+    safetensors::serialize_to_file(views, None, &path).unwrap();
+    Lora::open(&LoraChoice { path, scale }).unwrap()
+}
+
+#[test]
+fn lora_files_are_changed_between_edits_and_leave_nothing_behind() {
+    let (dir, source, mut engine) = (tempfile::tempdir().unwrap(), picture(64, 64), engine());
+    let one = lora(dir.path(), "one.safetensors", "double_blocks.0.img_attn.qkv", 1.0);
+    let other = lora(dir.path(), "other.safetensors", "single_blocks.0.linear1", 1.0);
+    let wanted = edit("make the circle blue", 1);
+    let made = |engine: &mut Engine| engine.edit(&wanted, Some(&source), &mut Silent).unwrap().picture;
+    let plain = made(&mut engine);
+    assert_eq!(engine.adapt(vec![one.clone()]).unwrap(), 1);
+    let with_one = made(&mut engine);
+    assert!(with_one != plain);
+    assert_eq!(engine.adapt(vec![other]).unwrap(), 2, "one goes, the other comes");
+    assert!(![&plain, &with_one].contains(&&made(&mut engine)));
+    let mut fresh = self::engine();
+    fresh.adapt(vec![one.clone()]).unwrap();
+    assert!(made(&mut fresh) == with_one, "as on an engine of its own");
+    assert_eq!(engine.adapt(vec![one.clone()]).unwrap(), 2);
+    assert!(made(&mut engine) == with_one);
+    assert_eq!((engine.adapt(vec![one]).unwrap(), engine.adapt(vec![]).unwrap(), engine.adapt(vec![]).unwrap()), (0, 1, 0));
+    assert!(made(&mut engine) == plain);
+    assert_eq!(engine.made().programs, 1, "no program is made again");
 }
 
 /// Stops an edit after so many nodes.

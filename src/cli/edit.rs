@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::PlaceArgs;
 use super::picture::PictureArgs;
+use super::place::LoraArgs;
 use super::values::{self, FilterArg, FormatArg, PosteriorArg};
 use crate::error::usage;
 use crate::image::Stream;
@@ -54,6 +55,8 @@ pub struct EditArgs {
     /// The folder has the official layout, or is the model's place in a hub's cache. The demo model is built in.
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    lora: LoraArgs,
     /// What to change, in English or Chinese
     ///
     /// One that begins with a dash is given as -p=TEXT.
@@ -162,6 +165,7 @@ impl EditArgs {
         Ok(EditJob {
             started: Instant::now(),
             model: self.model.clone(),
+            loras: self.lora.lora.clone(),
             image: self.image.clone().map(Stream::from),
             reading: self.picture.into(),
             edit,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use super::place::LoraArgs;
 use super::{PlaceArgs, values};
 use crate::commands::judge::JudgeJob;
 use crate::pipeline::{EditParameters, SIZE_LEVELS, STEPS};
@@ -15,6 +16,8 @@ pub struct JudgeArgs {
     /// Model folder [default: the built-in demo model]
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    lora: LoraArgs,
     /// Folder of the cases: cases.json, and ID.source.png and ID.target.png of each
     #[arg(long, value_name = "DIR")]
     cases: PathBuf,
@@ -66,6 +69,7 @@ impl JudgeArgs {
         };
         Ok(JudgeJob {
             model: self.model.clone(),
+            loras: self.lora.lora.clone(),
             cases: self.cases.clone(),
             output: self.output.clone(),
             limit: self.limit,

@@ -13,7 +13,7 @@ use crate::commands::doctor::DoctorJob;
 use crate::commands::inspect::{InspectJob, Networks, PlanJob};
 use crate::commands::synth::SynthJob;
 use crate::error::usage;
-use crate::pipeline::{SIZE_LEVELS, STEPS};
+use crate::pipeline::{LoraChoice, SIZE_LEVELS, STEPS};
 use crate::plan::Precision;
 
 /// Flags of `inspect`.
@@ -22,6 +22,9 @@ pub struct InspectArgs {
     /// Model folder
     #[arg(short, long, alias = "model-path", value_name = "PATH", conflicts_with = "preset")]
     model: Option<PathBuf>,
+    /// LoRA file to look at, and whether it fits the model, or the released one if none is named; can be given several times
+    #[arg(long, value_name = "FILE", value_parser = values::lora)]
+    lora: Vec<LoraChoice>,
     /// Networks without weights
     #[arg(long, value_enum)]
     preset: Option<PresetArg>,
@@ -65,12 +68,15 @@ impl InspectArgs {
     /// The validated job.
     ///
     /// # Errors
-    /// A usage error: neither model nor preset, or a limit of a GPU's memory for the CPU.
+    /// A usage error: neither model nor preset nor LoRA file, or a limit of a GPU's memory for the CPU.
     pub fn job(&self) -> Result<InspectJob> {
         let networks = match (&self.model, self.preset) {
             (Some(path), _) => Networks::Folder(path.clone()),
             (None, Some(preset)) => Networks::Preset(preset.into(), self.version.into()),
-            (None, None) => return Err(usage(anyhow!("inspect needs a model; give --model or --preset"))),
+            (None, None) if !self.lora.is_empty() => Networks::None,
+            (None, None) => {
+                return Err(usage(anyhow!("inspect needs a model; give --model or --preset, or a LoRA file with --lora")));
+            }
         };
         let precision: Precision = self.precision.into();
         if self.memory.max_vram.is_some() && precision == Precision::F32 {
@@ -85,7 +91,7 @@ impl InspectArgs {
             savings: self.savings.into(),
         };
         let (verify, tensors, graph, json) = (self.verify, self.tensors, self.graph, self.json);
-        Ok(InspectJob { networks, plan, max_vram: self.memory.max_vram, verify, tensors, graph, json })
+        Ok(InspectJob { networks, loras: self.lora.clone(), plan, max_vram: self.memory.max_vram, verify, tensors, graph, json })
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::place::MemoryArgs;
+use super::place::{LoraArgs, MemoryArgs};
 use super::{setup, values};
 use crate::commands::measure::{BenchJob, CompareJob, ProfileJob};
 use crate::commands::verify::VerifyJob;
@@ -96,6 +96,8 @@ pub struct BenchArgs {
     /// Model folder
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
     model: PathBuf,
+    #[command(flatten)]
+    lora: LoraArgs,
     /// Working sizes, WIDTHxHEIGHT in multiples of 16
     #[arg(long, value_parser = values::size, value_delimiter = ',', default_value = "1024x1024", value_name = "WxH")]
     size: Vec<(usize, usize)>,
@@ -126,6 +128,7 @@ impl BenchArgs {
     pub fn job(&self) -> Result<BenchJob> {
         Ok(BenchJob {
             model: self.model.clone(),
+            loras: self.lora.lora.clone(),
             sizes: self.size.clone(),
             prompt: self.prompt.clone(),
             steps: self.steps,
@@ -142,6 +145,8 @@ pub struct ProfileArgs {
     /// Model folder
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
     model: PathBuf,
+    #[command(flatten)]
+    lora: LoraArgs,
     /// Working size, WIDTHxHEIGHT in multiples of 16
     #[arg(long, value_parser = values::size, default_value = "1024x1024", value_name = "WxH")]
     size: (usize, usize),
@@ -173,6 +178,7 @@ impl ProfileArgs {
     pub fn job(&self) -> ProfileJob {
         ProfileJob {
             model: self.model.clone(),
+            loras: self.lora.lora.clone(),
             size: self.size,
             prompt: self.prompt.clone(),
             stages: self.stage.clone(),

@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::{setup, values};
 use crate::error::usage;
-use crate::pipeline::{DeviceChoice, PlaceChoice};
+use crate::pipeline::{DeviceChoice, LoraChoice, PlaceChoice};
 
 /// Flags of `edit`, `judge` and `demo`.
 #[derive(Clone, Copy, Debug, Args)]
@@ -31,6 +31,14 @@ impl PlaceArgs {
     pub(super) fn choice(&self) -> Result<PlaceChoice> {
         Ok(PlaceChoice { precision: self.precision.map(Into::into), ..self.memory.choice(self.device)? })
     }
+}
+
+/// `--lora`.
+#[derive(Clone, Debug, Args)]
+pub struct LoraArgs {
+    /// LoRA file to merge into the model, with its scale if not 1; can be given several times (docs/lora.md)
+    #[arg(long, value_name = "FILE[:SCALE]", value_parser = values::lora)]
+    pub(super) lora: Vec<LoraChoice>,
 }
 
 /// `--max-vram`.

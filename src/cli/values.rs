@@ -10,7 +10,7 @@ use crate::commands::synth::LayoutKind;
 use crate::image::{Filter, Format};
 use crate::model::{Preset, Version};
 use crate::ops::H100_GRID_THREADS;
-use crate::pipeline::{CFG_SCALES, DeviceChoice, Rng, SIDES};
+use crate::pipeline::{CFG_SCALES, DeviceChoice, LORA_SCALES, LoraChoice, Rng, SIDES};
 use crate::plan::Precision;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -209,6 +209,18 @@ pub(super) fn cfg_scale(text: &str) -> Result<f32> {
     let (least, most) = CFG_SCALES.into_inner();
     let scale = text.parse().ok().filter(|scale| CFG_SCALES.contains(scale));
     scale.with_context(|| format!("give a number from {least} to {most}, usually 6"))
+}
+
+/// A LoRA file with a scale behind the last colon, if what stands there is a number.
+pub(super) fn lora(text: &str) -> Result<LoraChoice> {
+    let (path, scale) = match text.rsplit_once(':') {
+        Some((path, scale)) if scale.parse::<f32>().is_ok() => (path, scale.parse()?),
+        _ => (text, 1.0),
+    };
+    let (least, most) = LORA_SCALES.into_inner();
+    ensure!(LORA_SCALES.contains(&scale), "give a scale from {least} to {most} behind the colon, usually 1");
+    ensure!(!path.is_empty(), "give the file before the colon");
+    Ok(LoraChoice { path: path.into(), scale })
 }
 
 pub(super) fn guidance_limit(text: &str) -> Result<f64> {

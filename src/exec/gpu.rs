@@ -145,6 +145,17 @@ impl Gpu {
         *self.weights() = DeviceWeights::default();
     }
 
+    /// Ends what an earlier run has left of its upload, and has these weights come again when a run needs them. Programs stay.
+    ///
+    /// # Errors
+    /// What the upload reports.
+    pub fn forget_those(&self, gone: &dyn Fn(&WeightKey) -> bool) -> Result<()> {
+        let mut weights = self.weights();
+        weights.settle()?;
+        weights.there.retain(|key, _| !gone(key));
+        Ok(())
+    }
+
     /// Starts to bring what a run lacks. `keys`: which weight each storage of the plan is.
     pub(super) fn feed(
         &self,

@@ -11,13 +11,16 @@ use super::Progress;
 use crate::model::{AXES, AbsentTensor, Config, LM_HEAD, contradiction};
 use crate::prompt::{PromptSettings, Tokenizer};
 use crate::tensor::Component;
-use crate::weights::{Expected, ModelError, ModelFolder, check};
+use crate::weights::{Expected, Lora, LoraChoice, ModelError, ModelFolder, check, shown};
 
 /// Sides that a working area's square may have, in pixels.
 pub const SIZE_LEVELS: RangeInclusive<usize> = 64..=4096;
 
 /// Guidance scales that an edit may have. Models are made for 1 to 10.
 pub const CFG_SCALES: RangeInclusive<f32> = -100.0..=100.0;
+
+/// Scales that a LoRA file may have.
+pub const LORA_SCALES: RangeInclusive<f32> = -100.0..=100.0;
 
 /// Of models whose `step1x.json` says nothing else.
 const SIZE_LEVEL: usize = 512;
@@ -72,6 +75,16 @@ impl Model {
     /// The build is damaged.
     pub fn demo() -> Result<Model> {
         Ok(Model { is_demo: true, ..Model::of(ModelFolder::demo()?)? })
+    }
+
+    /// Merges LoRA files into the transformer, in place of those that are merged now; says what of them is not used.
+    ///
+    /// # Errors
+    /// A [`ModelError`]: a file that cannot be read, or is not for this model.
+    pub fn adapt(&self, choices: &[LoraChoice], progress: &mut dyn Progress) -> Result<()> {
+        let loras = open_loras(choices, progress)?;
+        self.folder.adapt(loras, &mut |_| Ok(()))?;
+        Ok(())
     }
 
     fn of(folder: ModelFolder) -> Result<Model> {
@@ -131,6 +144,34 @@ fn check_declared(folder: &ModelFolder, config: &Config) -> Result<(), ModelErro
         }
     }
     Ok(())
+}
+
+/// Opens LoRA files, and says what of them is not used and whether they were made for another model.
+///
+/// # Errors
+/// A [`ModelError`]: a file that cannot be read.
+pub fn open_loras(choices: &[LoraChoice], progress: &mut dyn Progress) -> Result<Vec<Arc<Lora>>> {
+    let mut loras = Vec::new();
+    for choice in choices {
+        let lora = Lora::open(choice)?;
+        let path = lora.path().display();
+        if let [first, ..] = lora.unused() {
+            let n = lora.unused().len();
+            progress.notice(&format!(
+                "{path}: {n} tensors change a text encoder and are not used, since text encoders stay as they are; the first is {}",
+                shown(first)
+            ));
+        }
+        if let Some(other) = lora.made_for() {
+            progress
+                .notice(&format!("{path}: the file says that it was trained for {other}; its effect here may be weak or wrong"));
+        }
+        // The report names its digest; until then there is time to take it.
+        let background = lora.clone();
+        rayon::spawn(move || drop(background.sha256()));
+        loras.push(lora);
+    }
+    Ok(loras)
 }
 
 /// What `step1x.json` says.

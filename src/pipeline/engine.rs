@@ -5,6 +5,7 @@
 //! second edit of the same shape plans, compiles and captures nothing, and uploads nothing if all weights fit at once. Once
 //! weights had to share places for want of room, they do so as long as the engine lives.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +19,8 @@ use crate::exec::{self, Cuda, Executor, Gpu, Reference};
 use crate::image::{self, Filter, Rgb};
 use crate::model::edit::EditSpec;
 use crate::plan::{Budget, CONTEXT_BYTES, Plan, Policy, format_bytes};
+use crate::tensor::Component;
+use crate::weights::{Lora, WeightKey};
 
 /// Device memory of a program that is kept, beside its arena: captured bodies and tables, at most. With all kernels they take
 /// 19 MB at 1024x1024 on an H100.
@@ -182,6 +185,21 @@ impl Engine {
     pub fn made(&self) -> Made {
         let on_device = self.gpu.as_ref().map_or_else(exec::Made::default, |gpu| gpu.made());
         Made { programs: self.planned, on_device }
+    }
+
+    /// Merges LoRA files into the model, in place of those that are merged now. Programs stay; on a GPU the next edit brings only
+    /// the weights that have other values than before. Gives the number of these weights.
+    ///
+    /// # Errors
+    /// A [`crate::weights::ModelError`]: a file that is not for this model; then nothing has changed.
+    pub fn adapt(&mut self, loras: Vec<Arc<Lora>>) -> Result<usize> {
+        let gpu = self.gpu.clone();
+        let gone = |key: &WeightKey, names: &BTreeSet<String>| key.component == Component::Dit && names.contains(&*key.name);
+        let differing = self.model.folder.adapt(loras, &mut |names| match &gpu {
+            Some(gpu) => gpu.forget_those(&|key| gone(key, names)),
+            None => Ok(()),
+        })?;
+        Ok(differing.len())
     }
 
     /// How many programs are kept.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use super::{Model, PlaceChoice};
+use super::{LoraChoice, Model, PlaceChoice};
 use crate::image::{Filter, Format, Reading, Stream};
 use crate::model::edit::Savings;
 use crate::ops::H100_GRID_THREADS;
@@ -92,6 +92,8 @@ pub struct EditJob {
     pub started: Instant,
     /// The model's folder or transformer file; none: the demo model.
     pub model: Option<PathBuf>,
+    /// LoRA files to merge into the model.
+    pub loras: Vec<LoraChoice>,
     /// The picture to edit; none: text-to-image.
     pub image: Option<Stream>,
     /// How it is to be read.

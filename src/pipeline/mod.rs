@@ -13,7 +13,7 @@ mod wording;
 
 use anyhow::Result;
 
-pub use self::checkpoint::{CFG_SCALES, Model, SIZE_LEVELS, Settings, parse_settings};
+pub use self::checkpoint::{CFG_SCALES, LORA_SCALES, Model, SIZE_LEVELS, Settings, open_loras, parse_settings};
 pub use self::engine::{Edited, Engine, Loaded, Made, PROGRAM_BYTES, Purpose, Seconds};
 pub use self::job::{EditJob, EditParameters, Rng, SIDES, STEPS};
 pub use self::material::Material;
@@ -25,6 +25,7 @@ pub use self::run::{Ended, Ran, run_program};
 pub use self::wording::{is_blank, tidy};
 use crate::error::{no_thread, usage};
 use crate::image::{self, Filter, Output, Stream};
+pub use crate::weights::LoraChoice;
 
 /// What the caller hears while an edit runs; an error stops it.
 pub trait Progress {
@@ -97,7 +98,7 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
     let (model, place) = engine.close(); // the device is free before the picture is encoded
 
     let picture = image::resize(&edited.picture, last.0, last.1, Filter::Bicubic);
-    let parameters = Parameters::new(job, &model, &edited, last);
+    let parameters = Parameters::new(job, &model, &edited, last)?;
     let alpha = original.and_then(|Original { size, alpha }| Some(image::resize_alpha(alpha?, size, last)));
     let bytes = image::encode(&picture, alpha.as_deref(), format, &parameters.to_string())?;
     output.commit_unless(&bytes, &mut || match &job.output {
@@ -122,6 +123,7 @@ fn open(job: &EditJob, progress: &mut dyn Progress) -> Result<(Option<Original>,
         progress.notice(note);
     }
     let model = Model::open_or_demo(job.model.as_deref(), progress)?;
+    model.adapt(&job.loras, progress)?;
     let material = Material::new(&job.edit, &model, decoded.as_ref().map(|decoded| &decoded.picture), progress)?;
     let original =
         decoded.map(|decoded| Original { size: (decoded.picture.width, decoded.picture.height), alpha: decoded.alpha });

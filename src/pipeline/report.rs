@@ -2,18 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
+use anyhow::Result;
 use serde::Serialize;
 use serde_json::json;
 
 use super::memory::peak_resident_bytes;
 use super::{EditJob, Edited, Model, Place, Rng};
+use crate::weights::Lora;
 
 /// What it takes to make the picture again.
 #[derive(Clone, Debug, Serialize)]
 pub struct Parameters {
     program: &'static str,
     model: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    loras: Vec<UsedLora>,
     task: &'static str,
     prompt: String,
     negative_prompt: String,
@@ -27,6 +32,15 @@ pub struct Parameters {
     /// Width and height.
     working_size: [usize; 2],
     output_size: [usize; 2],
+}
+
+/// A LoRA file that was merged.
+#[derive(Clone, Debug, Serialize)]
+struct UsedLora {
+    /// Its name, without its folder.
+    file: String,
+    sha256: String,
+    scale: f32,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -77,9 +91,16 @@ struct PeakBytes {
 }
 
 impl Parameters {
-    pub(super) fn new(job: &EditJob, model: &Model, edited: &Edited, output: (usize, usize)) -> Parameters {
+    /// # Errors
+    /// A LoRA file that cannot be read any more.
+    pub(super) fn new(job: &EditJob, model: &Model, edited: &Edited, output: (usize, usize)) -> Result<Parameters> {
         let edit = &job.edit;
-        Parameters {
+        let used = |lora: Arc<Lora>| {
+            let file = lora.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Ok(UsedLora { file, sha256: lora.sha256()?, scale: lora.scale })
+        };
+        Ok(Parameters {
+            loras: model.folder.loras().into_iter().map(used).collect::<Result<_>>()?,
             program: concat!("step1x-edit ", env!("CARGO_PKG_VERSION")),
             model: format!("{}{}", model.config.version, if model.is_demo { " (demo model)" } else { "" }),
             task: if job.image.is_some() { "edit" } else { "text-to-image" },
@@ -97,7 +118,7 @@ impl Parameters {
             precision: edited.plan.precision.to_string(),
             working_size: [edited.picture.width, edited.picture.height],
             output_size: [output.0, output.1],
-        }
+        })
     }
 }
 

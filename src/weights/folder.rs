@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use serde_json::Value;
 
@@ -13,6 +13,7 @@ use super::file::WeightFile;
 use super::foreign::what_names;
 use super::json::{CONFIG_BYTES, TOKENIZER_BYTES, read, read_json};
 use super::layout::{Layout, Weights};
+use super::lora::{Lora, Merged};
 use super::recipe::Recipe;
 use super::words::shown;
 use super::{ModelError, Result, WeightSource, names};
@@ -46,6 +47,8 @@ pub struct ModelFolder {
     recipes: BTreeMap<Component, BTreeMap<String, Recipe>>,
     /// Components whose files have the names of diffusers.
     moved: BTreeSet<Component>,
+    /// What LoRA files make of the transformer; they can change while programs run one after another.
+    merged: RwLock<Arc<Merged>>,
 }
 
 impl ModelFolder {
@@ -113,7 +116,8 @@ impl ModelFolder {
             true => Version::V1_0,
             false => Version::V1_1,
         };
-        Ok(ModelFolder { version, dir, qwen_config, settings, tokenizer, declared: vec![], files: all, recipes, moved })
+        let merged = RwLock::default();
+        Ok(ModelFolder { version, dir, qwen_config, settings, tokenizer, declared: vec![], files: all, recipes, moved, merged })
     }
 
     /// The tensor of a canonical name, as messages show it: by the names that the component's files have for it.
@@ -124,7 +128,34 @@ impl ModelFolder {
         }
     }
 
-    /// How the tensor of this canonical name comes to be.
+    /// Merges LoRA files into the transformer, in place of those that are merged now: from now on its weights are read with
+    /// them. Gives the canonical names of the weights that have other values than before. `before` is called with them when all
+    /// is known to be well; nothing changes if it fails.
+    ///
+    /// # Errors
+    /// A file that is not for this model, or what `before` returns.
+    pub fn adapt(
+        &self,
+        loras: Vec<Arc<Lora>>,
+        before: &mut dyn FnMut(&BTreeSet<String>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<BTreeSet<String>> {
+        let merged = Merged::new(self.recipes.get(&Component::Dit).unwrap_or(&BTreeMap::new()), loras)?;
+        let differing = merged.differing(&self.merged());
+        before(&differing)?;
+        *self.merged.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(merged);
+        Ok(differing)
+    }
+
+    /// The LoRA files that are merged, in the order in which they were named.
+    pub fn loras(&self) -> Vec<Arc<Lora>> {
+        self.merged().loras.clone()
+    }
+
+    fn merged(&self) -> Arc<Merged> {
+        self.merged.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How the tensor of this canonical name comes to be, without what LoRA files add.
     pub fn recipe(&self, component: Component, name: &str) -> Option<&Recipe> {
         self.recipes.get(&component)?.get(name)
     }
@@ -142,11 +173,18 @@ impl ModelFolder {
 
 impl WeightSource for ModelFolder {
     fn spec(&self, component: Component, name: &str) -> Option<Spec> {
-        self.recipe(component, name).map(|recipe| recipe.spec().clone())
+        let merged = self.merged();
+        let recipe = merged.recipe(component, name).or_else(|| self.recipe(component, name));
+        recipe.map(|recipe| recipe.spec().clone())
+    }
+
+    fn is_computed(&self, component: Component, name: &str) -> bool {
+        self.merged().recipe(component, name).is_some()
     }
 
     fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        let recipe = self.recipe(component, name);
+        let merged = self.merged();
+        let recipe = merged.recipe(component, name).or_else(|| self.recipe(component, name));
         recipe.ok_or_else(|| ModelError::new(format!("there is no {name}")).at(&self.dir))?.read_at(offset, bytes)
     }
 }

@@ -94,6 +94,12 @@ pub fn read_f32(weights: &dyn WeightSource, component: Component, name: &str, fi
     };
     let most = values.len().min(CHUNK);
     let buffer = || vec![0; most * size];
+    if weights.is_computed(component, name) {
+        let mut bytes = vec![0; values.len() * size];
+        weights.read_at(component, name, first * size, &mut bytes)?;
+        decode_f32(spec.dtype, &bytes, values);
+        return Ok(());
+    }
     match values.len() <= CHUNK {
         true => read(&mut buffer(), (0, values)),
         false => values.par_chunks_mut(CHUNK).enumerate().try_for_each_init(buffer, read),

@@ -17,6 +17,7 @@ mod foreign;
 mod form;
 mod json;
 mod layout;
+mod lora;
 mod names;
 mod recipe;
 mod sound;
@@ -33,8 +34,9 @@ pub use folder::ModelFolder;
 pub use foreign::{Foreign, what_bytes, what_names};
 pub use form::{WeightForm, WeightKey, read_f32};
 pub use layout::{LayoutKind, SETTINGS};
+pub use lora::{Lora, LoraChoice, LoraSummary};
 pub use names::to_diffusers;
-pub use recipe::{LoraPair, PlusLora, Recipe, Rows, Stored};
+pub use recipe::{Change, Factor, Magnitudes, Pair, PlusLora, Product, Recipe, Rows, Stored};
 pub use splitmix::{Splitmix, fill};
 pub use words::shown;
 pub use write::{Excerpt, PlannedFile, PlannedTensor, check_absent_or_empty, write_model};
@@ -49,6 +51,11 @@ use crate::tensor::{Component, Spec};
 pub trait WeightSource: Sync {
     /// Element type and extents in which a weight is read.
     fn spec(&self, component: Component, name: &str) -> Option<Spec>;
+
+    /// Whether its elements are computed in large blocks: then one long read costs less than many short ones.
+    fn is_computed(&self, _: Component, _: &str) -> bool {
+        false
+    }
 
     /// Reads the little-endian bytes of a weight from `offset` on.
     ///

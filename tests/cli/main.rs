@@ -12,6 +12,7 @@ mod interrupt;
 mod judge;
 mod layouts;
 mod limits;
+mod lora;
 mod models;
 mod op;
 mod output;

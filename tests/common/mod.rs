@@ -136,6 +136,12 @@ impl Golden {
         self.tensors.get(name).unwrap_or_else(|| panic!("{} has no tensor {name}", self.file))
     }
 
+    /// Element type, extents and bytes of a tensor.
+    pub fn raw(&self, name: &str) -> (Dtype, &[usize], &[u8]) {
+        let stored = self.stored(name);
+        (stored.dtype, &stored.shape, &stored.bytes)
+    }
+
     fn words<const N: usize, T>(&self, name: &str, dtype: Dtype, convert: impl Fn([u8; N]) -> T) -> Vec<T> {
         let stored = self.stored(name);
         assert_eq!(stored.dtype, dtype, "{}: {name}", self.file);
@@ -297,7 +303,11 @@ pub const ONE_ROW: f32 = 1e-5;
 
 /// The CPU executor of a plan with synthetic weights, with the plan's itinerary announced.
 pub fn executor(plan: &Arc<Plan>, seed: u64) -> Reference {
-    let weights = Arc::new(SyntheticWeights::new(&plan.graph, seed));
+    executor_on(plan, Arc::new(SyntheticWeights::new(&plan.graph, seed)))
+}
+
+/// The CPU executor of a plan with these weights, with the plan's itinerary announced.
+pub fn executor_on(plan: &Arc<Plan>, weights: Arc<dyn WeightSource + Send + Sync>) -> Reference {
     let mut executor = Reference::new(plan.clone(), weights).expect("the weights are there");
     executor.begin(&plan.itinerary).expect("the plan's own itinerary");
     executor

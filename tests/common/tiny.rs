@@ -1,7 +1,10 @@
 //! An edit of the tiny preset that tests run on an executor of their own.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use step1x_edit::commands::synth::PresetModel;
 use step1x_edit::exec::{Executor, Watch, unwatched};
 use step1x_edit::image::Rgb;
@@ -9,9 +12,11 @@ use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
 use step1x_edit::ops::{H100_GRID_THREADS, HostValues};
-use step1x_edit::pipeline::{EditInputs, HostInputs, Program, Request};
+use step1x_edit::pipeline::{EditInputs, HostInputs, LoraChoice, Model, Program, Request};
 use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::prompt::{self, Patches};
+use step1x_edit::tensor::{Component, Shape};
+use step1x_edit::weights::{Lora, WeightSource};
 
 use super::SyntheticWeights;
 
@@ -104,4 +109,19 @@ impl TinyEdit {
         }
         Ok(results)
     }
+}
+
+/// A LoRA of rank 2 of a module of the demo model's transformer, in a folder.
+pub fn lora(dir: &Path, module: &str, scale: f32) -> Arc<Lora> {
+    let folder = &Model::demo().unwrap().folder;
+    let Shape(extents) = folder.spec(Component::Dit, &format!("{module}.weight")).unwrap().shape;
+    let factor = |n: usize| (0..n).flat_map(|i| ((i * 7919 % 101) as f32 / 500.0 - 0.1).to_le_bytes()).collect::<Vec<u8>>();
+    let (down, up) = (factor(2 * extents[1]), factor(2 * extents[0]));
+    let path = dir.join(format!("{module}.safetensors"));
+    let views = [
+        (format!("{module}.lora_down.weight"), TensorView::new(Dtype::F32, vec![2, extents[1]], &down).unwrap()),
+        (format!("{module}.lora_up.weight"), TensorView::new(Dtype::F32, vec![extents[0], 2], &up).unwrap()),
+    ];
+    safetensors::serialize_to_file(views, None, &path).unwrap();
+    Lora::open(&LoraChoice { path, scale }).unwrap()
 }

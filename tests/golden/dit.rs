@@ -2,24 +2,26 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use step1x_edit::exec::Executor;
 use step1x_edit::graph::{BodyId, Graph, Node, TensorId};
 use step1x_edit::model::dit::{self, StepInputs, StepRows};
 use step1x_edit::model::edit::Savings;
-use step1x_edit::model::{Config, HEAD_WIDTH, PromptRows, Version};
+use step1x_edit::model::{Config, HEAD_WIDTH, PromptRows};
 use step1x_edit::ops::{Cast, Values};
 use step1x_edit::plan::Precision;
 use step1x_edit::tensor::Component;
 use step1x_edit::tensor::DType::{BF16, F32};
+use step1x_edit::weights::WeightSource;
 
-use crate::common::{Floats, Golden, ONE_ROW, assert_close, executor, planned};
+use crate::common::{Floats, Golden, ONE_ROW, SyntheticWeights, assert_close, executor_on, planned};
 
 /// float32 in another summation order; an independent implementation is within 2e-6.
 const BOUND: f32 = 5e-5;
 
 /// What the official forward was given: batch 2 (or one entry of it), each entry with its own time.
-struct Given {
+pub struct Given {
     embedding: Floats,
     image: Floats,
     times: Vec<f32>,
@@ -30,7 +32,7 @@ struct Given {
 }
 
 impl Given {
-    fn read(golden: &Golden, grid: (usize, usize)) -> Given {
+    pub fn read(golden: &Golden, grid: (usize, usize)) -> Given {
         let image = golden.f32("in.img");
         let reference = match image.shape[1] / (grid.0 * grid.1) {
             1 => false,
@@ -96,7 +98,7 @@ fn record(config: &Config, rows: &StepRows, trim: bool) -> (Graph, Recorded) {
 }
 
 /// What one forward gave, under the golden files' names.
-struct Forward {
+pub struct Forward {
     rows: StepRows,
     config: Config,
     tensors: HashMap<String, Vec<f32>>,
@@ -104,10 +106,21 @@ struct Forward {
 }
 
 fn forward(given: &Given, config: &Config, savings: Savings) -> Forward {
+    forward_on(given, config, savings, None)
+}
+
+/// A forward with these weights; none: by the recipe.
+pub fn forward_on(
+    given: &Given,
+    config: &Config,
+    savings: Savings,
+    weights: Option<Arc<dyn WeightSource + Send + Sync>>,
+) -> Forward {
     let rows = given.rows(savings);
     let (graph, recorded) = record(config, &rows, savings.trim_last_block);
     let plan = planned(graph, Precision::F32);
-    let mut run = executor(&plan, given.seed);
+    let weights = weights.unwrap_or_else(|| Arc::new(SyntheticWeights::new(&plan.graph, given.seed)));
+    let mut run = executor_on(&plan, weights);
     let kept = |b| given.embedding.rows(b, 0..rows.prompt.branch(b).len());
     let embedding: Vec<f32> = (0..rows.branches()).flat_map(kept).copied().collect();
     run.write(recorded.embedding, Values::F32(&embedding)).unwrap();
@@ -187,7 +200,7 @@ impl Forward {
         names.iter().map(compare).fold(0.0, f32::max)
     }
 
-    fn compare_branch(&self, name: &str, expected: &Floats, branch: usize, trim: bool) -> f32 {
+    pub fn compare_branch(&self, name: &str, expected: &Floats, branch: usize, trim: bool) -> f32 {
         let (n, length) = (self.rows.tokens(), self.rows.prompt.valid[branch] + self.rows.prompt.padding_meant[branch]);
         let cols = expected.shape[expected.shape.len() - 1];
         let what = format!("{} {name} of branch {branch}", self.config.version);
@@ -308,20 +321,4 @@ fn positions_are_those_of_the_official_ids() {
             }
         }
     }
-}
-
-/// The forward of `lora.safetensors` before the merge; no LoRA is merged here.
-#[test]
-fn forward_without_the_lora() {
-    let golden = Golden::open("lora.safetensors");
-    let ids = golden.f32("in.img_ids");
-    let tokens: Vec<&[f32]> = ids.entry(0).chunks_exact(3).collect();
-    // Reference tokens of v1.1 have 1 on the first axis.
-    let noisy: Vec<&[f32]> = tokens.iter().copied().take_while(|id| id[0] == 0.0).collect();
-    let extent = |axis: usize| noisy.iter().map(|id| id[axis] as usize + 1).max().expect("a noisy token");
-    let given = Given::read(&golden, (extent(1), extent(2)));
-    let forward = forward(&given, &golden.config(Version::V1_1), Savings::ALL);
-    let expected = golden.f32("out.velocity_without");
-    let worst = (0..2).map(|b| forward.compare_branch("velocity", &expected, b, true)).fold(0.0, f32::max);
-    println!("velocity without the LoRA: {worst:.1e}; the merged velocity is not compared");
 }

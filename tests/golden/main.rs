@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod dit;
+mod lora;
 mod prompt;
 mod pytorch;
 mod qwen;

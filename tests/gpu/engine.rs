@@ -1,9 +1,13 @@
 //! One engine, many edits on a device, with the demo model.
 
+use std::sync::Arc;
+
 use anyhow::{Result, bail};
 use step1x_edit::image::Rgb;
 use step1x_edit::pipeline::{DeviceChoice, EditParameters, Engine, Model, Place, PlaceChoice, Progress, Silent};
+use step1x_edit::weights::Lora;
 
+use crate::common::tiny::lora;
 use crate::support::{Gpu, gpu};
 
 fn engine(gpu: &Gpu, max_vram: Option<usize>) -> Engine {
@@ -117,6 +121,40 @@ fn edits_and_pictures_from_text_take_turns() {
         for _ in 0..2 {
             assert!(engine.edit(&wanted, Some(&source), &mut Silent).unwrap().picture == edited.picture, "{allowed:?}");
             assert!(engine.edit(&wanted, None, &mut Silent).unwrap().picture == made.picture, "{allowed:?}");
+        }
+    }
+}
+
+/// A LoRA file is merged as on the CPU, and changed on a warm engine: then only the weights that it touches come again, and the
+/// picture is that of an engine of its own. With too little memory for all weights at once it is the same.
+#[test]
+fn lora_files_change_between_edits() {
+    let Some(gpu) = gpu() else { return };
+    let (dir, source, wanted) = (tempfile::tempdir().unwrap(), picture(128, 128), edit("make the circle blue", 1));
+    let modules = ["double_blocks.0.img_attn.qkv", "single_blocks.0.linear1"];
+    let [one, other] = modules.map(|module| lora(dir.path(), module, 1.0));
+    let alone = |loras: &[&Arc<Lora>]| {
+        let mut engine = engine(&gpu, None);
+        engine.adapt(loras.iter().map(|lora| (*lora).clone()).collect()).unwrap();
+        engine.edit(&wanted, Some(&source), &mut Silent).unwrap()
+    };
+    let plain = alone(&[]);
+    let little = plain.plan.peak_bytes() - plain.plan.weights.bytes / 4;
+    for allowed in [None, Some(little)] {
+        let mut engine = engine(&gpu, allowed);
+        engine.edit(&wanted, Some(&source), &mut Silent).unwrap();
+        let before = engine.made();
+        for loras in [&[&one][..], &[&one, &other], &[&other], &[]] {
+            engine.adapt(loras.iter().map(|lora| (*lora).clone()).collect()).unwrap();
+            let picture = engine.edit(&wanted, Some(&source), &mut Silent).unwrap().picture;
+            assert!(picture == alone(loras).picture, "{} files, {allowed:?}", loras.len());
+            assert_eq!(picture == plain.picture, loras.is_empty());
+        }
+        let made = engine.made();
+        assert_eq!((made.programs, made.on_device.captures), (before.programs, before.on_device.captures));
+        if allowed.is_none() {
+            let again = made.on_device.uploaded_bytes - before.on_device.uploaded_bytes;
+            assert!(again > 0 && 10 * again < before.on_device.uploaded_bytes, "{again} bytes came again");
         }
     }
 }

@@ -6,7 +6,10 @@ use step1x_edit::error::ResourceError;
 use step1x_edit::image::Rgb;
 use step1x_edit::pipeline::{DeviceChoice, EditParameters, Edited, Engine, Model, Place, PlaceChoice, Progress};
 use step1x_edit::plan::{KERNEL_BYTES, Policy};
+use step1x_edit::tensor::Component;
+use step1x_edit::weights::WeightSource;
 
+use crate::common::tiny::lora;
 use crate::support::{OUT_OF_MEMORY, StandIn, stand_in};
 
 /// Remembers notices.
@@ -42,6 +45,35 @@ fn edit(engine: &mut Engine, heard: &mut Heard) -> Result<Edited> {
     let picture = Rgb { width: 64, height: 64, data: vec![100; 64 * 64 * 3] };
     let wanted = EditParameters { steps: 3, size_level: Some(64), ..EditParameters::new("make the circle blue") };
     engine.edit(&wanted, Some(&picture), heard)
+}
+
+/// Another LoRA file brings the weights that either touches, and no others; nothing else is made again.
+#[test]
+fn another_lora_brings_only_what_it_touches() {
+    let Some(stand_in) = stand_in() else { return };
+    let (dir, mut engine, heard) = (tempfile::tempdir().unwrap(), engine(&stand_in), &mut Heard::default());
+    let bytes_of = |module: &str| {
+        let folder = Model::demo().unwrap().folder;
+        2 * folder.spec(Component::Dit, &format!("{module}.weight")).unwrap().shape.elements() as u64
+    };
+    let (qkv, linear1) = ("double_blocks.0.img_attn.qkv", "single_blocks.0.linear1");
+    let [one, other] = [qkv, linear1].map(|module| lora(dir.path(), module, 1.0));
+    edit(&mut engine, heard).unwrap();
+    let mut made = engine.made();
+    for (loras, names, bytes) in [
+        (vec![one.clone()], 1, bytes_of(qkv)),
+        (vec![one.clone()], 0, 0),
+        (vec![other.clone()], 2, bytes_of(qkv) + bytes_of(linear1)),
+        (vec![other, one], 1, bytes_of(qkv)),
+        (vec![], 2, bytes_of(qkv) + bytes_of(linear1)),
+    ] {
+        assert_eq!(engine.adapt(loras).unwrap(), names);
+        edit(&mut engine, heard).unwrap();
+        let now = engine.made();
+        assert_eq!(now.on_device.uploaded_bytes - made.on_device.uploaded_bytes, bytes);
+        made.on_device.uploaded_bytes = now.on_device.uploaded_bytes;
+        assert_eq!(now, made, "no program, kernel, launch or capture");
+    }
 }
 
 /// Arena, region and tables are taken in this order: whichever is refused, the edit is planned again, each time slower.

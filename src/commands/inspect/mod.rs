@@ -1,6 +1,7 @@
 //! The `inspect` command: what a model consists of, and the plan of an edit with it.
 
 mod checked;
+mod loras;
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -10,13 +11,14 @@ use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 
 use self::checked::Checked;
+use self::loras::Looked;
 use super::synth::PresetModel;
 use crate::error::usage;
 use crate::image;
 use crate::model::edit::{NoiseSource, Savings};
 use crate::model::{Config, Preset, Version};
 use crate::ops::{Arch, H100_GRID_THREADS};
-use crate::pipeline::{EditInputs, Model, Program, Request};
+use crate::pipeline::{EditInputs, LoraChoice, Model, Program, Request};
 use crate::plan::{BodyMemory, Budget, CONTEXT_BYTES, Plan, Policy, Precision, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
 use crate::tensor::{Component, DType, Shape, Spec};
@@ -27,6 +29,8 @@ use crate::weights::shown;
 pub struct InspectJob {
     /// What to look at.
     pub networks: Networks,
+    /// LoRA files to look at.
+    pub loras: Vec<LoraChoice>,
     /// The edit to plan.
     pub plan: PlanJob,
     /// Bytes of a device's memory that the plan must do with; none: any.
@@ -48,6 +52,8 @@ pub enum Networks {
     Folder(PathBuf),
     /// Networks known without a checkpoint.
     Preset(Preset, Version),
+    /// None but LoRA files, which are compared with the released model.
+    None,
 }
 
 /// An edit to plan.
@@ -83,14 +89,22 @@ struct Subject {
 /// # Errors
 /// Other faults of the model's files, or sizes that cannot be planned.
 pub fn run(job: &InspectJob, bar: &ProgressBar) -> Result<(String, Result<()>)> {
+    if let Networks::None = job.networks {
+        return only_loras(job);
+    }
     let checked = match &job.networks {
         Networks::Folder(path) if job.verify => Some(Checked::new(path, bar)?),
         _ => None,
     };
-    let held = checked.as_ref().map_or(Ok(()), Checked::held);
+    let mut held = checked.as_ref().map_or(Ok(()), Checked::held);
     let planned = if held.is_ok() { Some(Planned::new(job)?) } else { None };
     if job.json {
-        let mut object = planned.map_or(json!({}), |planned| planned.subject.json(&planned.program.plan));
+        let mut object = planned.as_ref().map_or(json!({}), |planned| planned.subject.json(&planned.program.plan));
+        if let Some(planned) = planned.filter(|_| !job.loras.is_empty()) {
+            let looked = planned.subject.look_at(&job.loras)?;
+            object["loras"] = looked.iter().map(Looked::json).collect();
+            held = looked.into_iter().try_for_each(Looked::held);
+        }
         if let Some(checked) = checked {
             object["verified"] = checked.json();
         }
@@ -99,8 +113,21 @@ pub fn run(job: &InspectJob, bar: &ProgressBar) -> Result<(String, Result<()>)> 
     let mut text = checked.map_or(String::new(), |checked| checked.text());
     if let Some(planned) = planned {
         text += &planned.text(job)?;
+        let looked = planned.subject.look_at(&job.loras)?;
+        text.extend(looked.iter().map(|looked| format!("\n{}", looked.text("this model"))));
+        held = looked.into_iter().try_for_each(Looked::held);
     }
     Ok((text, held))
+}
+
+/// What LoRA files are, whether they fit the released model, and an error if one does not.
+fn only_loras(job: &InspectJob) -> Result<(String, Result<()>)> {
+    let looked = Subject::of_preset(Preset::Full, Version::V1_1)?.look_at(&job.loras)?;
+    let text = match job.json {
+        true => format!("{:#}\n", json!({"loras": looked.iter().map(Looked::json).collect::<Vec<_>>()})),
+        false => looked.iter().map(|looked| looked.text("the released Step1X-Edit")).collect::<Vec<_>>().join("\n"),
+    };
+    Ok((text, looked.into_iter().try_for_each(Looked::held)))
 }
 
 /// A model, with an edit planned.
@@ -142,6 +169,7 @@ impl Subject {
         match networks {
             Networks::Folder(path) => Subject::of_folder(path),
             Networks::Preset(preset, version) => Subject::of_preset(*preset, *version),
+            Networks::None => Subject::of_preset(Preset::Full, Version::V1_1),
         }
     }
 
@@ -159,6 +187,13 @@ impl Subject {
         let of = |component| folder.tensors(component).map(move |(name, spec)| (component, name.to_string(), spec.clone()));
         let tensors = components.into_iter().flat_map(of).collect();
         Ok(Subject { config, settings, tokenizer, files, tensors })
+    }
+
+    /// Looks at LoRA files, and whether they fit the transformer.
+    fn look_at(&self, loras: &[LoraChoice]) -> Result<Vec<Looked>> {
+        let own = self.tensors.iter().filter(|(component, ..)| *component == Component::Dit);
+        let tensors = own.map(|(_, name, spec)| (name.as_str(), &spec.shape));
+        loras.iter().map(|choice| Looked::new(choice, tensors.clone())).collect()
     }
 
     /// Number of tensors, parameters and bytes of a component.

@@ -17,13 +17,15 @@ use self::cases::{Case, Pictures};
 use self::report::Judged;
 use crate::error::usage;
 use crate::image::{self, Format, Output, Rgb};
-use crate::pipeline::{EditParameters, Engine, Model, Place, PlaceChoice, Progress};
+use crate::pipeline::{EditParameters, Engine, LoraChoice, Model, Place, PlaceChoice, Progress};
 
 /// A folder of cases to edit and judge.
 #[derive(Clone, Debug)]
 pub struct JudgeJob {
     /// The model's folder or transformer file; none: the demo model.
     pub model: Option<PathBuf>,
+    /// LoRA files to merge into the model.
+    pub loras: Vec<LoraChoice>,
     /// Folder of the cases.
     pub cases: PathBuf,
     /// New or empty folder for the edited pictures; none: they are not kept.
@@ -49,6 +51,7 @@ pub fn run(job: &JudgeJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Re
         check_new_or_empty(folder).map_err(usage)?;
     }
     let model = Model::open_or_demo(job.model.as_deref(), progress)?;
+    model.adapt(&job.loras, progress)?;
     let size_level = job.edit.size_level.unwrap_or(model.size_level);
     for case in &cases {
         Pictures::read(&job.cases, case, size_level).map_err(usage)?;

@@ -16,7 +16,7 @@ use super::{cuda, gpu, sample};
 use crate::cuda::{Ceilings, Device};
 use crate::exec::Executor;
 use crate::graph::BodyId;
-use crate::pipeline::{Edited, Engine, Made, Material, Model, Place, PlaceChoice, Progress, Purpose};
+use crate::pipeline::{Edited, Engine, LoraChoice, Made, Material, Model, Place, PlaceChoice, Progress, Purpose};
 use crate::plan::Itinerary;
 
 /// Edits to time.
@@ -24,6 +24,8 @@ use crate::plan::Itinerary;
 pub struct BenchJob {
     /// The model's folder or transformer file.
     pub model: PathBuf,
+    /// LoRA files to merge into the model.
+    pub loras: Vec<LoraChoice>,
     /// Working widths and heights.
     pub sizes: Vec<(usize, usize)>,
     /// What to do.
@@ -67,6 +69,7 @@ impl Bench<'_> {
     fn report(&self, progress: &mut dyn Progress) -> Result<Report> {
         let opening = Instant::now();
         let model = Model::open(&self.job.model)?;
+        model.adapt(&self.job.loras, progress)?;
         let open = opening.elapsed().as_secs_f64();
         let edit = sample(&model, self.size, &self.job.prompt, self.job.steps)?;
         let before = self.place.device_bytes_in_use();

@@ -16,7 +16,7 @@ use crate::exec::{Cuda, Executor};
 use crate::graph::BodyId;
 use crate::image::Output;
 use crate::ops::Values;
-use crate::pipeline::{Engine, Loaded, Model, PlaceChoice, Program, Progress, Purpose};
+use crate::pipeline::{Engine, Loaded, LoraChoice, Model, PlaceChoice, Program, Progress, Purpose};
 use crate::plan::Itinerary;
 use crate::tensor::DType;
 
@@ -25,6 +25,8 @@ use crate::tensor::DType;
 pub struct ProfileJob {
     /// The model's folder or transformer file.
     pub model: PathBuf,
+    /// LoRA files to merge into the model.
+    pub loras: Vec<LoraChoice>,
     /// Working width and height.
     pub size: (usize, usize),
     /// What to do.
@@ -55,7 +57,9 @@ const REPLAYS: usize = 10;
 pub fn run(job: &ProfileJob, progress: &mut dyn Progress, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
     let output = job.trace.as_deref().map(|path| Output::reserve(path, job.force)).transpose().map_err(usage)?;
     let (place, device) = gpu("profile", &job.place)?;
-    let mut engine = Engine::open(Model::open(&job.model)?, place)?;
+    let model = Model::open(&job.model)?;
+    model.adapt(&job.loras, progress)?;
+    let mut engine = Engine::open(model, place)?;
     let edit = sample(&engine.model, job.size, &job.prompt, job.steps)?;
     let loaded = engine.ready(&edit, Purpose::Measure)?;
     let rows = loaded.program.spec.step_rows().total();

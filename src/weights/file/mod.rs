@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::foreign::{FIRST, what_bytes, what_names};
 use super::json::Named;
@@ -118,6 +120,41 @@ impl WeightFile {
         Ok(bytes)
     }
 
+    /// What the header says beside its tensors.
+    ///
+    /// # Errors
+    /// What the file system reports.
+    pub fn metadata(&self) -> Result<BTreeMap<String, String>> {
+        #[derive(Deserialize)]
+        struct Beside {
+            #[serde(rename = "__metadata__", default)]
+            metadata: BTreeMap<String, Value>,
+        }
+        let mut length = [0; LENGTH_BYTES as usize];
+        self.read_raw(0, &mut length)?;
+        // The header has been read before, so its length is one that is accepted.
+        let mut header = vec![0; u64::from_le_bytes(length).min(MAX_HEADER_BYTES) as usize];
+        self.read_raw(LENGTH_BYTES as usize, &mut header)?;
+        let beside = serde_json::from_slice::<Beside>(&header).map_or(BTreeMap::new(), |beside| beside.metadata);
+        Ok(beside.into_iter().filter_map(|(key, value)| Some((key, value.as_str()?.to_string()))).collect())
+    }
+
+    /// SHA-256 of the whole file, in hexadecimal digits.
+    ///
+    /// # Errors
+    /// What the file system reports.
+    pub fn sha256(&self) -> Result<String> {
+        const PART: usize = 4 << 20;
+        let (all, mut hash) = (self.bytes() as usize, Sha256::new());
+        let mut bytes = vec![0; PART.min(all)];
+        for at in (0..all).step_by(PART) {
+            let part = &mut bytes[..PART.min(all - at)];
+            self.read_raw(at, part)?;
+            hash.update(part);
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
     /// Reads bytes of a tensor from `offset` on.
     ///
     /// # Errors
@@ -131,7 +168,10 @@ impl WeightFile {
         if entry.range.len().checked_sub(offset).is_none_or(|left| left < bytes.len()) {
             return Err(ModelError::new(format!("cannot read beyond the end of tensor {}", shown(name))).at(&self.path));
         }
-        let at = entry.range.start + offset;
+        self.read_raw(entry.range.start + offset, bytes)
+    }
+
+    fn read_raw(&self, at: usize, bytes: &mut [u8]) -> Result<()> {
         match &self.content {
             Content::Disk(file, len) => read_exact_at(file, at as u64, bytes).map_err(|e| self.unread(file, *len, &e)),
             Content::Embedded(all) => {
@@ -240,8 +280,8 @@ pub fn parse_header(bytes: &[u8], file_len: u64) -> Result<BTreeMap<String, Entr
     let mut entries = BTreeMap::new();
     // A tensor of a type that is not read is first of all a sign of another model.
     let fault = |name: &str, e: String| match what_names(raw.keys().map(String::as_str), None) {
-        Some(foreign) => ModelError::new(foreign.to_string()),
-        None => ModelError::new(format!("tensor \"{}\": {e}", shown(name))),
+        Some(foreign) if !foreign.is_lora => ModelError::new(foreign.to_string()),
+        _ => ModelError::new(format!("tensor \"{}\": {e}", shown(name))),
     };
     for (name, tensor) in &raw {
         let entry = entry(tensor, LENGTH_BYTES + header_len).map_err(|e| fault(name, e))?;

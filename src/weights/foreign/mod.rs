@@ -19,13 +19,16 @@ const AGAIN: &str = "the download went wrong; fetch the file again";
 /// A file that is something else, and what would help.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Foreign {
-    what: String,
+    /// In words.
+    pub(super) what: String,
     remedy: &'static str,
+    /// It changes a model.
+    pub(super) is_lora: bool,
 }
 
 impl Foreign {
     fn new(what: impl Into<String>, remedy: &'static str) -> Foreign {
-        Foreign { what: what.into(), remedy }
+        Foreign { what: what.into(), remedy, is_lora: false }
     }
 }
 

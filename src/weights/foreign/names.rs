@@ -90,8 +90,8 @@ pub fn what_names<'n>(names: impl Iterator<Item = &'n str>, wanted: Option<Compo
     let names: BTreeSet<&str> = names.collect();
     let share = |is: fn(&str) -> bool| names.iter().filter(|name| is(name)).count();
     if 2 * share(is_lora) > names.len() {
-        let remedy = "give the model itself; LoRA files are not read yet";
-        return Some(Foreign::new("a LoRA, which changes a model, not a model", remedy));
+        let remedy = "give the model itself with -m, and this file with --lora (docs/lora.md)";
+        return Some(Foreign { is_lora: true, ..Foreign::new("a LoRA, which changes a model, not a model", remedy) });
     }
     if share(is_scale) > 0 {
         let remedy = "FP8 is read without scales (F8_E4M3); or use the file of the official release (docs/models.md)";

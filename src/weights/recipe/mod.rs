@@ -4,22 +4,18 @@
 //! same bytes however the tensor is cut. "Rows" are along the first axis: those of a matrix, filters of a convolution,
 //! elements of a bias.
 
+mod change;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use gemm::Parallelism;
-
+pub use self::change::{Change, Factor, Magnitudes, Pair, PlusLora, Product};
 use super::decode::{decode_f32, encode_f32};
 use super::file::WeightFile;
 use super::words::shown;
 use super::{ModelError, Result, sound};
-use crate::ops::matmul;
 use crate::tensor::{DType, Shape, Spec};
-
-/// Rows of a LoRA product that are computed at once, counted from the first row of its pair. A range that begins or ends
-/// within such a block computes all of it: products of one shape add up in one order.
-const BLOCK: usize = 32;
 
 /// Bytes that are read and looked at before the next: few enough for a core's cache, a multiple of every element's size.
 const PART: usize = 256 << 10;
@@ -31,7 +27,7 @@ pub enum Recipe {
     Stored(Stored),
     /// Rows of other tensors, one below the other.
     Rows(Rows),
-    /// Another tensor with LoRA products added.
+    /// Another tensor with what LoRA files add.
     PlusLora(PlusLora),
 }
 
@@ -72,6 +68,9 @@ impl Recipe {
             let asked = format!("{} bytes from {offset} on are not whole elements of {size} bytes", bytes.len());
             return Err(self.named(&asked));
         }
+        if let Recipe::PlusLora(sum) = self {
+            return sum.bytes(offset / size, bytes);
+        }
         let mut values = vec![0.0; bytes.len() / size];
         self.values(offset / size, &mut values)?;
         encode_f32(self.spec().dtype, &values, bytes);
@@ -92,10 +91,7 @@ impl Recipe {
                 let row = row_elements(&rows.spec.shape);
                 rows.each_part(row, first..first + values.len(), |part, from, to| part.values(from, &mut values[to]))
             }
-            Recipe::PlusLora(sum) => {
-                sum.base.values(first, values)?;
-                sum.pairs.iter().try_for_each(|pair| pair.add(row_elements(&sum.spec.shape), first, values))
-            }
+            Recipe::PlusLora(sum) => sum.values(first, values),
         }
     }
 
@@ -179,6 +175,18 @@ impl Stored {
             }
         }
         Err(self.fault("has only zeros, as where a download was given its size in advance and did not end"))
+    }
+
+    /// Reads all of it once, and keeps nothing.
+    ///
+    /// # Errors
+    /// Values that are not finite, or what the file system reports.
+    pub fn check(&self) -> Result<()> {
+        let mut bytes = vec![0; PART.min(self.spec.bytes())];
+        (0..self.spec.bytes()).step_by(PART).try_for_each(|offset| {
+            let end = PART.min(self.spec.bytes() - offset);
+            self.read_at(offset, &mut bytes[..end])
+        })
     }
 
     fn fault(&self, fault: &str) -> ModelError {
@@ -284,88 +292,8 @@ impl Rows {
     }
 }
 
-/// A tensor with LoRA products added, in f32, and rounded once.
-#[derive(Clone, Debug)]
-pub struct PlusLora {
-    base: Box<Recipe>,
-    pairs: Vec<LoraPair>,
-    spec: Spec,
-}
-
-/// A LoRA product: `scale * up · down`, down [r, row], up [n, r], on n rows of a tensor.
-#[derive(Clone, Debug)]
-pub struct LoraPair {
-    /// The n rows that it is added to.
-    pub rows: Range<usize>,
-    /// The factor that makes r values of an input.
-    pub down: Recipe,
-    /// The factor that makes outputs of them.
-    pub up: Recipe,
-    /// Strength, with whatever the file says of alpha.
-    pub scale: f32,
-}
-
-impl PlusLora {
-    /// The sum of `base` and `pairs`, rounded to `dtype`: the type of `base`, as the official code merges, or a wider one.
-    ///
-    /// # Errors
-    /// A pair whose factors do not fit each other or its rows, or values that are no floats.
-    pub fn new(base: Recipe, pairs: Vec<LoraPair>, dtype: DType) -> Result<PlusLora> {
-        let spec = Spec { dtype, shape: base.spec().shape.clone() };
-        let factors = pairs.iter().flat_map(|pair| [&pair.down, &pair.up]);
-        if let Some(other) = factors.chain([&base]).find(|recipe| !recipe.spec().dtype.is_float()) {
-            return Err(other.named(&format!("it is {}, where a LoRA product needs floats", other.spec())));
-        }
-        if !dtype.is_float() {
-            return Err(base.named(&format!("it is to become {dtype}, where a LoRA product needs floats")));
-        }
-        let all = spec.shape.0.first().copied().unwrap_or(0);
-        for LoraPair { rows, down, up, .. } in &pairs {
-            let (d, u) = (&down.spec().shape, &up.spec().shape);
-            let rank = d.0.first().copied().unwrap_or(0);
-            let fits = rows.start <= rows.end && rows.end <= all && row_elements(d) == row_elements(&spec.shape);
-            if !fits || rank == 0 || u.0.first() != Some(&rows.len()) || row_elements(u) != rank {
-                let range = format!("rows {} to {} of {}", rows.start, rows.end, spec.shape);
-                return Err(down.named(&format!("the factors {d} and {u} do not make {range}")));
-            }
-        }
-        Ok(PlusLora { base: Box::new(base), pairs, spec })
-    }
-}
-
-impl LoraPair {
-    /// Adds what the product has on the elements from `first` on of a tensor with rows of `width` elements.
-    fn add(&self, width: usize, first: usize, values: &mut [f32]) -> Result<()> {
-        if values.is_empty() {
-            return Ok(());
-        }
-        let end = first + values.len();
-        let touched = self.rows.start.max(first / width)..self.rows.end.min(end.div_ceil(width));
-        if touched.is_empty() {
-            return Ok(());
-        }
-        let rank = self.down.spec().shape.0[0];
-        let mut down = vec![0.0; rank * width];
-        self.down.values(0, &mut down)?;
-        let start = touched.start - (touched.start - self.rows.start) % BLOCK;
-        for row in (start..touched.end).step_by(BLOCK) {
-            let rows = row..self.rows.end.min(row + BLOCK);
-            let mut up = vec![0.0; rows.len() * rank];
-            self.up.values((row - self.rows.start) * rank, &mut up)?;
-            let mut product = vec![0.0; rows.len() * width];
-            matmul(&up, &down, false, &mut product, rows.len(), rank, width, Parallelism::None);
-            let of_block = rows.start * width..rows.end * width;
-            let common = of_block.start.max(first)..of_block.end.min(end);
-            let sums = &mut values[common.start - first..common.end - first];
-            let added = &product[common.start - of_block.start..common.end - of_block.start];
-            sums.iter_mut().zip(added).for_each(|(sum, added)| *sum += self.scale * added);
-        }
-        Ok(())
-    }
-}
-
 /// Elements of a row along the first axis.
-fn row_elements(shape: &Shape) -> usize {
+pub(super) fn row_elements(shape: &Shape) -> usize {
     shape.0.iter().skip(1).product()
 }
 

@@ -1,3 +1,4 @@
+use super::change::BLOCK;
 use super::*;
 use crate::weights::write::tests::write_safetensors;
 use crate::weights::{PlannedTensor, e4m3_to_f32};
@@ -148,13 +149,21 @@ fn adapted() -> Source {
     ])
 }
 
+fn change(rows: Range<usize>, product: Product, scale: f32) -> Change {
+    Change { rows, product, scale, strength: 1.0, magnitudes: None }
+}
+
+/// The factors of a plain LoRA.
+fn factors(change: &mut Change) -> &mut Pair {
+    let Product::LowRank(pair) = &mut change.product else { panic!("no plain LoRA") };
+    pair
+}
+
 /// One adapter on all rows, one on some.
-fn pairs(source: &Source) -> Vec<LoraPair> {
-    let pair = |name: &str, rows: Range<usize>, scale: f32| LoraPair {
-        rows,
-        down: source.stored(&format!("{name}.down")),
-        up: source.stored(&format!("{name}.up")),
-        scale,
+fn pairs(source: &Source) -> Vec<Change> {
+    let pair = |name: &str, rows: Range<usize>, scale: f32| {
+        let [up, down] = ["up", "down"].map(|factor| source.stored(&format!("{name}.{factor}")));
+        change(rows, Product::LowRank(Pair { up, down }), scale)
     };
     vec![pair("a", 0..N, 0.5), pair("b", 11..11 + BLOCK + 3, -1.25)]
 }
@@ -195,8 +204,9 @@ fn lora_sums_of_fused_rows_are_those_of_their_parts() {
     let fused = Rows::new([(source.stored("base"), 0..N), (source.stored("base"), 0..N)]).unwrap();
     // The adapter of the second part alone, its halves swapped as those of `norm_out` are.
     let up = Rows::new([(source.stored("a.up"), N / 2..N), (source.stored("a.up"), 0..N / 2)]).unwrap();
-    let pair = LoraPair { rows: N..2 * N, down: source.stored("a.down"), up: Recipe::Rows(up), scale: 2.0 };
-    let alone = LoraPair { rows: 0..N, ..pair.clone() };
+    let product = Product::LowRank(Pair { up: Recipe::Rows(up), down: source.stored("a.down") });
+    let pair = change(N..2 * N, product, 2.0);
+    let alone = Change { rows: 0..N, ..pair.clone() };
     let sum = Recipe::PlusLora(PlusLora::new(Recipe::Rows(fused), vec![pair], DType::BF16).unwrap());
     let part = Recipe::PlusLora(PlusLora::new(source.stored("base"), vec![alone], DType::BF16).unwrap());
     assert!(whole(&sum) == [source.file.read("base").unwrap(), whole(&part)].concat());
@@ -205,15 +215,21 @@ fn lora_sums_of_fused_rows_are_those_of_their_parts() {
 #[test]
 fn pairs_that_do_not_fit_are_refused() {
     let source = adapted();
-    let with = |change: fn(&mut LoraPair)| {
+    let with = |change: fn(&mut Change)| {
         let mut pair = pairs(&source).remove(1);
         change(&mut pair);
         fault(PlusLora::new(source.stored("base"), vec![pair], DType::BF16))
     };
     let text = with(|pair| pair.rows.end += 1);
-    assert!(text.contains("b.down: the factors [1, 19] and [35, 1] do not make rows 11 to 47 of [71, 19]"), "{text}");
+    assert!(text.contains("b.down: the factors [1, 19] and [67, 1] do not make rows 11 to 79 of [135, 19]"), "{text}");
     assert!(with(|pair| pair.rows = N..N + BLOCK + 3).contains("do not make"));
-    assert!(with(|pair| std::mem::swap(&mut pair.down, &mut pair.up)).contains("do not make"));
+    assert!(
+        with(|change| {
+            let pair = factors(change);
+            std::mem::swap(&mut pair.down, &mut pair.up);
+        })
+        .contains("do not make")
+    );
     let text = fault(PlusLora::new(source.stored("base"), vec![], DType::U8));
     assert!(text.contains("base: it is to become u8"), "{text}");
 }
@@ -238,7 +254,7 @@ fn integers_are_no_factors() {
     std::fs::write(path, bytes).unwrap();
     let integers = Recipe::Stored(Stored::new(&Arc::new(WeightFile::open(path).unwrap()), "w").unwrap());
     let source = source(&[("w", DType::F32, &[1, 1])]);
-    let pair = LoraPair { rows: 0..1, down: source.stored("w"), up: integers.clone(), scale: 1.0 };
+    let pair = change(0..1, Product::LowRank(Pair { down: source.stored("w"), up: integers.clone() }), 1.0);
     let text = fault(PlusLora::new(source.stored("w"), vec![pair], DType::F32));
     assert!(text.contains("w: it is i32[1, 1], where a LoRA product needs floats"), "{text}");
     let mixed = Rows::of_all([source.stored("w"), integers.clone()]);
