@@ -58,7 +58,7 @@ fn run(command: &Command) -> Result<u8> {
             return Ok(code);
         }
         Command::Bench(args) => measure::bench(&args.job()?, silent, &mut print)?,
-        Command::Profile(args) => measure::profile(&args.job(), silent, &mut print)?,
+        Command::Profile(args) => measure::profile(&args.job()?, silent, &mut print)?,
         Command::Op(args) => op::run(&args.job(), &mut print)?,
         Command::Verify(args) => {
             let (text, held) = verify::run(&args.job()?, silent)?;

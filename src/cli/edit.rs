@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::PlaceArgs;
+use super::environment::model;
 use super::picture::PictureArgs;
 use super::place::LoraArgs;
 use super::values::{self, FilterArg, FormatArg, PosteriorArg};
@@ -50,9 +51,9 @@ type Seed = Option<u64>;
 /// Flags of `edit`.
 #[derive(Debug, Args)]
 pub struct EditArgs {
-    /// Model folder, or a transformer file in it [default: the demo model]
+    /// Model folder, a transformer file in it, or a name such as v1.1 [default: the demo model]
     ///
-    /// The folder has the official layout, or is the model's place in a hub's cache. The demo model is built in.
+    /// The folder has the official layout, or is the model's place in a hub's cache, where names are looked for. The demo model is built in.
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
     model: Option<PathBuf>,
     #[command(flatten)]
@@ -164,7 +165,7 @@ impl EditArgs {
         )?;
         Ok(EditJob {
             started: Instant::now(),
-            model: self.model.clone(),
+            model: self.model.as_deref().map(model).transpose()?,
             loras: self.lora.lora.clone(),
             image: self.image.clone().map(Stream::from),
             reading: self.picture.into(),

@@ -6,8 +6,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
+
 use super::values;
 use crate::cuda::Setup;
+use crate::pipeline::Caches;
 
 /// Folders of libraries: those of STEP1X_CUDA_LIB, then those of Python environments (VIRTUAL_ENV, CONDA_PREFIX, that of
 /// `python3`), then those of installed toolkits. The cache: STEP1X_CACHE, or `step1x-edit` in the user's cache folder.
@@ -34,6 +37,14 @@ fn threads_of(wanted: Option<&str>, cores: usize, most: usize) -> (usize, Option
             (cores, Some(fault))
         }
     }
+}
+
+/// What `-m` names: a path, else a model by its name in the cache of a hub.
+///
+/// # Errors
+/// A model error: neither is there.
+pub(super) fn model(named: &Path) -> Result<PathBuf> {
+    Ok(caches(&|name| env::var_os(name).filter(|value| !value.is_empty())).locate(named)?)
 }
 
 type Variable<'a> = &'a dyn Fn(&str) -> Option<OsString>;
@@ -75,6 +86,22 @@ fn cache(variable: Variable) -> Option<PathBuf> {
     let below = |name, path: &str| variable(name).map(|folder| PathBuf::from(folder).join(path));
     let own = variable("STEP1X_CACHE").map(PathBuf::from);
     own.or_else(|| below("XDG_CACHE_HOME", "step1x-edit")).or_else(|| below("HOME", ".cache/step1x-edit"))
+}
+
+/// Where the hubs' own tools keep what they download.
+fn caches(variable: Variable) -> Caches {
+    let at = |name| variable(name).map(PathBuf::from);
+    let below = |name, path: &str| at(name).map(|folder| folder.join(path));
+    let hugging_face = at("HF_HUB_CACHE")
+        .or_else(|| at("HUGGINGFACE_HUB_CACHE"))
+        .or_else(|| below("HF_HOME", "hub"))
+        .or_else(|| below("XDG_CACHE_HOME", "huggingface/hub"))
+        .or_else(|| below("HOME", ".cache/huggingface/hub"));
+    let scope = at("MODELSCOPE_CACHE").or_else(|| below("HOME", ".cache/modelscope"));
+    let scope = scope
+        .iter()
+        .flat_map(|folder| ["hub/models", "hub", "models"].map(|path| folder.join(path)).into_iter().chain([folder.clone()]));
+    Caches { hugging_face, modelscope: scope.collect() }
 }
 
 #[cfg(test)]
@@ -136,5 +163,28 @@ mod tests {
         assert_eq!(with(&[home]), Some("/home/me/.cache/step1x-edit".into()));
         assert_eq!(with(&[home, ("XDG_CACHE_HOME", "/x")]), Some("/x/step1x-edit".into()));
         assert_eq!(with(&[home, ("XDG_CACHE_HOME", "/x"), ("STEP1X_CACHE", "/own")]), Some("/own".into()));
+    }
+
+    #[test]
+    fn caches_lie_where_their_tools_put_them() {
+        let with = |set: &[(&str, &str)]| {
+            let set: HashMap<String, OsString> = set.iter().map(|(name, value)| (name.to_string(), value.into())).collect();
+            caches(&|name| set.get(name).cloned())
+        };
+        let all = [
+            ("HF_HUB_CACHE", "/a", "/a"),
+            ("HUGGINGFACE_HUB_CACHE", "/b", "/b"),
+            ("HF_HOME", "/c", "/c/hub"),
+            ("XDG_CACHE_HOME", "/d", "/d/huggingface/hub"),
+            ("HOME", "/e", "/e/.cache/huggingface/hub"),
+        ];
+        for first in 0..all.len() {
+            let set: Vec<_> = all[first..].iter().map(|(name, value, _)| (*name, *value)).collect();
+            assert_eq!(with(&set).hugging_face, Some(PathBuf::from(all[first].2)));
+        }
+        assert!(with(&[]).hugging_face.is_none() && with(&[]).modelscope.is_empty());
+        let scope = with(&[("HOME", "/e")]).modelscope;
+        assert_eq!(scope[0], Path::new("/e/.cache/modelscope/hub/models"));
+        assert!(with(&[("HOME", "/e"), ("MODELSCOPE_CACHE", "/m")]).modelscope.contains(&"/m/models".into()));
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use super::environment::model;
 use super::place::LoraArgs;
 use super::{PlaceArgs, values};
 use crate::commands::judge::JudgeJob;
@@ -68,7 +69,7 @@ impl JudgeArgs {
             ..EditParameters::new("")
         };
         Ok(JudgeJob {
-            model: self.model.clone(),
+            model: self.model.as_deref().map(model).transpose()?,
             loras: self.lora.lora.clone(),
             cases: self.cases.clone(),
             output: self.output.clone(),

@@ -6,6 +6,7 @@ use anyhow::{Result, anyhow};
 use clap::Args;
 
 use super::edit::SavingsArgs;
+use super::environment::model;
 use super::place::MemoryArgs;
 use super::setup;
 use super::values::{self, LayoutArg, PrecisionArg, PresetArg, VersionArg};
@@ -71,7 +72,7 @@ impl InspectArgs {
     /// A usage error: neither model nor preset nor LoRA file, or a limit of a GPU's memory for the CPU.
     pub fn job(&self) -> Result<InspectJob> {
         let networks = match (&self.model, self.preset) {
-            (Some(path), _) => Networks::Folder(path.clone()),
+            (Some(path), _) => Networks::Folder(model(path)?),
             (None, Some(preset)) => Networks::Preset(preset.into(), self.version.into()),
             (None, None) if !self.lora.is_empty() => Networks::None,
             (None, None) => {

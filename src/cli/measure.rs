@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use super::environment::model;
 use super::place::{LoraArgs, MemoryArgs};
 use super::{setup, values};
 use crate::commands::measure::{BenchJob, CompareJob, ProfileJob};
@@ -43,7 +44,7 @@ impl VerifyArgs {
     /// A usage error: flags that do not fit each other.
     pub fn job(&self) -> Result<VerifyJob> {
         let place = self.memory.choice(self.device)?;
-        let (model, golden, name) = (self.model.clone(), self.golden.clone(), self.name.clone());
+        let (model, golden, name) = (model(&self.model)?, self.golden.clone(), self.name.clone());
         Ok(VerifyJob { model, golden, name, place, json: self.json })
     }
 }
@@ -80,7 +81,7 @@ impl CompareArgs {
     /// A usage error: flags that do not fit each other.
     pub fn job(&self) -> Result<CompareJob> {
         Ok(CompareJob {
-            model: self.model.clone(),
+            model: model(&self.model)?,
             size: self.size,
             prompt: self.prompt.clone(),
             stages: self.stage.clone(),
@@ -127,7 +128,7 @@ impl BenchArgs {
     /// A usage error: flags that do not fit each other.
     pub fn job(&self) -> Result<BenchJob> {
         Ok(BenchJob {
-            model: self.model.clone(),
+            model: model(&self.model)?,
             loras: self.lora.lora.clone(),
             sizes: self.size.clone(),
             prompt: self.prompt.clone(),
@@ -175,9 +176,12 @@ pub struct ProfileArgs {
 
 impl ProfileArgs {
     /// The job, with what the environment says.
-    pub fn job(&self) -> ProfileJob {
-        ProfileJob {
-            model: self.model.clone(),
+    ///
+    /// # Errors
+    /// A model error: no cache has the model of this name.
+    pub fn job(&self) -> Result<ProfileJob> {
+        Ok(ProfileJob {
+            model: model(&self.model)?,
             loras: self.lora.lora.clone(),
             size: self.size,
             prompt: self.prompt.clone(),
@@ -187,6 +191,6 @@ impl ProfileArgs {
             force: self.force,
             place: PlaceChoice { device: self.device, precision: None, max_vram: None, setup: setup() },
             json: self.json,
-        }
+        })
     }
 }

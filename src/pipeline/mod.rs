@@ -25,7 +25,7 @@ pub use self::run::{Ended, Ran, run_program};
 pub use self::wording::{is_blank, tidy};
 use crate::error::{no_thread, usage};
 use crate::image::{self, Filter, Output, Stream};
-pub use crate::weights::LoraChoice;
+pub use crate::weights::{Caches, LoraChoice};
 
 /// What the caller hears while an edit runs; an error stops it.
 pub trait Progress {

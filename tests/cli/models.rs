@@ -62,7 +62,7 @@ fn folders_that_hold_no_model() {
     let looked = place.path("absent").display().to_string();
     place.edit_refused(&["-m", "absent"], 3, &["absent", "no such folder", &looked, "docs/models.md"]);
     let looked = place.path("stepfun-ai/Step1X-Edit").display().to_string();
-    let words = ["stepfun-ai/Step1X-Edit: there is no such folder", &looked, "nothing is downloaded", "docs/models.md"];
+    let words = ["stepfun-ai/Step1X-Edit: there is no such folder", &looked, "hf download stepfun-ai/Step1X-Edit", "-m v1.1"];
     place.edit_refused(&["-m", "stepfun-ai/Step1X-Edit"], 3, &words);
     let all = ["missing (5)", DIT, VAE, CONFIG, TOKENIZER, "stepfun-ai/Step1X-Edit", "Qwen/Qwen2.5-VL-7B-Instruct"];
     place.edit_refused(&["-m", "empty"], 3, &all);
@@ -117,6 +117,50 @@ fn files_of_another_kind_are_named() {
 }
 
 /// What is given instead of a model is named, also in a folder that has little or nothing of one.
+/// A cache as the hub's client makes it, and one as ModelScope's does.
+#[test]
+#[cfg(unix)]
+fn models_are_found_by_their_names() {
+    use std::os::unix::fs::symlink;
+
+    let place = Place::new();
+    let linked = |file: &str, folder: &str| {
+        let link = place.path(folder).join(Path::new(file).file_name().unwrap());
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(model().join(file), link).unwrap();
+    };
+    for file in MODEL_FILES {
+        let of_qwen = file.contains('/');
+        let hub = if of_qwen { "models--Qwen--Qwen2.5-VL-7B-Instruct" } else { "models--stepfun-ai--Step1X-Edit" };
+        linked(file, &format!("hub/{hub}/snapshots/abc"));
+        let scope = if of_qwen { "Qwen/Qwen2___5-VL-7B-Instruct" } else { "stepfun-ai/Step1X-Edit" };
+        linked(file, &format!("scope/models/{scope}"));
+    }
+    for (variable, folder, name) in [
+        ("HF_HUB_CACHE", "hub", "stepfun-ai/Step1X-Edit"),
+        ("HF_HUB_CACHE", "hub", "stepfun-ai/Step1X-Edit@abc"),
+        ("HF_HUB_CACHE", "hub", "v1.1"),
+        ("MODELSCOPE_CACHE", "scope", "v1.1"),
+    ] {
+        let answer = Answer::from(
+            place.command(&["inspect", "-m", name, "--precision", "f32"]).env(variable, place.path(folder)).output().unwrap(),
+        );
+        assert_eq!((answer.code, answer.stderr.as_str()), (Some(0), ""), "{name} in {folder}");
+        assert!(answer.stdout.contains(place.path(folder).to_str().unwrap()), "{}", answer.stdout);
+    }
+    for (name, words) in [
+        (
+            "v1.0",
+            ["snapshots/abc: it lacks step1x-edit-i1258.safetensors", "hf download stepfun-ai/Step1X-Edit step1x-edit-i1258"],
+        ),
+        ("v1.1@def", ["which is stepfun-ai/Step1X-Edit at def", "it has abc"]),
+        ("org/other", ["models--org--other", "if it is a model on Hugging Face"]),
+    ] {
+        let mut command = place.command(&["edit", "-m", name, "-i", &fixture("grey.png"), "-p", "x", "-o", "out.png"]);
+        Answer::from(command.env("HF_HUB_CACHE", place.path("hub")).output().unwrap()).refused(3, &words);
+    }
+}
+
 #[test]
 fn another_file_is_named_also_where_files_are_missing() {
     let place = Place::new();

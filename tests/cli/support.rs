@@ -127,6 +127,9 @@ impl Place {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(BINARY);
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
+        for cache in ["HF_HUB_CACHE", "MODELSCOPE_CACHE"] {
+            command.env(cache, self.path("no-cache"));
+        }
         command
     }
 

@@ -31,9 +31,9 @@ use crate::tensor::Component;
 
 pub(super) use self::weights::Weights;
 
-const DIT_V1_0: &str = "step1x-edit-i1258.safetensors";
-const DIT_V1_1: &str = "step1x-edit-v1p1-official.safetensors";
-const VAE: &str = "vae.safetensors";
+pub(super) const DIT_V1_0: &str = "step1x-edit-i1258.safetensors";
+pub(super) const DIT_V1_1: &str = "step1x-edit-v1p1-official.safetensors";
+pub(super) const VAE: &str = "vae.safetensors";
 /// What no tensor tells, in the model's folder.
 pub const SETTINGS: &str = "step1x.json";
 const QWEN: &str = "Qwen2.5-VL-7B-Instruct";
@@ -66,7 +66,7 @@ const WEIGHTS: [&str; 16] = [
 const MOST_LOOKED_AT: usize = 50;
 
 /// Most bytes of a file that names a revision; one has 40.
-const REVISION_BYTES: u64 = 1000;
+pub(super) const REVISION_BYTES: u64 = 1000;
 
 const STEP1X_SOURCE: &str = "from the repository stepfun-ai/Step1X-Edit";
 const QWEN_SOURCE: &str = "from the repository Qwen/Qwen2.5-VL-7B-Instruct";
@@ -212,7 +212,7 @@ fn foreign_in(dir: &Path, folder: &Path, usual: Component) -> Vec<String> {
 }
 
 /// The folder itself, or for `models--<org>--<name>` of a Hugging Face cache the snapshot that `main` means.
-fn snapshot(dir: &Path) -> Result<PathBuf> {
+pub(super) fn snapshot(dir: &Path) -> Result<PathBuf> {
     let snapshots = dir.join("snapshots");
     if !snapshots.is_dir() {
         return Ok(dir.to_path_buf());
@@ -291,13 +291,13 @@ fn look(path: &Path, wanted: Component) -> Option<Foreign> {
 }
 
 /// Whether joining `name` to a folder stays directly within that folder.
-fn is_plain_name(name: &str) -> bool {
+pub(super) fn is_plain_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(Part::Normal(part)), None) if part == name)
 }
 
 /// Names in a folder, sorted; such that are not UTF-8 are none of ours.
-fn names_in(dir: &Path) -> Result<Vec<String>> {
+pub(super) fn names_in(dir: &Path) -> Result<Vec<String>> {
     let io = |e: std::io::Error| ModelError::io("list it", dir, &e);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(io)? {

@@ -1,0 +1,231 @@
+//! Models by the names that hubs give them, in the caches that download tools fill. Nothing is downloaded.
+//!
+//! A Hugging Face cache has `models--<org>--<name>/{refs,snapshots}`, a ModelScope cache `<org>/<name>`, with three underscores for
+//! each dot.
+
+use std::path::{Path, PathBuf};
+
+use super::json::read;
+use super::layout::{DIT_V1_0, DIT_V1_1, REVISION_BYTES, VAE, is_plain_name, names_in, snapshot};
+use super::words::listed;
+use super::{ModelError, Result};
+
+/// Most characters of a name, with its revision.
+const NAME_CHARACTERS: usize = 200;
+
+const OFFICIAL: &str = "stepfun-ai/Step1X-Edit";
+const QWEN: &str = "Qwen/Qwen2.5-VL-7B-Instruct";
+
+/// A released model: its short name, its repository, and its transformer where the repository has several.
+const RELEASED: [(&str, &str, Option<&str>); 5] = [
+    ("v1.0", OFFICIAL, Some(DIT_V1_0)),
+    ("v1.1", OFFICIAL, Some(DIT_V1_1)),
+    ("v1.1-diffusers", "stepfun-ai/Step1X-Edit-v1p1-diffusers", None),
+    ("v1p2-preview", "stepfun-ai/Step1X-Edit-v1p2-preview", None),
+    ("v1p2", "stepfun-ai/Step1X-Edit-v1p2", None),
+];
+
+/// Where the caches of hubs lie.
+#[derive(Clone, Debug, Default)]
+pub struct Caches {
+    /// The folder of `models--…` folders.
+    pub hugging_face: Option<PathBuf>,
+    /// Folders that may hold `<org>/<name>`.
+    pub modelscope: Vec<PathBuf>,
+}
+
+/// A name as people write it: `org/name`, `org/name@revision`, or a short one.
+#[derive(Debug, PartialEq)]
+struct Name<'a> {
+    repository: &'a str,
+    revision: Option<&'a str>,
+    /// The transformer that a short name means.
+    dit: Option<&'static str>,
+}
+
+impl<'a> Name<'a> {
+    fn parse(text: &'a str) -> Option<Name<'a>> {
+        let (name, revision) = text.split_once('@').map_or((text, None), |(name, revision)| (name, Some(revision)));
+        let plain = |part: &str| {
+            let known = part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+            known && is_plain_name(part) && !part.starts_with('.')
+        };
+        let sound = text.len() <= NAME_CHARACTERS && revision.is_none_or(|revision| revision.split('/').all(plain));
+        let short = RELEASED.iter().find(|(short, ..)| *short == name);
+        let (repository, dit) = match (short, name.split_once('/')) {
+            (Some((_, repository, dit)), _) => (*repository, *dit),
+            (None, Some((org, rest))) if plain(org) && plain(rest) => (name, None),
+            _ => return None,
+        };
+        sound.then_some(Name { repository, revision, dit })
+    }
+
+    /// How the model is got, and how much that is.
+    fn remedy(&self) -> String {
+        let revision = self.revision.map_or(String::new(), |revision| format!(" --revision {revision}"));
+        let get = |files: &str| format!("`hf download {}{files}{revision}`", self.repository);
+        match (self.dit, self.repository) {
+            (Some(dit), _) => format!("{} and `hf download {QWEN}` get it: 42 GB, Apache 2.0", get(&format!(" {dit} {VAE}"))),
+            (None, OFFICIAL) => format!("{} and `hf download {QWEN}` get it; -m v1.1 and -m v1.0 are its two models", get("")),
+            (None, name) if RELEASED.iter().any(|(_, repository, _)| *repository == name) => {
+                format!("{} gets it: 42 GB, Apache 2.0", get(""))
+            }
+            (None, _) => format!("if it is a model on Hugging Face, {} gets it", get("")),
+        }
+    }
+}
+
+impl Caches {
+    /// The folder or file that `named` means: what there is at this path, else the place of the model of this name in a cache. What is no
+    /// name either comes back as it is.
+    ///
+    /// # Errors
+    /// No cache has the model, or not this revision of it, or not its transformer.
+    pub fn locate(&self, named: &Path) -> Result<PathBuf> {
+        let name = named.to_str().filter(|_| !named.exists()).and_then(Name::parse);
+        let Some(name) = name else {
+            return Ok(named.to_path_buf());
+        };
+        let mut seen = Vec::new();
+        for place in self.places(&name) {
+            match &place {
+                Place::HuggingFace(dir) if dir.is_dir() => match revision(dir, name.revision)? {
+                    Some(snapshot) => return with_dit(snapshot, &name),
+                    None => seen.push(format!("{}: it has {}", dir.display(), revisions(dir))),
+                },
+                Place::ModelScope(dir) if dir.is_dir() && name.revision.is_none() => return with_dit(dir.clone(), &name),
+                Place::ModelScope(dir) if dir.is_dir() => seen.push(format!("{}: it has no revisions", dir.display())),
+                Place::HuggingFace(dir) | Place::ModelScope(dir) => seen.push(dir.display().to_string()),
+            }
+        }
+        let path = std::path::absolute(named).unwrap_or_else(|_| named.to_path_buf());
+        seen.insert(0, path.display().to_string());
+        let what = match named.to_str() == Some(name.repository) {
+            true => String::new(),
+            false => format!(", which is {}{}", name.repository, name.revision.map_or(String::new(), |r| format!(" at {r}"))),
+        };
+        let looked = listed("looked for", &seen);
+        Err(ModelError::new(format!(
+            "{}{what}: there is no such folder or file, and no cache of a hub has it{looked}\n{}",
+            named.display(),
+            name.remedy()
+        )))
+    }
+
+    /// Where the model may be.
+    fn places(&self, name: &Name) -> Vec<Place> {
+        let (org, rest) = name.repository.split_once('/').unwrap_or_default();
+        let hugging_face = self.hugging_face.iter().map(|hub| Place::HuggingFace(hub.join(format!("models--{org}--{rest}"))));
+        let folders = [rest.to_string(), rest.replace('.', "___")];
+        let mut modelscope: Vec<PathBuf> =
+            self.modelscope.iter().flat_map(|root| folders.iter().map(|folder| root.join(org).join(folder))).collect();
+        modelscope.dedup();
+        hugging_face.chain(modelscope.into_iter().map(Place::ModelScope)).collect()
+    }
+}
+
+/// Where a cache would have a model.
+enum Place {
+    HuggingFace(PathBuf),
+    ModelScope(PathBuf),
+}
+
+/// The snapshot of a revision: one that `refs` names or a commit; without a name that of `main`.
+fn revision(dir: &Path, revision: Option<&str>) -> Result<Option<PathBuf>> {
+    let Some(revision) = revision else {
+        return snapshot(dir).map(Some);
+    };
+    let named = read(&dir.join("refs").join(revision), REVISION_BYTES).ok();
+    let commit = named.as_deref().and_then(|bytes| std::str::from_utf8(bytes).ok()).map_or(revision, str::trim);
+    Ok(Some(dir.join("snapshots").join(commit)).filter(|snapshot| is_plain_name(commit) && snapshot.is_dir()))
+}
+
+/// What `refs` names, and the commits, in words.
+fn revisions(dir: &Path) -> String {
+    let names = |folder: &str| names_in(&dir.join(folder)).unwrap_or_default();
+    let (mut named, commits) = (names("refs"), names("snapshots"));
+    named.retain(|name| dir.join("refs").join(name).is_file());
+    match [named, commits].concat() {
+        none if none.is_empty() => "no revisions".into(),
+        some => some.join(", "),
+    }
+}
+
+/// A model's folder, or the transformer in it that is meant.
+fn with_dit(dir: PathBuf, name: &Name) -> Result<PathBuf> {
+    let Some(dit) = name.dit else {
+        return Ok(dir);
+    };
+    let file = dir.join(dit);
+    match file.is_file() {
+        true => Ok(file),
+        false => Err(ModelError::new(format!("{}: it lacks {dit}; {}", dir.display(), name.remedy()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn names_are_told_from_paths() {
+        let name = |repository, revision, dit| Some(Name { repository, revision, dit });
+        for (text, expected) in [
+            ("stepfun-ai/Step1X-Edit", name(OFFICIAL, None, None)),
+            ("stepfun-ai/Step1X-Edit@main", name(OFFICIAL, Some("main"), None)),
+            ("a/b@refs/pr/3", name("a/b", Some("refs/pr/3"), None)),
+            ("v1.1", name(OFFICIAL, None, Some(DIT_V1_1))),
+            ("v1.0@abc", name(OFFICIAL, Some("abc"), Some(DIT_V1_0))),
+            ("v1.1-diffusers", name("stepfun-ai/Step1X-Edit-v1p1-diffusers", None, None)),
+        ] {
+            assert_eq!(Name::parse(text), expected, "{text}");
+        }
+        let long = format!("a/{}", "b".repeat(NAME_CHARACTERS));
+        for path in
+            ["", "model", "v1.3", "/a/b", "a/b/c", "./b", "../b", "a/..", "a/b@", "a/b@../c", "a b/c", "模型/a", "~/b", &long]
+        {
+            assert_eq!(Name::parse(path), None, "{path}");
+        }
+        let longest = format!("a/{}", "b".repeat(NAME_CHARACTERS - 2));
+        assert!(Name::parse(&longest).is_some());
+    }
+
+    #[test]
+    fn models_are_found_in_caches() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        let official = "hub/models--stepfun-ai--Step1X-Edit";
+        for commit in ["abc", "def"] {
+            let snapshot = at(&format!("{official}/snapshots/{commit}"));
+            fs::create_dir_all(&snapshot).unwrap();
+            fs::write(snapshot.join(DIT_V1_1), "").unwrap();
+        }
+        fs::create_dir_all(at(&format!("{official}/refs/refs/pr"))).unwrap();
+        fs::write(at(&format!("{official}/refs/main")), "def").unwrap();
+        fs::write(at(&format!("{official}/refs/refs/pr/1")), "abc\n").unwrap();
+        fs::write(at(&format!("{official}/refs/odd")), "../../..").unwrap();
+        fs::create_dir_all(at("scope/models/org/model-1___5")).unwrap();
+        let caches = Caches { hugging_face: Some(at("hub")), modelscope: vec![at("scope"), at("scope/models")] };
+        let found = |name: &str| caches.locate(Path::new(name)).unwrap();
+        let snapshot = |commit: &str| at(&format!("{official}/snapshots/{commit}"));
+        assert_eq!(found("stepfun-ai/Step1X-Edit"), snapshot("def"));
+        assert_eq!(found("stepfun-ai/Step1X-Edit@refs/pr/1"), snapshot("abc"));
+        assert_eq!(found("stepfun-ai/Step1X-Edit@abc"), snapshot("abc"));
+        assert_eq!(found("v1.1"), snapshot("def").join(DIT_V1_1));
+        assert_eq!(found("org/model-1.5"), at("scope/models/org/model-1___5"));
+        assert_eq!(found("no/name/at/all"), Path::new("no/name/at/all"));
+
+        let refused = |name: &str, words: &[&str]| {
+            let fault = caches.locate(Path::new(name)).unwrap_err().to_string();
+            words.iter().for_each(|word| assert!(fault.contains(word), "{name}: {word}: {fault}"));
+        };
+        refused("v1.0", &["it lacks step1x-edit-i1258.safetensors", "hf download stepfun-ai/Step1X-Edit step1x-edit-i1258"]);
+        refused("stepfun-ai/Step1X-Edit@no", &["it has main, odd, abc, def", "--revision no"]);
+        refused("stepfun-ai/Step1X-Edit@odd", &["no cache of a hub has it"]);
+        refused("org/model-1.5@v2", &["it has no revisions"]);
+        refused("org/other", &["hub/models--org--other", "scope/org/other", "if it is a model on Hugging Face"]);
+        refused("v1p2", &["which is stepfun-ai/Step1X-Edit-v1p2", "42 GB, Apache 2.0"]);
+    }
+}
