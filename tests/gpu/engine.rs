@@ -1,10 +1,16 @@
 //! One engine, many edits on a device, with the demo model.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Result, bail};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::Value;
 use step1x_edit::image::Rgb;
-use step1x_edit::pipeline::{DeviceChoice, EditParameters, Engine, Model, Place, PlaceChoice, Progress, Silent};
+use step1x_edit::pipeline::{DeviceChoice, EditParameters, Engine, LoraChoice, Model, Place, PlaceChoice, Progress, Silent};
 use step1x_edit::weights::Lora;
 
 use crate::common::tiny::lora;
@@ -157,4 +163,52 @@ fn lora_files_change_between_edits() {
             assert!(again > 0 && 10 * again < before.on_device.uploaded_bytes, "{again} bytes came again");
         }
     }
+}
+
+/// A file of rank 64 of all 304 modules of the released model's blocks, as the official trainer writes it.
+fn full_lora(dir: &Path) -> Arc<Lora> {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/manifests/lora-example.json");
+    let manifest: BTreeMap<String, Value> = serde_json::from_slice(&std::fs::read(manifest).unwrap()).unwrap();
+    let shapes =
+        manifest.into_iter().map(|(name, entry)| (name, serde_json::from_value::<Vec<usize>>(entry["shape"].clone()).unwrap()));
+    let shapes: Vec<_> = shapes.collect();
+    let largest = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).max().unwrap();
+    // 2^-8 and its negative in turns, in bf16.
+    let values: Vec<u8> = (0..largest).flat_map(|i| [0x80, if i % 3 == 0 { 0xbb } else { 0x3b }]).collect();
+    let views = shapes.iter().map(|(name, shape)| {
+        (name.as_str(), TensorView::new(Dtype::BF16, shape.clone(), &values[..2 * shape.iter().product::<usize>()]).unwrap())
+    });
+    let path = dir.join("full.safetensors");
+    safetensors::serialize_to_file(views, None, &path).unwrap();
+    Lora::open(&LoraChoice { path, scale: 1.0 }).unwrap()
+}
+
+/// Run by hand, with the folder of a model of the released size in `STEP1X_MODEL`: what a LoRA file costs a cold and a warm engine.
+#[test]
+#[ignore = "needs a model of the released size in STEP1X_MODEL"]
+fn a_lora_of_the_released_size_costs_little_time() {
+    let Some(gpu) = gpu() else { return };
+    let folder = std::env::var_os("STEP1X_MODEL").expect("STEP1X_MODEL names a model's folder");
+    let (dir, source) = (tempfile::tempdir().unwrap(), picture(512, 512));
+    let lora = full_lora(dir.path());
+    let wanted = EditParameters { steps: 1, size_level: Some(512), ..EditParameters::new("make it snow") };
+    let open = || {
+        let choice = PlaceChoice { device: DeviceChoice::Cuda(0), setup: gpu.setup.clone(), ..PlaceChoice::default() };
+        Engine::open(Model::open(folder.as_ref()).unwrap(), Place::open(&choice).unwrap()).unwrap()
+    };
+    let edit = |engine: &mut Engine, loras: Option<Vec<Arc<Lora>>>| {
+        let begun = Instant::now();
+        loras.map(|loras| engine.adapt(loras).unwrap());
+        engine.edit(&wanted, Some(&source), &mut Silent).unwrap();
+        begun.elapsed().as_secs_f64()
+    };
+    edit(&mut open(), None); // brings the files into the system's cache
+    let (mut plain, mut adapted) = (open(), None);
+    let (cold, warm) = (edit(&mut plain, None), edit(&mut plain, None));
+    drop(plain);
+    let cold_with = edit(adapted.insert(open()), Some(vec![lora.clone()]));
+    let engine = adapted.as_mut().unwrap();
+    let (away, back) = (edit(engine, Some(vec![])), edit(engine, Some(vec![lora])));
+    println!("cold {cold:.2} s, with a LoRA {cold_with:.2} s; warm {warm:.2} s, LoRA away {away:.2} s, back {back:.2} s");
+    assert!(cold_with - cold <= 1.0 && back - warm <= 2.5);
 }

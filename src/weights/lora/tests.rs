@@ -193,6 +193,39 @@ fn files_for_others_are_told_by_what_they_are_for() {
     assert_eq!((both.check().unwrap(), both.open().unwrap().unused().len()), (1, 2));
 }
 
+/// `norm_out.linear` of diffusers has its halves the other way round; of a product whose rows cannot be moved, the weight is.
+#[test]
+fn swapped_halves_are_put_right_for_every_kind_of_change() {
+    let (weight, rows, row) = ("final_layer.adaLN_modulation.1.weight", 6, 4);
+    let base = written(&[(weight, &[rows, row])], &[]);
+    let file = Arc::new(WeightFile::open(&base.path).unwrap());
+    let recipes = BTreeMap::from([(weight.to_string(), Recipe::Stored(Stored::new(&file, weight).unwrap()))]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lora.safetensors");
+    let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let merged = |tensors: &[(&str, [usize; 2], Vec<u8>)]| {
+        let views = tensors.iter().map(|(name, shape, bytes)| {
+            (format!("transformer.norm_out.linear.{name}"), TensorView::new(Dtype::F32, shape.to_vec(), bytes).unwrap())
+        });
+        safetensors::serialize_to_file(views, None, &path).unwrap();
+        let lora = Lora::open(&LoraChoice { path: path.clone(), scale: 1.0 }).unwrap();
+        let merged = Merged::new(&recipes, vec![lora]).unwrap();
+        let mut bytes = vec![0; 4 * rows * row];
+        merged.recipe(Component::Dit, weight).unwrap().read_at(0, &mut bytes).unwrap();
+        let values: Vec<f32> = bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        values.chunks(row).map(|row| row[0]).collect::<Vec<f32>>()
+    };
+    // Row i of the file's module changes by i; the weight is 0.5 everywhere.
+    let counted = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0];
+    let ones = bytes(&[1.0; 4]);
+    let wanted = [3.5, 4.5, 5.5, 0.5, 1.5, 2.5];
+    assert_eq!(merged(&[("lora_A.weight", [1, row], ones.clone()), ("lora_B.weight", [rows, 1], bytes(&counted))]), wanted);
+    assert_eq!(merged(&[("lokr_w1", [rows, 1], bytes(&counted)), ("lokr_w2", [1, row], ones.clone())]), wanted);
+    let lengths = ("dora_scale", [rows, 1], bytes(&[2.0, 4.0, 6.0, 8.0, 10.0, 12.0]));
+    let dora = merged(&[("lora_A.weight", [1, row], ones), ("lora_B.weight", [rows, 1], bytes(&counted)), lengths]);
+    assert_eq!(dora, [4.0, 5.0, 6.0, 1.0, 2.0, 3.0], "of rows of four equal values, each half the length");
+}
+
 #[test]
 fn damaged_and_foreign_files_are_refused() {
     let whole = file_of(&pair("img_in", 4, D, 64), &[]);

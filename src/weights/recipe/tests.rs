@@ -245,6 +245,127 @@ proptest! {
     }
 }
 
+/// Rows 5.. of `base` with relatives of LoRA: factors of LoHa and LoKr, and lengths of rows and columns.
+fn relatives() -> (Source, Vec<(&'static str, Change)>) {
+    const ROWS: usize = 2 * BLOCK;
+    const COLUMNS: usize = 6;
+    let source = source(&[
+        ("base", DType::BF16, &[ROWS + 9, COLUMNS]),
+        ("up", DType::F32, &[ROWS, 3]),
+        ("down", DType::F32, &[3, COLUMNS]),
+        ("up2", DType::F32, &[ROWS, 2]),
+        ("down2", DType::F32, &[2, COLUMNS]),
+        ("left", DType::F32, &[4, 2]),
+        ("right.up", DType::F32, &[ROWS / 4, 2]),
+        ("right.down", DType::F32, &[2, COLUMNS / 2]),
+        ("rows", DType::F32, &[ROWS, 1]),
+        ("columns", DType::F32, &[1, COLUMNS]),
+    ]);
+    let of = |name: &str| source.stored(name);
+    let pair = |up: &str, down: &str| Pair { up: of(up), down: of(down) };
+    let with = |product: Product, lengths: Option<&str>| Change {
+        magnitudes: lengths.map(|lengths| Magnitudes::new(of(lengths))),
+        strength: 0.75,
+        ..change(5..5 + ROWS, product, 1.5)
+    };
+    let low = || Product::LowRank(pair("up", "down"));
+    let kronecker = || Product::Kronecker([Factor::Whole(of("left")), Factor::Pair(pair("right.up", "right.down"))]);
+    let changes = vec![
+        ("loha", with(Product::Hadamard([pair("up", "down"), pair("up2", "down2")]), None)),
+        ("lokr", with(kronecker(), None)),
+        ("dora of rows", with(low(), Some("rows"))),
+        ("dora of columns", with(low(), Some("columns"))),
+        ("lokr with dora", with(kronecker(), Some("columns"))),
+    ];
+    (source, changes)
+}
+
+/// What a change of [`relatives`] makes of the base, in f64.
+fn expected_of(source: &Source, name: &str) -> Vec<f64> {
+    let (rows, columns) = (2 * BLOCK, 6);
+    let wide = |name: &str| source.values(name).into_iter().map(f64::from).collect::<Vec<f64>>();
+    let product = |up: &str, down: &str, rank: usize, columns: usize| {
+        let (up, down) = (wide(up), wide(down));
+        let at = move |i: usize, j: usize| (0..rank).map(|k| up[i * rank + k] * down[k * columns + j]).sum::<f64>();
+        Box::new(at) as Box<dyn Fn(usize, usize) -> f64>
+    };
+    let (low, second) = (product("up", "down", 3, columns), product("up2", "down2", 2, columns));
+    let (left, right) = (wide("left"), product("right.up", "right.down", 2, columns / 2));
+    let kron = |i: usize, j: usize| left[i / (rows / 4) * 2 + j / (columns / 2)] * right(i % (rows / 4), j % (columns / 2));
+    let delta = |i: usize, j: usize| match name {
+        "loha" => low(i, j) * second(i, j),
+        "lokr" | "lokr with dora" => kron(i, j),
+        _ => low(i, j),
+    };
+    let mut sums = wide("base");
+    let changed: Vec<f64> =
+        (0..rows * columns).map(|at| sums[5 * columns + at] + 1.5 * delta(at / columns, at % columns)).collect();
+    let (of_rows, of_columns) = (wide("rows"), wide("columns"));
+    let length = |cells: &mut dyn Iterator<Item = usize>| cells.map(|at| changed[at] * changed[at]).sum::<f64>().sqrt();
+    for at in 0..rows * columns {
+        let (i, j) = (at / columns, at % columns);
+        let target = match name {
+            "dora of rows" => of_rows[i] / length(&mut (i * columns..(i + 1) * columns)) * changed[at],
+            "dora of columns" | "lokr with dora" => {
+                of_columns[j] / length(&mut (0..rows).map(|row| row * columns + j)) * changed[at]
+            }
+            _ => changed[at],
+        };
+        let base = sums[5 * columns + at];
+        sums[5 * columns + at] += 0.75 * (target - base);
+    }
+    sums
+}
+
+#[test]
+fn relatives_of_lora_are_what_their_papers_say_however_they_are_cut() {
+    let (source, changes) = relatives();
+    for (name, change) in changes {
+        let sum = Recipe::PlusLora(PlusLora::new(source.stored("base"), vec![change], DType::F32).unwrap());
+        let mut values = vec![0.0; sum.spec().shape.elements()];
+        decode_f32(DType::F32, &whole(&sum), &mut values);
+        for (at, (&got, want)) in values.iter().zip(expected_of(&source, name)).enumerate() {
+            assert!((f64::from(got) - want).abs() <= 2e-6, "{name}: element {at} is {got}, not {want}");
+        }
+        assert_cuts_agree(
+            &sum,
+            [0, 1, 29, 30, 31, 6 * (5 + BLOCK), 6 * (5 + BLOCK) + 7, values.len() - 1].map(|at| 4 * at).into_iter(),
+        );
+    }
+}
+
+/// Run by hand: how long a merge of rank 64 takes.
+#[test]
+#[ignore = "takes a time, and shows nothing but that"]
+fn time_of_a_merge() {
+    for (rows, width) in [(4096, 3072), (1024, 12288)] {
+        let source = source(&[
+            ("base", DType::BF16, &[rows, width]),
+            ("up", DType::BF16, &[rows, 64]),
+            ("down", DType::BF16, &[64, width]),
+        ]);
+        let pair = Pair { up: source.stored("up"), down: source.stored("down") };
+        let sum = PlusLora::new(source.stored("base"), vec![change(0..rows, Product::LowRank(pair), 0.5)], DType::BF16).unwrap();
+        let (sum, mut bytes) = (Recipe::PlusLora(sum), vec![0; 2 * rows * width]);
+        let best = |recipe: &Recipe, bytes: &mut [u8]| {
+            let time = || {
+                let begun = std::time::Instant::now();
+                recipe.read_at(0, bytes).unwrap();
+                begun.elapsed().as_secs_f64()
+            };
+            std::iter::repeat_with(time).take(7).fold(f64::MAX, f64::min)
+        };
+        let (merged, read) = (best(&sum, &mut bytes), best(&source.stored("base"), &mut bytes));
+        let per = |seconds: f64| seconds * 1e9 / (rows * width) as f64;
+        println!(
+            "[{rows}, {width}]: {:.2} ns an element, read alone {:.2} ns, {} threads",
+            per(merged),
+            per(read),
+            rayon::current_num_threads()
+        );
+    }
+}
+
 #[test]
 fn integers_are_no_factors() {
     let header = r#"{"w":{"dtype":"I32","shape":[1,1],"data_offsets":[0,4]}}"#;
