@@ -3,13 +3,14 @@
 //! All sums are in f32 and are rounded once. Blocks of rows are made in parallel, and each is made as a whole or not at all, so
 //! that a sum does not depend on where a read begins and ends.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::{Recipe, row_elements};
+use super::{FEW, Recipe, row_elements};
 use crate::ops::matmul;
 use crate::tensor::{DType, Shape, Spec};
 use crate::weights::Result;
@@ -184,10 +185,12 @@ impl PlusLora {
         let size = self.spec.dtype.bytes();
         let ready = self.ready(first..first + bytes.len() / size)?;
         self.in_blocks(first, size, bytes, |first, bytes| {
-            let mut values = vec![0.0; bytes.len() / size];
-            self.sum(&ready, first, &mut values)?;
-            encode_f32(self.spec.dtype, &values, bytes);
-            Ok(())
+            with_buffer(bytes.len() / size, |values| {
+                self.sum(&ready, first, values)?;
+                let parts = values.chunks(FEW).zip(bytes.chunks_mut(FEW * size));
+                parts.for_each(|(values, bytes)| encode_f32(self.spec.dtype, values, bytes));
+                Ok(())
+            })
         })
     }
 
@@ -343,7 +346,9 @@ impl<'a> Ready<'a> {
         let own = &self.change.rows;
         let blocks: Vec<usize> = own.clone().step_by(BLOCK).collect();
         let of_block = |&row: &usize| {
-            let (_, changed) = self.changed(magnitudes, row..own.end.min(row + BLOCK))?;
+            let rows = row..own.end.min(row + BLOCK);
+            let mut changed = vec![0.0; rows.len() * self.width];
+            self.changed(magnitudes, rows, &mut changed)?;
             let mut squares = vec![0.0; self.width];
             for row in changed.chunks_exact(self.width) {
                 squares.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v) * f64::from(*v));
@@ -358,47 +363,45 @@ impl<'a> Ready<'a> {
         Ok(magnitudes.factors.get_or_init(|| factors.collect()).clone())
     }
 
-    /// Rows before and after the change, but for magnitudes.
-    fn changed(&self, magnitudes: &Magnitudes, rows: Range<usize>) -> Result<(Vec<f32>, Vec<f32>)> {
-        let mut changed = self.product(rows.clone())?;
+    /// Writes rows after the change, but for magnitudes; gives those before it.
+    fn changed(&self, magnitudes: &Magnitudes, rows: Range<usize>, changed: &mut [f32]) -> Result<Vec<f32>> {
+        self.product(rows.clone(), changed)?;
         let mut base = vec![0.0; changed.len()];
         if let Some(tensor) = &magnitudes.base {
             tensor.values(rows.start * self.width, &mut base)?;
         }
         changed.iter_mut().zip(&base).for_each(|(v, base)| *v = base + self.change.scale * *v);
-        Ok((base, changed))
+        Ok(base)
     }
 
-    /// What is added to some of the rows.
-    fn block(&self, rows: Range<usize>) -> Result<Vec<f32>> {
+    /// Writes what is added to some of the rows, but for a factor, which it gives.
+    fn block(&self, rows: Range<usize>, added: &mut [f32]) -> Result<f32> {
         let Change { scale, strength, magnitudes, .. } = self.change;
         let (Some(magnitudes), Some(lengths)) = (magnitudes, &self.magnitudes) else {
-            let mut product = self.product(rows)?;
-            product.iter_mut().for_each(|v| *v *= strength * scale);
-            return Ok(product);
+            self.product(rows, added)?;
+            return Ok(strength * scale);
         };
-        let (base, mut changed) = self.changed(magnitudes, rows.clone())?;
+        let (base, changed) = (self.changed(magnitudes, rows.clone(), added)?, added);
         for (i, (changed, base)) in changed.chunks_exact_mut(self.width).zip(base.chunks_exact(self.width)).enumerate() {
             let by_row = (!magnitudes.by_columns).then(|| {
                 let sum = changed.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
                 factor(lengths[rows.start - self.change.rows.start + i], sum)
             });
             for (column, (v, base)) in changed.iter_mut().zip(base).enumerate() {
-                *v = strength * (by_row.unwrap_or_else(|| lengths[column]) * *v - base);
+                *v = by_row.unwrap_or_else(|| lengths[column]) * *v - base;
             }
         }
-        Ok(changed)
+        Ok(*strength)
     }
 
-    /// Some rows of the product.
-    fn product(&self, rows: Range<usize>) -> Result<Vec<f32>> {
-        let mut product = vec![0.0; rows.len() * self.width];
+    /// Writes some rows of the product.
+    fn product(&self, rows: Range<usize>, product: &mut [f32]) -> Result<()> {
         let own = rows.start - self.change.rows.start..rows.end - self.change.rows.start;
         match &self.factors {
-            Factors::LowRank(wide) => wide.rows(own, &mut product)?,
+            Factors::LowRank(wide) => wide.rows(own, product)?,
             Factors::Hadamard([one, other]) => {
                 let mut second = vec![0.0; product.len()];
-                one.rows(own.clone(), &mut product)?;
+                one.rows(own.clone(), product)?;
                 other.rows(own, &mut second)?;
                 product.iter_mut().zip(second).for_each(|(v, second)| *v *= second);
             }
@@ -411,7 +414,7 @@ impl<'a> Ready<'a> {
                 }
             }
         }
-        Ok(product)
+        Ok(())
     }
 
     /// Adds the change to the elements from `first` on of its tensor.
@@ -424,12 +427,15 @@ impl<'a> Ready<'a> {
         let start = touched.start - (touched.start - own.start) % BLOCK;
         for row in (start..touched.end).step_by(BLOCK) {
             let rows = row..own.end.min(row + BLOCK);
-            let added = self.block(rows.clone())?;
-            let of_block = rows.start * width..rows.end * width;
-            let common = of_block.start.max(first)..of_block.end.min(end);
-            let sums = &mut values[common.start - first..common.end - first];
-            let added = &added[common.start - of_block.start..common.end - of_block.start];
-            sums.iter_mut().zip(added).for_each(|(sum, added)| *sum += added);
+            with_buffer(rows.len() * width, |added| {
+                let factor = self.block(rows.clone(), added)?;
+                let of_block = rows.start * width..rows.end * width;
+                let common = of_block.start.max(first)..of_block.end.min(end);
+                let sums = &mut values[common.start - first..common.end - first];
+                let added = &added[common.start - of_block.start..common.end - of_block.start];
+                sums.iter_mut().zip(added).for_each(|(sum, added)| *sum += factor * added);
+                Ok(())
+            })?;
         }
         Ok(())
     }
@@ -438,4 +444,17 @@ impl<'a> Ready<'a> {
 /// What gives a vector of this sum of squares its length; one of zeros stays.
 fn factor(length: f32, squares: f64) -> f32 {
     if squares > 0.0 { (f64::from(length) / squares.sqrt()) as f32 } else { 0.0 }
+}
+
+/// Lends a thread's buffer, with whatever values are left in it. Memory that is taken anew for each block costs as much time, in
+/// pages that the system has to clear, as the block's product.
+fn with_buffer<T>(values: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
+    thread_local! {
+        static SPARE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(vec![]) };
+    }
+    let mut buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+    buffer.resize(buffer.len().max(values), 0.0);
+    let result = work(&mut buffer[..values]);
+    SPARE.with_borrow_mut(|spare| spare.push(buffer));
+    result
 }

@@ -20,6 +20,9 @@ use crate::tensor::{DType, Shape, Spec};
 /// Bytes that are read and looked at before the next: few enough for a core's cache, a multiple of every element's size.
 const PART: usize = 256 << 10;
 
+/// Elements that are widened or rounded at once, on one thread: those of a block stay in its core's cache.
+const FEW: usize = 32 << 10;
+
 /// How a tensor is made.
 #[derive(Clone, Debug)]
 pub enum Recipe {
@@ -82,9 +85,12 @@ impl Recipe {
         match self {
             Recipe::Stored(stored) => {
                 let size = stored.spec.dtype.bytes();
-                let mut bytes = vec![0; values.len() * size];
-                stored.read_at(first * size, &mut bytes)?;
-                decode_f32(stored.spec.dtype, &bytes, values);
+                let mut bytes = vec![0; values.len().min(FEW) * size];
+                for (chunk, values) in values.chunks_mut(FEW).enumerate() {
+                    let bytes = &mut bytes[..values.len() * size];
+                    stored.read_at((first + chunk * FEW) * size, bytes)?;
+                    decode_f32(stored.spec.dtype, bytes, values);
+                }
                 Ok(())
             }
             Recipe::Rows(rows) => {
