@@ -14,9 +14,9 @@ use super::foreign::what_names;
 use super::json::{CONFIG_BYTES, TOKENIZER_BYTES, read, read_json};
 use super::layout::{Layout, Weights};
 use super::lora::{Lora, Merged};
+use super::names::{self, Spelling};
 use super::recipe::Recipe;
-use super::words::shown;
-use super::{ModelError, Result, WeightSource, names};
+use super::{ModelError, Result, WeightSource};
 use crate::model::Version;
 use crate::tensor::{Component, Spec};
 
@@ -45,8 +45,8 @@ pub struct ModelFolder {
     files: Vec<Arc<WeightFile>>,
     /// How each tensor comes to be, by canonical name.
     recipes: BTreeMap<Component, BTreeMap<String, Recipe>>,
-    /// Components whose files have the names of diffusers.
-    moved: BTreeSet<Component>,
+    /// How each component's files name their tensors.
+    spelling: BTreeMap<Component, Spelling>,
     /// What LoRA files make of the transformer; they can change while programs run one after another.
     merged: RwLock<Arc<Merged>>,
 }
@@ -105,11 +105,11 @@ impl ModelFolder {
         (qwen_config, settings, tokenizer): (Value, Option<Value>, Vec<u8>),
     ) -> Result<ModelFolder> {
         let components = [Component::Dit, Component::Vae, Component::Qwen].into_iter();
-        let (mut recipes, mut moved, mut all) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
+        let (mut recipes, mut spelling, mut all) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for (component, files) in components.zip(files) {
             let files: Vec<_> = files.into_iter().map(Arc::new).collect();
             recipes.insert(component, names::recipes(component, &files)?);
-            moved.extend(names::are_moved(component, &files).then_some(component));
+            spelling.insert(component, Spelling::of(component, &files));
             all.extend(files);
         }
         let version = match recipes[&Component::Dit].contains_key(ONLY_IN_V1_0) {
@@ -117,15 +117,23 @@ impl ModelFolder {
             false => Version::V1_1,
         };
         let merged = RwLock::default();
-        Ok(ModelFolder { version, dir, qwen_config, settings, tokenizer, declared: vec![], files: all, recipes, moved, merged })
+        Ok(ModelFolder {
+            version,
+            dir,
+            qwen_config,
+            settings,
+            tokenizer,
+            declared: vec![],
+            files: all,
+            recipes,
+            spelling,
+            merged,
+        })
     }
 
     /// The tensor of a canonical name, as messages show it: by the names that the component's files have for it.
     pub fn shown(&self, component: Component, name: &str) -> String {
-        match self.moved.contains(&component) {
-            true => names::as_moved(component, name),
-            false => shown(name),
-        }
+        self.spelling[&component].shown(component, name)
     }
 
     /// Merges LoRA files into the transformer, in place of those that are merged now: from now on its weights are read with

@@ -38,7 +38,7 @@ pub use hub::Caches;
 pub use layout::{LayoutKind, SETTINGS};
 pub use lora::{Lora, LoraChoice, LoraSummary};
 pub use names::to_diffusers;
-pub use recipe::{Change, Factor, Magnitudes, Pair, PlusLora, Product, Recipe, Rows, Stored};
+pub use recipe::{Change, Factor, Magnitudes, Pair, PlusLora, Product, Recipe, Rows, Scaled, Stored};
 pub use splitmix::{Splitmix, fill};
 pub use words::shown;
 pub use write::{Excerpt, PlannedFile, PlannedTensor, check_absent_or_empty, write_model};

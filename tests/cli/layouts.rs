@@ -6,11 +6,12 @@ use std::path::Path;
 use half::f16;
 use serde_json::{Map, Value, json};
 use step1x_edit::tensor::Shape;
-use step1x_edit::weights::{WeightFile, decode_f32, f32_to_e4m3};
+use step1x_edit::weights::{WeightFile, decode_f32, e4m3_to_f32, f32_to_e4m3};
 
 use super::support::*;
 
 /// A tensor as it is stored.
+#[derive(Clone)]
 struct Stored {
     name: String,
     dtype: &'static str,
@@ -82,6 +83,90 @@ fn a_transformer_in_f32_makes_the_same_picture() {
     write(&dir.join(DIT), &stored(DIT, "F32", |v| v.to_le_bytes().to_vec()));
     let [shared, own] = pictures(&place);
     assert_eq!(shared, own);
+}
+
+/// What F16 holds exactly makes one picture, whatever it is stored as, and in whatever mixture.
+#[test]
+fn exact_values_make_the_same_picture_in_every_type() {
+    let place = Place::new();
+    let dir = place.linked_model("model", &[DIT]);
+    let path = dir.join(DIT);
+    // Eight bits of mantissa, none of them subnormal in F16.
+    let exact = |value: f32| half::bf16::from_f32(if value.abs() < 1e-4 { 0.0 } else { value }).to_f32();
+    let f16s = |v: f32| f16::from_f32(exact(v)).to_le_bytes().to_vec();
+    let f32s = |v: f32| exact(v).to_le_bytes().to_vec();
+    let forms = [stored(DIT, "F16", f16s), stored(DIT, "F32", f32s), stored(DIT, "BF16", |v| bf16(exact(v)))];
+    let mut pictures = vec![];
+    for form in &forms {
+        write(&path, form);
+        place.edited(&["-m", "model", "-i", &fixture("grey.png"), "-o", "form.png", "-f"]);
+        pictures.push(place.read("form.png"));
+    }
+    let mixed: Vec<&Stored> = (0..forms[0].len()).map(|i| &forms[i % 3][i]).collect();
+    write_all(&path, &mixed);
+    place.edited(&["-m", "model", "-i", &fixture("grey.png"), "-o", "form.png", "-f"]);
+    pictures.push(place.read("form.png"));
+    assert!(pictures.iter().all(|picture| *picture == pictures[0]));
+}
+
+/// Bytes with scales make the picture of the values that they stand for; ComfyUI's prefix and marks change nothing.
+#[test]
+fn scaled_fp8_with_the_names_of_comfyui_makes_the_picture_of_its_values() {
+    let place = Place::new();
+    let dir = place.linked_model("model", &[DIT]);
+    let path = dir.join("step1x-edit-v1p1-fp8_scaled.safetensors");
+    let (mut scaled, mut values) = (vec![], vec![]);
+    for t in stored(DIT, "F32", |v| v.to_le_bytes().to_vec()) {
+        let module = t.name.strip_suffix(".weight").filter(|_| t.shape.0.len() == 2);
+        let name = |name: &str| format!("model.diffusion_model.{name}");
+        let Some(module) = module else {
+            scaled.push(Stored { name: name(&t.name), ..t.clone() });
+            values.push(t);
+            continue;
+        };
+        let floats: Vec<f32> = t.bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let scale = floats.iter().fold(0f32, |most, v| most.max(v.abs())) / 448.0;
+        let codes: Vec<u8> = floats.iter().map(|v| f32_to_e4m3(v / scale)).collect();
+        let back = codes.iter().flat_map(|code| (e4m3_to_f32(*code) * scale).to_le_bytes()).collect();
+        values.push(Stored { bytes: back, ..t.clone() });
+        let scale = Stored {
+            name: name(module) + ".scale_weight",
+            shape: Shape(vec![]),
+            bytes: scale.to_le_bytes().into(),
+            dtype: "F32",
+        };
+        scaled.extend([Stored { name: name(&t.name), dtype: "F8_E4M3", bytes: codes, ..t }, scale]);
+    }
+    scaled.push(Stored { name: "model.diffusion_model.scaled_fp8".into(), dtype: "F8_E4M3", shape: [0].into(), bytes: vec![] });
+    write(&path, &scaled);
+    place.edited(&["-m", "model", "-i", &fixture("grey.png"), "-o", "scaled.png"]);
+    write(&path, &values);
+    let [shared, of_values] = pictures(&place);
+    assert_eq!(place.read("scaled.png"), of_values);
+    assert_ne!(shared, of_values);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_cache_with_links_in_a_folder_of_any_name_makes_the_same_picture() {
+    use std::os::unix::fs::symlink;
+    let place = Place::new();
+    diffusers(&place);
+    let cache = place.path("模型 cache é/models--stepfun-ai--Step1X-Edit-v1p1-diffusers");
+    let snapshot = cache.join("snapshots/abc");
+    fs::create_dir_all(cache.join("blobs")).unwrap();
+    for (i, name) in place.names().iter().filter(|name| name.starts_with("model/")).enumerate() {
+        let (from, to) = (place.path(name), snapshot.join(name.strip_prefix("model/").unwrap()));
+        if from.is_file() {
+            fs::create_dir_all(to.parent().unwrap()).unwrap();
+            let blob = cache.join("blobs").join(i.to_string());
+            fs::rename(&from, &blob).unwrap();
+            symlink(&blob, &to).unwrap();
+        }
+    }
+    place.edited(&["-i", &fixture("grey.png"), "-o", "shared.png"]);
+    place.edited(&["-m", cache.to_str().unwrap(), "-i", &fixture("grey.png"), "-o", "own.png"]);
+    assert_eq!(place.read("shared.png"), place.read("own.png"));
 }
 
 #[test]

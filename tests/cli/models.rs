@@ -197,7 +197,7 @@ fn another_file_is_named_also_where_files_are_missing() {
     place.edit_refused(&["-m", "bare"], 3, &instead);
 }
 
-/// A model's own tensors under other names: those of FLUX, of ComfyUI, of a scaled checkpoint.
+/// A model's own tensors under other names: those of FLUX, also with ComfyUI's prefix, and of blocks with scales.
 #[test]
 fn other_models_are_named_by_their_tensors() {
     let renamed = |rename: fn(&str) -> String| {
@@ -206,12 +206,12 @@ fn other_models_are_named_by_their_tensors() {
         let header = tensors.map(|(name, entry)| (rename(&name), entry));
         Parts { header: header.collect(), data: parts.data }.bytes()
     };
-    let comfyui = renamed(|name| format!("model.diffusion_model.{name}"));
-    refused(DIT, &comfyui, 3, &[DIT, "names begin with model.diffusion_model.", "within, Step1X-Edit's transformer"]);
+    let comfyui = renamed(|name| format!("model.diffusion_model.{}", name.replace("connector.", "other.")));
+    refused(DIT, &comfyui, 3, &[DIT, "this is FLUX, not Step1X-Edit"]);
     let flux = renamed(|name| name.replace("connector.", "other."));
     refused(DIT, &flux, 3, &[DIT, "this is FLUX, not Step1X-Edit"]);
-    let scaled = renamed(|name| name.replace("img_in.bias", "img_in.scale_weight"));
-    refused(DIT, &scaled, 3, &[DIT, "this is a scaled FP8 checkpoint"]);
+    let scaled = renamed(|name| name.replace("img_in.bias", "img_in.weight_scale_inv"));
+    refused(DIT, &scaled, 3, &[DIT, "this is a checkpoint with scales of blocks"]);
     let swapped = fs::read(model().join(VAE)).unwrap();
     refused(DIT, &swapped, 3, &[DIT, "this is FLUX's autoencoder"]);
     refused(TEXT, &swapped, 3, &["model.safetensors", "this is FLUX's autoencoder", "put Qwen2.5-VL-7B-Instruct in its place"]);

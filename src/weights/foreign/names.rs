@@ -2,11 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{Foreign, OFFICIAL};
+use super::{COMFYUI, Foreign, OFFICIAL};
 use crate::tensor::Component;
-
-/// What ComfyUI's checkpoints have before the names of a diffusion model.
-const COMFYUI: &str = "model.diffusion_model.";
 
 /// What the names of the tensors begin with that only Step1X-Edit has, in every layout.
 const CONNECTOR: &str = "connector.";
@@ -94,19 +91,14 @@ pub fn what_names<'n>(names: impl Iterator<Item = &'n str>, wanted: Option<Compo
         return Some(Foreign { is_lora: true, ..Foreign::new("a LoRA, which changes a model, not a model", remedy) });
     }
     if share(is_scale) > 0 {
-        let remedy = "FP8 is read without scales (F8_E4M3); or use the file of the official release (docs/models.md)";
-        return Some(Foreign::new("a scaled FP8 checkpoint: it has tensors such as scaled_fp8 or .scale_weight", remedy));
+        let remedy = "FP8 is read with one scale a tensor or a row; or use the file of the official release (docs/models.md)";
+        return Some(Foreign::new("a checkpoint with scales of blocks: it has tensors such as .weight_scale_inv", remedy));
     }
     if share(is_quantised) > 0 {
         return Some(Foreign::new("a checkpoint quantised to four or eight bits (bitsandbytes, GPTQ, AWQ, Nunchaku)", OFFICIAL));
     }
-    if !names.is_empty() && 2 * share(|name| name.starts_with(COMFYUI)) > names.len() {
-        let inner: BTreeSet<&str> = names.iter().filter_map(|name| name.strip_prefix(COMFYUI)).collect();
-        let of = known(&inner).map_or("a diffusion model", |kind| kind.what);
-        let what = format!("a checkpoint for ComfyUI: its tensors' names begin with {COMFYUI} (within, {of})");
-        return Some(Foreign::new(what, OFFICIAL));
-    }
-    let kind = known(&names)?;
+    let bare: BTreeSet<&str> = names.iter().map(|name| name.strip_prefix(COMFYUI).unwrap_or(name)).collect();
+    let kind = known(&bare)?;
     let right = kind.place.is_some_and(|place| wanted.is_none_or(|wanted| wanted == place));
     (!right).then(|| {
         let remedy = match wanted {
@@ -132,13 +124,10 @@ fn is_lora(name: &str) -> bool {
 }
 
 fn is_scale(name: &str) -> bool {
-    name.ends_with("scaled_fp8")
-        || [".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".weight_scale_inv"]
-            .iter()
-            .any(|s| name.ends_with(s))
+    [".weight_scale_inv", ".weight_scale_2", ".pre_quant_scale"].iter().any(|s| name.ends_with(s))
 }
 
 fn is_quantised(name: &str) -> bool {
-    let within = [".quant_state.", ".quant_map", ".absmax", ".qweight", ".qzeros", ".wscales", ".comfy_quant", ".SCB"];
+    let within = [".quant_state.", ".quant_map", ".absmax", ".qweight", ".qzeros", ".wscales", ".SCB"];
     within.iter().any(|part| name.contains(part))
 }

@@ -63,7 +63,7 @@ fn models_are_known_by_their_tensors() {
         (&["encoder.block.0.layer.0.SelfAttention.q.weight"], "T5"),
         (&["decoder.conv_in.weight", "decoder.mid.attn_1.q.weight"], "FLUX's autoencoder"),
         (&["decoder.conv_in.weight", "decoder.mid_block.attentions.0.to_q.weight"], "an autoencoder in the diffusers layout"),
-        (&["img_in.weight", "img_in.scale_weight", "scaled_fp8"], "scaled FP8"),
+        (&["img_in.weight", "img_in.weight_scale_inv"], "scales of blocks"),
         (&["img_in.qweight", "img_in.qzeros", "img_in.scales"], "quantised"),
         (&["lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight", "lora_unet_a.alpha"], "a LoRA"),
         (&["transformer.a.lora_A.weight", "transformer.a.lora_B.weight"], "a LoRA"),
@@ -72,10 +72,8 @@ fn models_are_known_by_their_tensors() {
         let text = names(of, Component::Dit);
         assert!(text.starts_with("this is ") && text.contains(what), "{of:?}: {text}");
     }
-    for inner in ["img_in.weight", "joint_blocks.0.context_block.attn.qkv.weight"] {
-        let text = names(&[&format!("model.diffusion_model.{inner}")], Component::Dit);
-        assert!(text.contains("names begin with model.diffusion_model."), "{text}");
-    }
+    let text = names(&["model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight"], Component::Dit);
+    assert!(text.contains("this is Stable Diffusion 3"), "{text}");
 }
 
 #[test]

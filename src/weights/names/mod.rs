@@ -3,6 +3,7 @@
 //! Every name says by itself what it is, so files of any layout may stand in any place, and a file may mix them. What the
 //! table does not know keeps its name, and whoever compares a model with what is needed tells of it.
 
+mod scales;
 mod table;
 
 use std::collections::BTreeMap;
@@ -10,12 +11,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::file::WeightFile;
+use super::foreign::COMFYUI;
 use super::recipe::{Recipe, Rows, Stored};
 use super::words::{listed, shown};
 use super::write::{Excerpt, PlannedTensor};
 use super::{ModelError, Result};
 use crate::tensor::{Component, Spec};
 
+use self::scales::Scales;
 use self::table::{LAST_LEVEL, rows};
 
 /// The tensor whose rows are the transformer's width.
@@ -48,9 +51,10 @@ struct Canonical {
 /// # Errors
 /// Two names of one tensor, a tensor of which a part is missing, or parts that do not fit each other; with file and names.
 pub(super) fn recipes(component: Component, files: &[Arc<WeightFile>]) -> Result<BTreeMap<String, Recipe>> {
+    let scales = Scales::new(files)?;
     let mut found: BTreeMap<String, Parts> = BTreeMap::new();
     for file in files {
-        for (stored, _) in file.tensors() {
+        for (stored, _) in file.tensors().filter(|(name, _)| scales::is_weight(name)) {
             let Canonical { name, how, part: (k, of) } = canonical(component, stored);
             let parts = found.entry(name).or_insert_with(|| Parts { how, of: vec![None; of] });
             match parts.of.get_mut(k) {
@@ -74,7 +78,7 @@ pub(super) fn recipes(component: Component, files: &[Arc<WeightFile>]) -> Result
         let fault = format!("parts of its tensors are not there; fetch all files of one release{}", listed("missing", &missing));
         return Err(ModelError::new(fault).at(file.path()));
     }
-    let recipes = found.into_iter().map(|(name, parts)| Ok((name, parts.recipe()?)));
+    let recipes = found.into_iter().map(|(name, parts)| Ok((name, parts.recipe(&scales)?)));
     let recipes: BTreeMap<String, Recipe> = recipes.collect::<Result<_>>()?;
     check_stacks(component, &recipes)?;
     Ok(recipes)
@@ -87,23 +91,32 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
-    fn recipe(&self) -> Result<Recipe> {
-        let stored = |(file, name): &(&Arc<WeightFile>, &str)| Ok(Stored::new(file, name)?.not_zero());
-        let parts = self.of.iter().flatten().map(stored).collect::<Result<Vec<Stored>>>()?;
-        let first = match &parts[..] {
-            [only] if self.how != Move::Stacked => only.clone(),
-            _ => return Ok(Recipe::Rows(Rows::of_all(parts.into_iter().map(Recipe::Stored))?)),
-        };
-        let shape = first.spec().shape.clone();
-        Ok(match (self.how, &shape.0[..]) {
-            (Move::Matrix, [out, of]) => Recipe::Stored(first.reshaped([*out, *of, 1, 1])?),
-            (Move::Swapped, [all, ..]) if all.is_multiple_of(2) => {
-                let [start, end] = [0..all / 2, all / 2..*all].map(|half| (Recipe::Stored(first.clone()), half));
-                Recipe::Rows(Rows::new([end, start])?)
-            }
-            _ => Recipe::Stored(first),
-        })
+    fn recipe(&self, scales: &Scales) -> Result<Recipe> {
+        if self.how == Move::Stacked {
+            let parts = self.of.iter().flatten().map(|(file, name)| weight(file, name, self.how, scales));
+            return Ok(Recipe::Rows(Rows::of_all(parts.collect::<Result<Vec<_>>>()?)?));
+        }
+        let (file, name) = self.of[0].expect("a whole tensor is there, since its name was found");
+        let recipe = weight(file, name, self.how, scales)?;
+        let rows = recipe.spec().shape.0.first().copied().unwrap_or(0);
+        if self.how != Move::Swapped || !rows.is_multiple_of(2) {
+            return Ok(recipe);
+        }
+        let [start, end] = [0..rows / 2, rows / 2..rows].map(|half| (recipe.clone(), half));
+        Ok(Recipe::Rows(Rows::new([end, start])?))
     }
+}
+
+/// One tensor of a file, with its scale and as a convolution where it is one.
+fn weight(file: &Arc<WeightFile>, name: &str, how: Move, scales: &Scales) -> Result<Recipe> {
+    let mut stored = Stored::new(file, name)?.not_zero();
+    if let (Move::Matrix, &[out, of]) = (how, &stored.spec().shape.0[..]) {
+        stored = stored.reshaped([out, of, 1, 1])?;
+    }
+    Ok(match scales.of(name, &stored)? {
+        Some(scaled) => Recipe::Scaled(scaled),
+        None => Recipe::Stored(stored),
+    })
 }
 
 /// q, k and v must have as many rows as the transformer is wide: a sum of other numbers could be right.
@@ -157,18 +170,45 @@ fn tensor_to_diffusers(component: Component, tensor: &PlannedTensor, hidden: usi
     each.collect()
 }
 
-/// Whether diffusers has named any tensor of these files.
-pub(super) fn are_moved(component: Component, files: &[Arc<WeightFile>]) -> bool {
-    files.iter().flat_map(|file| file.tensors()).any(|(name, _)| of_diffusers(component, name).is_some())
+/// How the files of a component name its tensors.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Spelling {
+    /// What is before each name.
+    prefix: &'static str,
+    /// Whether the names are those of diffusers.
+    moved: bool,
 }
 
-/// A tensor of a canonical name as messages show it where diffusers named the files.
-pub(super) fn as_moved(component: Component, name: &str) -> String {
-    match moved(component, name) {
-        Some((names, Move::Stacked)) => format!("{}, which are {}", names.join(", "), shown(name)),
-        Some((names, _)) => names.join(", "),
-        None => shown(name),
+impl Spelling {
+    pub fn of(component: Component, files: &[Arc<WeightFile>]) -> Spelling {
+        let names = || files.iter().flat_map(|file| file.tensors()).map(|(name, _)| name);
+        let prefix = prefix(component);
+        Spelling {
+            prefix: if names().any(|name| !prefix.is_empty() && name.starts_with(prefix)) { prefix } else { "" },
+            moved: names().any(|name| of_diffusers(component, bare(component, name)).is_some()),
+        }
     }
+
+    /// The tensor of a canonical name as messages show it.
+    pub fn shown(self, component: Component, name: &str) -> String {
+        let own = |name: &String| format!("{}{}", self.prefix, shown(name));
+        match moved(component, name).filter(|_| self.moved) {
+            Some((names, how)) => {
+                let names: Vec<String> = names.iter().map(own).collect();
+                let of = if how == Move::Stacked { format!(", which are {}", shown(name)) } else { String::new() };
+                names.join(", ") + &of
+            }
+            None => own(&name.to_string()),
+        }
+    }
+}
+
+fn prefix(component: Component) -> &'static str {
+    if component == Component::Dit { COMFYUI } else { "" }
+}
+
+fn bare(component: Component, stored: &str) -> &str {
+    stored.strip_prefix(prefix(component)).unwrap_or(stored)
 }
 
 /// The names that a tensor of this canonical name has where diffusers moves it as `how` says; else its own.
@@ -189,6 +229,7 @@ fn moved(component: Component, name: &str) -> Option<(Vec<String>, Move)> {
 
 /// What a name in a file means.
 fn canonical(component: Component, stored: &str) -> Canonical {
+    let stored = bare(component, stored);
     let own = || if component == Component::Qwen { qwen_name(stored) } else { stored.to_string() };
     of_diffusers(component, stored).unwrap_or_else(|| Canonical { name: own(), how: Move::Whole, part: (0, 1) })
 }

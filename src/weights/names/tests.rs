@@ -79,7 +79,7 @@ fn what_was_moved_is_read_as_it_was() {
         let second = moved.split_off(moved.len() / 3); // parts of a tensor in several files
         let after =
             [("a", &moved), ("b", &second)].map(|(name, t)| file(&dir.path().join(name).with_extension("safetensors"), t));
-        assert!(!are_moved(component, &before) && are_moved(component, &after));
+        assert!(!Spelling::of(component, &before).moved && Spelling::of(component, &after).moved);
         let [before, after] = [recipes(component, &before).unwrap(), recipes(component, &after).unwrap()];
         assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
         for (name, recipe) in &before {
@@ -139,6 +139,100 @@ fn only_names_of_the_table_are_moved() {
         "decoder.up.0.block.2.nin_shortcut.bias"
     );
     assert_eq!(canonical(Component::Qwen, "model.visual.w").name, "visual.w");
-    let shown = as_moved(Component::Dit, "double_blocks.3.txt_attn.qkv.bias");
-    assert!(shown.starts_with("transformer_blocks.3.attn.add_q_proj.bias, ") && shown.ends_with("txt_attn.qkv.bias"), "{shown}");
+    let spelling = Spelling { prefix: COMFYUI, moved: true };
+    let shown = spelling.shown(Component::Dit, "double_blocks.3.txt_attn.qkv.bias");
+    assert!(shown.starts_with("model.diffusion_model.transformer_blocks.3.attn.add_q_proj.bias, "), "{shown}");
+    assert!(shown.ends_with(", which are double_blocks.3.txt_attn.qkv.bias"), "{shown}");
+    assert_eq!(Spelling::default().shown(Component::Dit, "img_in.bias"), "img_in.bias");
+}
+
+/// A file of one tensor a name, with these bytes.
+fn raw(path: &Path, tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> Arc<WeightFile> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, dtype, shape, bytes) in tensors {
+        let range = [data.len(), data.len() + bytes.len()];
+        header.insert(name.to_string(), serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": range}));
+        data.extend_from_slice(bytes);
+    }
+    let header = Value::Object(header).to_string();
+    std::fs::write(path, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()).unwrap();
+    Arc::new(WeightFile::open(path).unwrap())
+}
+
+fn f32s(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+#[test]
+fn e4m3_values_are_multiplied_by_their_scales() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let weight = |name| (name, "F8_E4M3", &[2, 2][..], vec![0x38, 0xb8, 0x40, 0x30]); // 1, -1, 2, 0.5
+    let note = br#"{"format": "float8_e4m3fn"}"#.to_vec();
+    let file = raw(
+        &path,
+        &[
+            weight("a.weight"),
+            ("a.scale_weight", "F32", &[], f32s(&[0.5])),
+            ("a.scale_input", "F32", &[], f32s(&[9.0])),
+            weight("model.diffusion_model.b.weight"),
+            ("model.diffusion_model.b.weight_scale", "F32", &[2, 1], f32s(&[3.0, 10.0])),
+            ("model.diffusion_model.b.comfy_quant", "U8", &[note.len()], note),
+            weight("c.weight"),
+            ("scaled_fp8", "F8_E4M3", &[2], vec![0, 0]),
+        ],
+    );
+    let recipes = recipes(Component::Dit, &[file]).unwrap();
+    assert_eq!(recipes.keys().collect::<Vec<_>>(), ["a.weight", "b.weight", "c.weight"]);
+    assert_eq!(*recipes["a.weight"].spec(), Spec::new(DType::F32, [2, 2]));
+    assert_eq!(bytes(&recipes["a.weight"]), f32s(&[0.5, -0.5, 1.0, 0.25]));
+    assert_eq!(bytes(&recipes["b.weight"]), f32s(&[3.0, -3.0, 20.0, 5.0]));
+    assert_eq!(recipes["c.weight"].spec().dtype, DType::F8E4M3);
+    let mut part = [0; 8];
+    recipes["b.weight"].read_at(4, &mut part).unwrap();
+    assert_eq!(part[..], f32s(&[-3.0, 20.0]));
+}
+
+#[test]
+fn scales_that_do_not_fit_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.safetensors");
+    let weight = ("a.weight", "F8_E4M3", &[2, 2][..], vec![0x38; 4]);
+    let scale = |shape: &'static [usize], values: &[f32]| ("a.scale_weight", "F32", shape, f32s(values));
+    let note = |text: &str| ("a.comfy_quant", "U8", vec![text.len()], text.as_bytes().to_vec());
+    let (other, broken) = (note(r#"{"format": "nvfp4"}"#), note("{"));
+    for (tensors, words) in [
+        (vec![scale(&[], &[1.0])], "a.scale_weight is the scale of a.weight, which is not there"),
+        (
+            vec![weight.clone(), scale(&[3], &[1.0; 3])],
+            "a.scale_weight: it is f32[3]; a.weight has one scale, or one for each of its 2 rows",
+        ),
+        (vec![weight.clone(), scale(&[], &[0.0])], "a.scale_weight: a scale is 0; it must be above 0"),
+        (vec![weight.clone(), scale(&[], &[f32::NAN])], "the tensor a.scale_weight, f32[], has values that are not finite"),
+        (
+            vec![weight.clone(), scale(&[], &[1.0]), ("a.weight_scale", "F32", &[], f32s(&[1.0]))],
+            "a.weight_scale and a.scale_weight are two scales of one weight",
+        ),
+        (
+            vec![("a.weight", "BF16", &[1, 1], vec![0x80, 0x3f]), scale(&[], &[1.0])],
+            "a.weight: it is bf16[1, 1], which has no scale",
+        ),
+        (vec![weight.clone(), (other.0, other.1, &other.2, other.3.clone())], "has the format nvfp4; of ComfyUI's formats"),
+        (vec![weight.clone(), (broken.0, broken.1, &broken.2, broken.3.clone())], "a.comfy_quant is not the JSON expected"),
+    ] {
+        let text = recipes(Component::Dit, &[raw(&path, &tensors)]).unwrap_err().to_string();
+        assert!(text.contains("x.safetensors: ") && text.contains(words), "{words}: {text}");
+    }
+}
+
+#[test]
+fn a_note_of_just_so_many_bytes_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = |length: usize| {
+        let note = format!("{:length$}", r#"{"format": "float8_e4m3fn"}"#).into_bytes();
+        recipes(Component::Dit, &[raw(&dir.path().join("x.safetensors"), &[("a.comfy_quant", "U8", &[length], note)])])
+    };
+    assert!(of(4096).unwrap().is_empty());
+    let text = of(4097).unwrap_err().to_string();
+    assert!(text.contains("a.comfy_quant has 4097 bytes, where JSON of at most 4096 is read"), "{text}");
 }

@@ -30,6 +30,8 @@ pub enum Recipe {
     Stored(Stored),
     /// Rows of other tensors, one below the other.
     Rows(Rows),
+    /// Bytes that scales make values of.
+    Scaled(Scaled),
     /// Another tensor with what LoRA files add.
     PlusLora(PlusLora),
 }
@@ -40,6 +42,7 @@ impl Recipe {
         match self {
             Recipe::Stored(stored) => &stored.spec,
             Recipe::Rows(rows) => &rows.spec,
+            Recipe::Scaled(scaled) => &scaled.spec,
             Recipe::PlusLora(sum) => &sum.spec,
         }
     }
@@ -61,7 +64,7 @@ impl Recipe {
                 let row = row_elements(&rows.spec.shape) * size;
                 rows.each_part(row, offset..offset + bytes.len(), |part, from, to| part.read_at(from, &mut bytes[to]))
             }
-            Recipe::Rows(_) | Recipe::PlusLora(_) => self.compute(offset, bytes),
+            Recipe::Rows(_) | Recipe::Scaled(_) | Recipe::PlusLora(_) => self.compute(offset, bytes),
         }
     }
 
@@ -83,16 +86,8 @@ impl Recipe {
     /// The values of the elements from `first` on, before any rounding to the type of the spec.
     fn values(&self, first: usize, values: &mut [f32]) -> Result<()> {
         match self {
-            Recipe::Stored(stored) => {
-                let size = stored.spec.dtype.bytes();
-                let mut bytes = vec![0; values.len().min(FEW) * size];
-                for (chunk, values) in values.chunks_mut(FEW).enumerate() {
-                    let bytes = &mut bytes[..values.len() * size];
-                    stored.read_at((first + chunk * FEW) * size, bytes)?;
-                    decode_f32(stored.spec.dtype, bytes, values);
-                }
-                Ok(())
-            }
+            Recipe::Stored(stored) => stored.values(first, values),
+            Recipe::Scaled(scaled) => scaled.values(first, values),
             Recipe::Rows(rows) => {
                 let row = row_elements(&rows.spec.shape);
                 rows.each_part(row, first..first + values.len(), |part, from, to| part.values(from, &mut values[to]))
@@ -104,7 +99,7 @@ impl Recipe {
     /// A fault, with the file and name of the first tensor it is about in front.
     pub(super) fn named(&self, fault: &str) -> ModelError {
         match self {
-            Recipe::Stored(stored) => ModelError::new(format!("{}: {fault}", shown(&stored.name))).at(stored.file.path()),
+            Recipe::Stored(stored) | Recipe::Scaled(Scaled { base: stored, .. }) => stored.named(fault),
             Recipe::Rows(rows) => match rows.parts.first() {
                 Some(part) => part.of.named(fault),
                 None => ModelError::new(fault),
@@ -195,6 +190,21 @@ impl Stored {
         })
     }
 
+    fn values(&self, first: usize, values: &mut [f32]) -> Result<()> {
+        let size = self.spec.dtype.bytes();
+        let mut bytes = vec![0; values.len().min(FEW) * size];
+        for (chunk, values) in values.chunks_mut(FEW).enumerate() {
+            let bytes = &mut bytes[..values.len() * size];
+            self.read_at((first + chunk * FEW) * size, bytes)?;
+            decode_f32(self.spec.dtype, bytes, values);
+        }
+        Ok(())
+    }
+
+    fn named(&self, fault: &str) -> ModelError {
+        ModelError::new(format!("{}: {fault}", shown(&self.name))).at(self.file.path())
+    }
+
     fn fault(&self, fault: &str) -> ModelError {
         let text = format!("the tensor {}, {}, {fault}; fetch the file again", shown(&self.name), self.spec);
         ModelError::new(text).at(self.file.path())
@@ -209,7 +219,54 @@ impl Stored {
         if spec.shape.elements() == self.spec.shape.elements() {
             return Ok(Stored { spec, ..self });
         }
-        Err(Recipe::Stored(self.clone()).named(&format!("it is {}, which cannot become {}", self.spec, spec.shape)))
+        Err(self.named(&format!("it is {}, which cannot become {}", self.spec, spec.shape)))
+    }
+}
+
+/// An e4m3 tensor with its scales, in f32.
+#[derive(Clone, Debug)]
+pub struct Scaled {
+    base: Stored,
+    /// One, or one for each row.
+    scales: Arc<[f32]>,
+    spec: Spec,
+}
+
+impl Scaled {
+    /// Each value of `base` times its row's of `scales`, or times the only one, which are read now.
+    ///
+    /// # Errors
+    /// A base of another type, another number of scales, or such that are not above zero.
+    pub fn new(base: Stored, scales: &Stored) -> Result<Scaled> {
+        let (rows, n) = (base.spec.shape.0.first().copied().unwrap_or(1), scales.spec.shape.elements());
+        if base.spec.dtype != DType::F8E4M3 {
+            return Err(base.named(&format!(
+                "it is {}, which has no scale; {} is one of e4m3 values",
+                base.spec,
+                shown(&scales.name)
+            )));
+        }
+        if !scales.spec.dtype.is_float() || n != 1 && n != rows {
+            let fault = format!("it is {}; {} has one scale, or one for each of its {rows} rows", scales.spec, shown(&base.name));
+            return Err(scales.named(&fault));
+        }
+        let mut values = vec![0.0; n];
+        scales.values(0, &mut values)?;
+        if let Some(wrong) = values.iter().find(|scale| **scale <= 0.0) {
+            return Err(scales.named(&format!("a scale is {wrong}; it must be above 0; fetch the file again")));
+        }
+        let spec = Spec { dtype: DType::F32, shape: base.spec.shape.clone() };
+        Ok(Scaled { base, scales: values.into(), spec })
+    }
+
+    fn values(&self, first: usize, values: &mut [f32]) -> Result<()> {
+        self.base.values(first, values)?;
+        let row = row_elements(&self.spec.shape).max(1);
+        match &self.scales[..] {
+            [scale] => values.iter_mut().for_each(|value| *value *= scale),
+            scales => values.iter_mut().enumerate().for_each(|(i, value)| *value *= scales[(first + i) / row]),
+        }
+        Ok(())
     }
 }
 
