@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::PlaceArgs;
-use super::environment::model;
+use super::model::PartsArgs;
 use super::picture::PictureArgs;
 use super::place::LoraArgs;
 use super::values::{self, FilterArg, FormatArg, PosteriorArg};
@@ -53,9 +53,11 @@ type Seed = Option<u64>;
 pub struct EditArgs {
     /// Model folder, a transformer file in it, or a name such as v1.1 [default: the demo model]
     ///
-    /// The folder has the official layout, or is the model's place in a hub's cache, where names are looked for. The demo model is built in.
+    /// The folder has the official layout or that of diffusers, or is the model's place in a hub's cache, where names are looked for. The demo model is built in.
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    parts: PartsArgs,
     #[command(flatten)]
     lora: LoraArgs,
     /// What to change, in English or Chinese
@@ -165,7 +167,7 @@ impl EditArgs {
         )?;
         Ok(EditJob {
             started: Instant::now(),
-            model: self.model.as_deref().map(model).transpose()?,
+            model: self.model.as_deref().map(|model| self.parts.of(model)).transpose()?,
             loras: self.lora.lora.clone(),
             image: self.image.clone().map(Stream::from),
             reading: self.picture.into(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::environment::model;
+use super::model::PartsArgs;
 use super::place::LoraArgs;
 use super::{PlaceArgs, values};
 use crate::commands::judge::JudgeJob;
@@ -17,6 +17,8 @@ pub struct JudgeArgs {
     /// Model folder [default: the built-in demo model]
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    parts: PartsArgs,
     #[command(flatten)]
     lora: LoraArgs,
     /// Folder of the cases: cases.json, and ID.source.png and ID.target.png of each
@@ -69,7 +71,7 @@ impl JudgeArgs {
             ..EditParameters::new("")
         };
         Ok(JudgeJob {
-            model: self.model.as_deref().map(model).transpose()?,
+            model: self.model.as_deref().map(|model| self.parts.of(model)).transpose()?,
             loras: self.lora.lora.clone(),
             cases: self.cases.clone(),
             output: self.output.clone(),

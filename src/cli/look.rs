@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 use clap::Args;
 
 use super::edit::SavingsArgs;
-use super::environment::model;
+use super::model::PartsArgs;
 use super::place::MemoryArgs;
 use super::setup;
 use super::values::{self, LayoutArg, PrecisionArg, PresetArg, VersionArg};
@@ -23,6 +23,8 @@ pub struct InspectArgs {
     /// Model folder
     #[arg(short, long, alias = "model-path", value_name = "PATH", conflicts_with = "preset")]
     model: Option<PathBuf>,
+    #[command(flatten)]
+    parts: PartsArgs,
     /// LoRA file to look at, and whether it fits the model, or the released one if none is named; can be given several times
     #[arg(long, value_name = "FILE", value_parser = values::lora)]
     lora: Vec<LoraChoice>,
@@ -72,7 +74,7 @@ impl InspectArgs {
     /// A usage error: neither model nor preset nor LoRA file, or a limit of a GPU's memory for the CPU.
     pub fn job(&self) -> Result<InspectJob> {
         let networks = match (&self.model, self.preset) {
-            (Some(path), _) => Networks::Folder(model(path)?),
+            (Some(path), _) => Networks::Folder(self.parts.of(path)?),
             (None, Some(preset)) => Networks::Preset(preset.into(), self.version.into()),
             (None, None) if !self.lora.is_empty() => Networks::None,
             (None, None) => {

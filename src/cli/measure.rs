@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use super::environment::model;
+use super::model::PartsArgs;
 use super::place::{LoraArgs, MemoryArgs};
 use super::{setup, values};
 use crate::commands::measure::{BenchJob, CompareJob, ProfileJob};
@@ -21,6 +21,8 @@ pub struct VerifyArgs {
     /// Model folder
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
     model: PathBuf,
+    #[command(flatten)]
+    parts: PartsArgs,
     /// Folder of the recorded runs
     #[arg(long, value_name = "DIR")]
     golden: PathBuf,
@@ -44,7 +46,7 @@ impl VerifyArgs {
     /// A usage error: flags that do not fit each other.
     pub fn job(&self) -> Result<VerifyJob> {
         let place = self.memory.choice(self.device)?;
-        let (model, golden, name) = (model(&self.model)?, self.golden.clone(), self.name.clone());
+        let (model, golden, name) = (self.parts.of(&self.model)?, self.golden.clone(), self.name.clone());
         Ok(VerifyJob { model, golden, name, place, json: self.json })
     }
 }
@@ -55,6 +57,8 @@ pub struct CompareArgs {
     /// Model folder
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
     model: PathBuf,
+    #[command(flatten)]
+    parts: PartsArgs,
     /// Working size, WIDTHxHEIGHT in multiples of 16
     #[arg(long, value_parser = values::size, default_value = "256x256", value_name = "WxH")]
     size: (usize, usize),
@@ -81,7 +85,7 @@ impl CompareArgs {
     /// A usage error: flags that do not fit each other.
     pub fn job(&self) -> Result<CompareJob> {
         Ok(CompareJob {
-            model: model(&self.model)?,
+            model: self.parts.of(&self.model)?,
             size: self.size,
             prompt: self.prompt.clone(),
             stages: self.stage.clone(),
@@ -97,6 +101,8 @@ pub struct BenchArgs {
     /// Model folder
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
     model: PathBuf,
+    #[command(flatten)]
+    parts: PartsArgs,
     #[command(flatten)]
     lora: LoraArgs,
     /// Working sizes, WIDTHxHEIGHT in multiples of 16
@@ -128,7 +134,7 @@ impl BenchArgs {
     /// A usage error: flags that do not fit each other.
     pub fn job(&self) -> Result<BenchJob> {
         Ok(BenchJob {
-            model: model(&self.model)?,
+            model: self.parts.of(&self.model)?,
             loras: self.lora.lora.clone(),
             sizes: self.size.clone(),
             prompt: self.prompt.clone(),
@@ -146,6 +152,8 @@ pub struct ProfileArgs {
     /// Model folder
     #[arg(short, long, alias = "model-path", value_name = "PATH")]
     model: PathBuf,
+    #[command(flatten)]
+    parts: PartsArgs,
     #[command(flatten)]
     lora: LoraArgs,
     /// Working size, WIDTHxHEIGHT in multiples of 16
@@ -181,7 +189,7 @@ impl ProfileArgs {
     /// A model error: no cache has the model of this name.
     pub fn job(&self) -> Result<ProfileJob> {
         Ok(ProfileJob {
-            model: model(&self.model)?,
+            model: self.parts.of(&self.model)?,
             loras: self.lora.lora.clone(),
             size: self.size,
             prompt: self.prompt.clone(),

@@ -7,6 +7,7 @@ mod help;
 mod judge;
 mod look;
 mod measure;
+mod model;
 mod op;
 mod picture;
 mod place;

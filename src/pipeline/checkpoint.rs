@@ -11,7 +11,7 @@ use super::Progress;
 use crate::model::{AXES, AbsentTensor, Config, LM_HEAD, contradiction};
 use crate::prompt::{PromptSettings, Tokenizer};
 use crate::tensor::Component;
-use crate::weights::{Expected, Lora, LoraChoice, ModelError, ModelFolder, check, shown};
+use crate::weights::{Expected, Lora, LoraChoice, ModelError, ModelFolder, ModelPath, check, shown};
 
 /// Sides that a working area's square may have, in pixels.
 pub const SIZE_LEVELS: RangeInclusive<usize> = 64..=4096;
@@ -54,16 +54,24 @@ impl Model {
     /// # Errors
     /// A [`ModelError`] that lists what is missing or wrong.
     pub fn open(path: &Path) -> Result<Model> {
-        Model::of(ModelFolder::open(path)?)
+        Model::open_parts(&path.into())
+    }
+
+    /// The same of a model some of whose parts are elsewhere.
+    ///
+    /// # Errors
+    /// As for [`Model::open`].
+    pub fn open_parts(at: &ModelPath) -> Result<Model> {
+        Model::of(ModelFolder::open_parts(at)?)
     }
 
     /// Opens the folder that the user has named, otherwise the demo model, and says so.
     ///
     /// # Errors
     /// As for [`Model::open`].
-    pub fn open_or_demo(path: Option<&Path>, progress: &mut dyn Progress) -> Result<Model> {
-        if let Some(path) = path {
-            return Model::open(path);
+    pub fn open_or_demo(at: Option<&ModelPath>, progress: &mut dyn Progress) -> Result<Model> {
+        if let Some(at) = at {
+            return Model::open_parts(at);
         }
         progress.notice(DEMO_NOTICE);
         Model::demo()

@@ -1,7 +1,6 @@
 //! What is asked of the model: one edit's parameters, and one edit from files to file.
 
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -10,6 +9,7 @@ use super::{LoraChoice, Model, PlaceChoice};
 use crate::image::{Filter, Format, Reading, Stream};
 use crate::model::edit::Savings;
 use crate::ops::H100_GRID_THREADS;
+use crate::weights::ModelPath;
 
 /// Denoising steps that an edit may have.
 pub const STEPS: RangeInclusive<usize> = 1..=1000;
@@ -90,8 +90,8 @@ impl EditParameters {
 pub struct EditJob {
     /// When the command line had been read; the report counts from here.
     pub started: Instant,
-    /// The model's folder or transformer file; none: the demo model.
-    pub model: Option<PathBuf>,
+    /// The model; none: the demo model.
+    pub model: Option<ModelPath>,
     /// LoRA files to merge into the model.
     pub loras: Vec<LoraChoice>,
     /// The picture to edit; none: text-to-image.

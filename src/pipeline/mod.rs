@@ -25,7 +25,7 @@ pub use self::run::{Ended, Ran, run_program};
 pub use self::wording::{is_blank, tidy};
 use crate::error::{no_thread, usage};
 use crate::image::{self, Filter, Output, Stream};
-pub use crate::weights::{Caches, LoraChoice};
+pub use crate::weights::{Caches, LoraChoice, ModelPath};
 
 /// What the caller hears while an edit runs; an error stops it.
 pub trait Progress {
@@ -122,7 +122,7 @@ fn open(job: &EditJob, progress: &mut dyn Progress) -> Result<(Option<Original>,
     for note in decoded.iter().flat_map(|decoded| &decoded.notes) {
         progress.notice(note);
     }
-    let model = Model::open_or_demo(job.model.as_deref(), progress)?;
+    let model = Model::open_or_demo(job.model.as_ref(), progress)?;
     model.adapt(&job.loras, progress)?;
     let material = Material::new(&job.edit, &model, decoded.as_ref().map(|decoded| &decoded.picture), progress)?;
     let original =

@@ -12,7 +12,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::json::read;
-use super::layout::Layout;
+use super::layout::{Layout, ModelPath};
 use super::{ModelError, Result};
 
 /// A list of digests, as `sha256sum` writes and reads it.
@@ -46,12 +46,12 @@ pub struct Known {
     pub by: &'static str,
 }
 
-/// The files of the model at `path`: transformer, autoencoder, settings, and those of the text encoder.
+/// The files of the model at a path: transformer, autoencoder, settings, and those of the text encoder.
 ///
 /// # Errors
 /// There is no model: see [`ModelFolder::open`](super::ModelFolder::open). Nothing but names and lists is read.
-pub fn published_files(path: &Path) -> Result<Vec<Published>> {
-    let layout = Layout::find(path)?;
+pub fn published_files(at: &ModelPath) -> Result<Vec<Published>> {
+    let layout = Layout::find(at)?;
     layout.files().into_iter().map(|path| Published::new(path, &layout.dir)).collect()
 }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::file::WeightFile;
 use super::foreign::what_names;
 use super::json::{CONFIG_BYTES, TOKENIZER_BYTES, read, read_json};
-use super::layout::{Layout, Weights};
+use super::layout::{Layout, ModelPath, Weights};
 use super::lora::{Lora, Merged};
 use super::names::{self, Spelling};
 use super::recipe::Recipe;
@@ -59,7 +59,12 @@ impl ModelFolder {
     /// when it is open which DiT file is meant, when a file is malformed, or when the shards do not hold what
     /// their index says.
     pub fn open(path: &Path) -> Result<ModelFolder> {
-        let layout = Layout::find(path)?;
+        ModelFolder::open_parts(&path.into())
+    }
+
+    /// The same of a model some of whose parts are elsewhere.
+    pub fn open_parts(at: &ModelPath) -> Result<ModelFolder> {
+        let layout = Layout::find(at)?;
         let open = |weights: &Weights, place| {
             let files = weights.open()?;
             check_kind(&files, place, weights.path())?;

@@ -35,7 +35,7 @@ pub use folder::ModelFolder;
 pub use foreign::{Foreign, what_bytes, what_names};
 pub use form::{WeightForm, WeightKey, read_f32};
 pub use hub::Caches;
-pub use layout::{LayoutKind, SETTINGS};
+pub use layout::{LayoutKind, ModelPath, SETTINGS};
 pub use lora::{Lora, LoraChoice, LoraSummary};
 pub use names::to_diffusers;
 pub use recipe::{Change, Factor, Magnitudes, Pair, PlusLora, Product, Recipe, Rows, Scaled, Stored};

@@ -281,3 +281,59 @@ fn faults_of_moved_tensors_have_the_names_of_their_file() {
     write_all(&path, &all.iter().chain([&more]).collect::<Vec<_>>());
     place.edit_refused(&["-m", "model"], 3, &[MOVED_DIT, "this is the transformer of Step1X-Edit 1.2, which is not read yet"]);
 }
+
+/// The transformer alone in a folder, and its parts in others.
+#[test]
+fn parts_elsewhere_are_taken_where_they_are_named() {
+    let place = Place::new();
+    diffusers(&place);
+    place.edited(&["-i", &fixture("grey.png"), "-o", "shared.png"]);
+    fs::create_dir(place.path("alone")).unwrap();
+    fs::hard_link(model().join(DIT), place.path("alone/my model.safetensors")).unwrap();
+    fs::hard_link(model().join(SETTINGS), place.path("alone/step1x.json")).unwrap();
+    fs::hard_link(model().join(VAE), place.path("ae.safetensors")).unwrap();
+    let qwen = model().join(TEXT).parent().unwrap().display().to_string();
+    let file = model().join(TEXT).display().to_string();
+    for (i, (vae, text)) in [
+        ("ae.safetensors", qwen.as_str()),
+        ("model/vae", "model/text_encoder"),
+        ("model/vae/diffusion_pytorch_model.safetensors", file.as_str()),
+        ("model", "model"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let output = format!("{i}.png");
+        let model = ["-m", "alone/my model.safetensors", "--vae", vae, "--text-encoder", text];
+        place.edited(&[&model[..], &["-i", &fixture("grey.png"), "-o", &output]].concat());
+        assert_eq!(place.read("shared.png"), place.read(&output), "{vae} and {text}");
+    }
+    let alone = ["-m", "alone/my model.safetensors"];
+    place.edit_refused(&alone, 3, &["alone: not a complete model folder", "missing (4)", "vae.safetensors", "config.json"]);
+    let with = |more: &[&'static str], words: &[&str]| place.edit_refused(&[&alone[..], more].concat(), 3, words);
+    with(&["--vae", "none.safetensors"], &["none.safetensors: there is no such file or folder; give the autoencoder's"]);
+    with(&["--vae", "alone"], &["alone: this is no complete autoencoder", "vae.safetensors"]);
+    with(&["--vae", "alone/my model.safetensors"], &["my model.safetensors: this is Step1X-Edit's transformer"]);
+    with(&["--vae", "model/vae", "--text-encoder", "alone"], &["alone: this is no complete text encoder", "missing (3)"]);
+    with(&["--text-encoder", "ae.safetensors"], &["ae.safetensors: this is FLUX's autoencoder"]);
+    place.run(&["edit", "-i", &fixture("grey.png"), "-p", "x", "-o", "x.png", "--vae", "model/vae"]).refused(2, &["--model"]);
+}
+
+/// In a folder of diffusers, the transformer's folder, its file and any of its shards stand for the model.
+#[test]
+fn a_transformer_of_diffusers_finds_the_rest_around_it() {
+    let place = Place::new();
+    diffusers(&place);
+    place.edited(&["-i", &fixture("grey.png"), "-o", "shared.png"]);
+    place.edited(&["-m", MOVED_DIT, "-i", &fixture("grey.png"), "-o", "file.png"]);
+    let mut tensors = stored_at(&place.path(MOVED_DIT), "BF16", bf16);
+    let second = tensors.split_off(tensors.len() / 2);
+    fs::remove_file(place.path(MOVED_DIT)).unwrap();
+    shards(&place.path("model/transformer"), "diffusion_pytorch_model", &[tensors, second]);
+    let shard = "model/transformer/diffusion_pytorch_model-00002-of-00002.safetensors";
+    for (model, output) in [("model/transformer", "folder.png"), (shard, "shard.png")] {
+        place.edited(&["-m", model, "-i", &fixture("grey.png"), "-o", output]);
+        assert_eq!(place.read("shared.png"), place.read(output), "{model}");
+    }
+    assert_eq!(place.read("shared.png"), place.read("file.png"));
+}

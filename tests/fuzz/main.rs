@@ -330,7 +330,7 @@ fn recorded_run() {
     );
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let job = VerifyJob {
-        model: Path::new(ROOT).join("assets/demo-model"),
+        model: Path::new(ROOT).join("assets/demo-model").as_path().into(),
         golden: folder.path().to_path_buf(),
         name: "run".into(),
         place: PlaceChoice { device: DeviceChoice::Cpu, ..PlaceChoice::default() },

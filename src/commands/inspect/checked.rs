@@ -1,14 +1,12 @@
 //! Whether a model's files are those that were published.
 
-use std::path::Path;
-
 use anyhow::Result;
 use indicatif::ProgressBar;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use crate::plan::format_bytes;
-use crate::weights::{ModelError, Published, published_files};
+use crate::weights::{ModelError, ModelPath, Published, published_files};
 
 /// A model's files, each with whether it has its published digest; none: nothing says what that is.
 pub(super) struct Checked(Vec<(Published, Option<bool>)>);
@@ -17,9 +15,9 @@ impl Checked {
     /// Reads every file whose digest is known, several at a time.
     ///
     /// # Errors
-    /// No model at `path`, or a file that cannot be read.
-    pub(super) fn new(path: &Path, bar: &ProgressBar) -> Result<Checked> {
-        let files = published_files(path)?;
+    /// No model there, or a file that cannot be read.
+    pub(super) fn new(at: &ModelPath, bar: &ProgressBar) -> Result<Checked> {
+        let files = published_files(at)?;
         bar.set_length(files.iter().filter(|file| file.known.is_some()).map(|file| file.bytes).sum());
         let checked = files.into_par_iter().map(|file| {
             let verdict = file.is_as_published(&|bytes| bar.inc(bytes))?;

@@ -4,7 +4,6 @@ mod checked;
 mod loras;
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use indicatif::ProgressBar;
@@ -18,7 +17,7 @@ use crate::image;
 use crate::model::edit::{NoiseSource, Savings};
 use crate::model::{Config, Preset, Version};
 use crate::ops::{Arch, H100_GRID_THREADS};
-use crate::pipeline::{EditInputs, LoraChoice, Model, Program, Request};
+use crate::pipeline::{EditInputs, LoraChoice, Model, ModelPath, Program, Request};
 use crate::plan::{BodyMemory, Budget, CONTEXT_BYTES, Plan, Policy, Precision, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
 use crate::tensor::{Component, DType, Shape, Spec};
@@ -49,7 +48,7 @@ pub struct InspectJob {
 #[derive(Clone, Debug)]
 pub enum Networks {
     /// A model's folder or transformer file.
-    Folder(PathBuf),
+    Folder(ModelPath),
     /// Networks known without a checkpoint.
     Preset(Preset, Version),
     /// None but LoRA files, which are compared with the released model.
@@ -180,8 +179,8 @@ impl Subject {
         Ok(Subject { config, settings, tokenizer, files: vec![], tensors })
     }
 
-    fn of_folder(path: &Path) -> Result<Subject> {
-        let Model { folder, config, settings, tokenizer, .. } = Model::open(path)?;
+    fn of_folder(path: &ModelPath) -> Result<Subject> {
+        let Model { folder, config, settings, tokenizer, .. } = Model::open_parts(path)?;
         let files = folder.files().map(|(path, bytes, tensors)| (path.display().to_string(), bytes, tensors)).collect();
         let components = [Component::Dit, Component::Vae, Component::Qwen];
         let of = |component| folder.tensors(component).map(move |(name, spec)| (component, name.to_string(), spec.clone()));

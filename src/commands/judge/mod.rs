@@ -17,13 +17,13 @@ use self::cases::{Case, Pictures};
 use self::report::Judged;
 use crate::error::usage;
 use crate::image::{self, Format, Output, Rgb};
-use crate::pipeline::{EditParameters, Engine, LoraChoice, Model, Place, PlaceChoice, Progress};
+use crate::pipeline::{EditParameters, Engine, LoraChoice, Model, ModelPath, Place, PlaceChoice, Progress};
 
 /// A folder of cases to edit and judge.
 #[derive(Clone, Debug)]
 pub struct JudgeJob {
     /// The model's folder or transformer file; none: the demo model.
-    pub model: Option<PathBuf>,
+    pub model: Option<ModelPath>,
     /// LoRA files to merge into the model.
     pub loras: Vec<LoraChoice>,
     /// Folder of the cases.
@@ -50,7 +50,7 @@ pub fn run(job: &JudgeJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Re
     if let Some(folder) = &job.output {
         check_new_or_empty(folder).map_err(usage)?;
     }
-    let model = Model::open_or_demo(job.model.as_deref(), progress)?;
+    let model = Model::open_or_demo(job.model.as_ref(), progress)?;
     model.adapt(&job.loras, progress)?;
     let size_level = job.edit.size_level.unwrap_or(model.size_level);
     for case in &cases {

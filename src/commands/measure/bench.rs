@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,14 +15,14 @@ use super::{cuda, gpu, sample};
 use crate::cuda::{Ceilings, Device};
 use crate::exec::Executor;
 use crate::graph::BodyId;
-use crate::pipeline::{Edited, Engine, LoraChoice, Made, Material, Model, Place, PlaceChoice, Progress, Purpose};
+use crate::pipeline::{Edited, Engine, LoraChoice, Made, Material, Model, ModelPath, Place, PlaceChoice, Progress, Purpose};
 use crate::plan::Itinerary;
 
 /// Edits to time.
 #[derive(Clone, Debug)]
 pub struct BenchJob {
     /// The model's folder or transformer file.
-    pub model: PathBuf,
+    pub model: ModelPath,
     /// LoRA files to merge into the model.
     pub loras: Vec<LoraChoice>,
     /// Working widths and heights.
@@ -68,7 +67,7 @@ impl Bench<'_> {
     /// second finds the program, its captured step, and the weights that no later stage displaced. Then each stage by itself.
     fn report(&self, progress: &mut dyn Progress) -> Result<Report> {
         let opening = Instant::now();
-        let model = Model::open(&self.job.model)?;
+        let model = Model::open_parts(&self.job.model)?;
         model.adapt(&self.job.loras, progress)?;
         let open = opening.elapsed().as_secs_f64();
         let edit = sample(&model, self.size, &self.job.prompt, self.job.steps)?;

@@ -1,19 +1,17 @@
 //! The `compare` command: an edit on the device, node by node against the reference.
 
-use std::path::PathBuf;
-
 use anyhow::{Result, bail};
 
 use super::{check_stages, cuda, gpu, sample};
 use crate::exec::{self, Executor, unwatched};
 use crate::graph::BodyId;
-use crate::pipeline::{Engine, Model, PlaceChoice, Purpose};
+use crate::pipeline::{Engine, Model, ModelPath, PlaceChoice, Purpose};
 
 /// An edit whose nodes to compare.
 #[derive(Clone, Debug)]
 pub struct CompareJob {
     /// The model's folder or transformer file.
-    pub model: PathBuf,
+    pub model: ModelPath,
     /// Working width and height.
     pub size: (usize, usize),
     /// What to do.
@@ -32,7 +30,7 @@ pub struct CompareJob {
 /// No device, nodes that differ, or whatever stops an edit.
 pub fn run(job: &CompareJob, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
     let (place, _) = gpu("compare", &job.place)?;
-    let mut engine = Engine::open(Model::open(&job.model)?, place)?;
+    let mut engine = Engine::open(Model::open_parts(&job.model)?, place)?;
     let edit = sample(&engine.model, job.size, &job.prompt, 3)?;
     let (program, exec) = cuda(engine.ready(&edit, Purpose::Edit)?)?;
     let graph = &program.plan.graph;

@@ -16,7 +16,7 @@ use crate::exec::{Cuda, Executor};
 use crate::graph::BodyId;
 use crate::image::Output;
 use crate::ops::Values;
-use crate::pipeline::{Engine, Loaded, LoraChoice, Model, PlaceChoice, Program, Progress, Purpose};
+use crate::pipeline::{Engine, Loaded, LoraChoice, Model, ModelPath, PlaceChoice, Program, Progress, Purpose};
 use crate::plan::Itinerary;
 use crate::tensor::DType;
 
@@ -24,7 +24,7 @@ use crate::tensor::DType;
 #[derive(Clone, Debug)]
 pub struct ProfileJob {
     /// The model's folder or transformer file.
-    pub model: PathBuf,
+    pub model: ModelPath,
     /// LoRA files to merge into the model.
     pub loras: Vec<LoraChoice>,
     /// Working width and height.
@@ -57,7 +57,7 @@ const REPLAYS: usize = 10;
 pub fn run(job: &ProfileJob, progress: &mut dyn Progress, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
     let output = job.trace.as_deref().map(|path| Output::reserve(path, job.force)).transpose().map_err(usage)?;
     let (place, device) = gpu("profile", &job.place)?;
-    let model = Model::open(&job.model)?;
+    let model = Model::open_parts(&job.model)?;
     model.adapt(&job.loras, progress)?;
     let mut engine = Engine::open(model, place)?;
     let edit = sample(&engine.model, job.size, &job.prompt, job.steps)?;

@@ -23,7 +23,8 @@ use crate::graph::{BodyId, TensorId};
 use crate::model::edit::EditBodies;
 use crate::ops::{HostValues, Values};
 use crate::pipeline::{
-    EditParameters, Engine, Loaded, Material, Model, Place, PlaceChoice, Program, Progress, Purpose, Silent, run_program,
+    EditParameters, Engine, Loaded, Material, Model, ModelPath, Place, PlaceChoice, Program, Progress, Purpose, Silent,
+    run_program,
 };
 use crate::plan::Itinerary;
 use crate::prompt;
@@ -35,7 +36,7 @@ use crate::weights::ModelError;
 #[derive(Clone, Debug)]
 pub struct VerifyJob {
     /// The model's folder or transformer file.
-    pub model: PathBuf,
+    pub model: ModelPath,
     /// Folder of the recorded runs.
     pub golden: PathBuf,
     /// Name of the run.
@@ -64,7 +65,7 @@ pub fn run(job: &VerifyJob, progress: &mut dyn Progress) -> Result<(String, Resu
     let golden = Golden::open(&job.golden, &job.name)?;
     let edit = golden.official.parameters()?;
     let place = Place::open(&job.place)?;
-    let mut engine = Engine::open(Model::open(&job.model)?, place)?;
+    let mut engine = Engine::open(Model::open_parts(&job.model)?, place)?;
     progress.place(&engine.place);
     let recorded = Recorded::new(&golden, &edit, &engine.model)?;
     let mut table = Table { rows: vec![] };

@@ -19,7 +19,8 @@ use serde::Deserialize;
 use super::super::json::{CONFIG_BYTES, read_json};
 use super::super::words::shown;
 use super::super::{ModelError, Result};
-use super::{Layout, QWEN_CONFIG, QWEN_STEM, QWEN_TOKENIZER, SETTINGS, Weights, incomplete};
+use super::parts::{Autoencoder, CONFIG, Named, STEM, TEXT_ENCODER, TextEncoder, VAE};
+use super::{Layout, Weights, incomplete};
 use crate::tensor::Component;
 
 /// What says that a folder has this layout.
@@ -30,13 +31,6 @@ const PIPELINE: &str = "Step1XEditPipeline";
 const PIPELINE_V1_2: &str = "Step1XEditPipelineV1P2";
 
 const TRANSFORMER: &str = "transformer";
-const VAE: &str = "vae";
-const TEXT_ENCODER: &str = "text_encoder";
-const CONFIG: &str = "config.json";
-const STEM: &str = "diffusion_pytorch_model";
-
-/// Where releases have put the tokenizer.
-const TOKENIZERS: [&str; 3] = ["processor", "tokenizer", TEXT_ENCODER];
 
 const SOURCE: &str = "from the repository stepfun-ai/Step1X-Edit-v1p1-diffusers";
 
@@ -54,44 +48,54 @@ pub(super) fn is_in(dir: &Path) -> bool {
     dir.join(INDEX).is_file() || dir.join(TRANSFORMER).is_dir()
 }
 
-/// Finds the model in such a folder.
+/// The folder of this layout whose transformer's folder `dir` is.
+pub(super) fn around(dir: &Path) -> Option<PathBuf> {
+    let above = dir.parent().filter(|_| dir.file_name().is_some_and(|name| name == TRANSFORMER))?;
+    let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+    above.join(INDEX).is_file().then(|| above.to_path_buf())
+}
+
+/// Finds the model in such a folder, but for the parts that are known.
 ///
 /// # Errors
 /// Another pipeline's model, or files that are missing, all of which are listed.
-pub(super) fn find(dir: PathBuf) -> Result<Layout> {
+pub(super) fn find(dir: PathBuf, dit: Option<Weights>, named: Named) -> Result<Layout> {
     let mut missing = Vec::new();
     match dir.join(INDEX) {
         index if index.is_file() => check_pipeline(&index)?,
         _ => missing.push(format!("{INDEX}, {SOURCE}")),
     }
-    let mut find = |folder: &str, stem| Weights::find(&dir.join(folder), stem, (folder, SOURCE), &mut missing);
-    let (dit, vae, qwen) = (find(TRANSFORMER, STEM)?, find(VAE, STEM)?, find(TEXT_ENCODER, QWEN_STEM)?);
-    let config = |folder: &str| dir.join(folder).join(CONFIG);
-    for folder in [TRANSFORMER, VAE, TEXT_ENCODER] {
-        if !config(folder).is_file() {
-            missing.push(format!("{folder}/{CONFIG}, {SOURCE}"));
+    let [transformer, vae_folder, text_folder] = [TRANSFORMER, VAE, TEXT_ENCODER].map(|folder| dir.join(folder));
+    let config = transformer.join(CONFIG);
+    if !config.is_file() {
+        missing.push(format!("{TRANSFORMER}/{CONFIG}, {SOURCE}"));
+    }
+    let dit = match dit {
+        None => Weights::find(&transformer, STEM, (TRANSFORMER, SOURCE), &mut missing)?,
+        given => given,
+    };
+    let vae = match named.vae {
+        None => {
+            let weights = Weights::find(&vae_folder, STEM, (VAE, SOURCE), &mut missing)?;
+            let config = vae_folder.join(CONFIG);
+            if !config.is_file() {
+                missing.push(format!("{VAE}/{CONFIG}, {SOURCE}"));
+            }
+            weights.map(|weights| Autoencoder { weights, config: Some(config) })
         }
-    }
-    let mut tokenizers = TOKENIZERS.iter().map(|folder| dir.join(folder).join(QWEN_TOKENIZER));
-    let tokenizer = tokenizers.find(|path| path.is_file());
-    if tokenizer.is_none() {
-        missing.push(format!("{}/{QWEN_TOKENIZER}, {SOURCE}", TOKENIZERS[0]));
-    }
-    match (dit, vae, qwen, tokenizer) {
-        (Some(dit), Some(vae), Some(qwen), Some(tokenizer)) if missing.is_empty() => Ok(Layout {
-            dit,
-            vae,
-            qwen,
-            settings: Some(dir.join(SETTINGS)).filter(|p| p.is_file()),
-            qwen_config: dir.join(TEXT_ENCODER).join(QWEN_CONFIG),
-            tokenizer,
-            declared: vec![(Component::Dit, config(TRANSFORMER)), (Component::Vae, config(VAE))],
-            dir,
-        }),
+        given => given,
+    };
+    let text = match named.text_encoder {
+        None => TextEncoder::find(&text_folder, (TEXT_ENCODER, SOURCE), &mut missing)?,
+        given => given,
+    };
+    match (dit, vae, text) {
+        (Some(dit), Some(vae), Some(text)) if missing.is_empty() => Ok(Layout::of(dir, dit, Some(config), vae, text)),
         _ => {
-            let [dit, vae, qwen] = [TRANSFORMER, VAE, TEXT_ENCODER].map(|folder| dir.join(folder));
-            let places = [(&dir, Component::Dit), (&dit, Component::Dit), (&vae, Component::Vae), (&qwen, Component::Qwen)];
-            Err(incomplete(&dir, &places.map(|(path, wanted)| (path.as_path(), wanted)), &missing))
+            let places = [(&dir, Component::Dit), (&transformer, Component::Dit), (&vae_folder, Component::Vae)];
+            let places = places.into_iter().chain([(&text_folder, Component::Qwen)]);
+            let places: Vec<(&Path, Component)> = places.map(|(path, wanted)| (path.as_path(), wanted)).collect();
+            Err(incomplete(&dir, &places, &missing))
         }
     }
 }

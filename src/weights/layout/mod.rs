@@ -16,6 +16,7 @@
 //! `models--Qwen--…` beside it; in a ModelScope cache they are `<org>/<name>` and `Qwen/<name>`.
 
 mod diffusers;
+mod parts;
 mod weights;
 
 use std::io::Read;
@@ -29,6 +30,7 @@ use super::{ModelError, Result};
 use crate::model::Version;
 use crate::tensor::Component;
 
+use self::parts::{Autoencoder, Named, TextEncoder, refuse_foreign};
 pub(super) use self::weights::Weights;
 
 pub(super) const DIT_V1_0: &str = "step1x-edit-i1258.safetensors";
@@ -115,57 +117,86 @@ pub(super) struct Layout {
     pub declared: Vec<(Component, PathBuf)>,
 }
 
+/// Where a model is: its folder or its transformer's file, and parts that are elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelPath {
+    /// The folder, a cache's folder for it, or the transformer's file.
+    pub model: PathBuf,
+    /// The autoencoder's file or folder; none: beside the transformer.
+    pub vae: Option<PathBuf>,
+    /// The text encoder's folder, or the file in it; none: beside the transformer.
+    pub text_encoder: Option<PathBuf>,
+}
+
+impl From<&Path> for ModelPath {
+    fn from(model: &Path) -> ModelPath {
+        ModelPath { model: model.to_path_buf(), vae: None, text_encoder: None }
+    }
+}
+
 impl Layout {
-    /// Finds the model at `path`: its folder, a cache's folder for it, or its DiT file.
+    /// Finds the model at a path: its folder, a cache's folder for it, or its DiT file.
     ///
-    /// Fails when there is nothing at `path`, when the file is known to be something else, when more than one DiT file could
+    /// Fails when there is nothing at a path, when a file is known to be something else, when more than one DiT file could
     /// be meant, or when files are missing, all of which are then listed, with those that are there instead.
-    pub fn find(path: &Path) -> Result<Layout> {
-        let (dir, dit) = if path.is_file() {
-            if let Some(foreign) = look(path, Component::Dit) {
-                return Err(ModelError::new(foreign.to_string()).at(path));
-            }
+    pub fn find(at: &ModelPath) -> Result<Layout> {
+        let path = at.model.as_path();
+        let (mut dir, dit) = if path.is_file() {
+            refuse_foreign(path, Component::Dit)?;
             let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-            let dir = parent.unwrap_or(Path::new(".")).to_path_buf();
-            (dir, Some(path.to_path_buf()))
+            (parent.unwrap_or(Path::new(".")).to_path_buf(), Some(Weights::at(path)?))
         } else if path.is_dir() {
             let dir = snapshot(path)?;
-            let dit = find_dit(&dir)?;
+            let dit = find_dit(&dir)?.map(Weights::Single);
             (dir, dit)
         } else {
             return Err(absent(path));
         };
-        if dit.is_none() && diffusers::is_in(&dir) {
-            return diffusers::find(dir);
+        let whole = diffusers::around(&dir);
+        let named = Named {
+            vae: at.vae.as_deref().map(Autoencoder::at).transpose()?,
+            text_encoder: at.text_encoder.as_deref().map(TextEncoder::at).transpose()?,
+        };
+        if whole.is_some() || dit.is_none() && diffusers::is_in(&dir) {
+            dir = whole.unwrap_or(dir);
+            return diffusers::find(dir, dit, named);
         }
+        Layout::official(dir, dit, named)
+    }
+
+    /// The model in a folder of the official layout, and of parts that stand beside each other.
+    fn official(dir: PathBuf, dit: Option<Weights>, named: Named) -> Result<Layout> {
         let mut missing = Vec::new();
         if dit.is_none() {
             missing.push(format!("{DIT_V1_0} (v1.0) or {DIT_V1_1} (v1.1), {STEP1X_SOURCE}"));
         }
-        let vae = dir.join(VAE);
-        if !vae.is_file() {
-            missing.push(format!("{VAE}, {STEP1X_SOURCE}"));
-        }
+        let vae = match named.vae {
+            None => Autoencoder::find(&dir, STEP1X_SOURCE, &mut missing)?,
+            given => given,
+        };
         let folder = find_qwen(&dir)?;
         let shown = folder.strip_prefix(&dir).unwrap_or(&folder).display().to_string();
-        for name in [QWEN_CONFIG, QWEN_TOKENIZER] {
-            if !folder.join(name).is_file() {
-                missing.push(format!("{shown}/{name}, {QWEN_SOURCE}"));
-            }
-        }
-        let qwen = Weights::find(&folder, QWEN_STEM, (&shown, QWEN_SOURCE), &mut missing)?;
-        match (dit, qwen) {
-            (Some(dit), Some(qwen)) if missing.is_empty() => Ok(Layout {
-                dit: Weights::Single(dit),
-                vae: Weights::Single(vae),
-                qwen,
-                settings: Some(dir.join(SETTINGS)).filter(|p| p.is_file()),
-                qwen_config: folder.join(QWEN_CONFIG),
-                tokenizer: folder.join(QWEN_TOKENIZER),
-                declared: vec![],
-                dir,
-            }),
+        let text_encoder = match named.text_encoder {
+            None => TextEncoder::find(&folder, (&shown, QWEN_SOURCE), &mut missing)?,
+            given => given,
+        };
+        match (dit, vae, text_encoder) {
+            (Some(dit), Some(vae), Some(text)) if missing.is_empty() => Ok(Layout::of(dir, dit, None, vae, text)),
             _ => Err(incomplete(&dir, &[(&dir, Component::Dit), (&folder, Component::Qwen)], &missing)),
+        }
+    }
+
+    fn of(dir: PathBuf, dit: Weights, config: Option<PathBuf>, vae: Autoencoder, text: TextEncoder) -> Layout {
+        let declared = [(Component::Dit, config), (Component::Vae, vae.config)];
+        Layout {
+            dit,
+            vae: vae.weights,
+            qwen: text.weights,
+            settings: Some(dir.join(SETTINGS)).filter(|p| p.is_file()),
+            qwen_config: text.config,
+            tokenizer: text.tokenizer,
+            declared: declared.into_iter().filter_map(|(component, path)| Some((component, path?))).collect(),
+            dir,
         }
     }
 
@@ -254,7 +285,7 @@ fn find_dit(dir: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// The Qwen folder beside the DiT file, or where a cache keeps it; the former if there is none.
+/// The Qwen folder beside the DiT file, where a cache keeps it, or as diffusers calls it; the first if there is none.
 fn find_qwen(dir: &Path) -> Result<PathBuf> {
     let beside = dir.join(QWEN);
     if beside.is_dir() {
@@ -273,7 +304,8 @@ fn find_qwen(dir: &Path) -> Result<PathBuf> {
         .into_iter()
         .flat_map(|root| [QWEN.to_string(), QWEN.replace('.', "___")].map(|q| root.join("Qwen").join(q)))
         .find(|p| p.is_dir());
-    Ok(in_modelscope.unwrap_or(beside))
+    let of_diffusers = Some(dir.join(parts::TEXT_ENCODER)).filter(|p| p.is_dir());
+    Ok(in_modelscope.or(of_diffusers).unwrap_or(beside))
 }
 
 /// What the file at `path` is, if it can be read, is known and not what is wanted here.

@@ -20,8 +20,12 @@ fn qwen_at(dir: &Path) {
     touch(dir, &QWEN_FILES);
 }
 
+fn find(path: &Path) -> Result<Layout> {
+    Layout::find(&path.into())
+}
+
 fn fault(path: &Path) -> String {
-    Layout::find(path).unwrap_err().to_string()
+    find(path).unwrap_err().to_string()
 }
 
 #[test]
@@ -53,16 +57,16 @@ fn the_dit_file_is_chosen_or_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     touch(dir.path(), &[VAE, "step1x-edit-i1258-FP8.safetensors"]);
     qwen_at(&dir.path().join(QWEN));
-    let community = Layout::find(dir.path()).unwrap();
+    let community = find(dir.path()).unwrap();
     assert!(community.dit.path().ends_with("step1x-edit-i1258-FP8.safetensors"));
     touch(dir.path(), &["step1x-edit-other.safetensors"]);
     assert!(fault(dir.path()).contains("the folder holds several models"));
     touch(dir.path(), &[DIT_V1_0]);
-    assert!(Layout::find(dir.path()).unwrap().dit.path().ends_with(DIT_V1_0));
+    assert!(find(dir.path()).unwrap().dit.path().ends_with(DIT_V1_0));
     touch(dir.path(), &[DIT_V1_1]);
     let text = fault(dir.path());
     assert!(text.contains(DIT_V1_0) && text.contains(DIT_V1_1), "{text}");
-    let chosen = Layout::find(&dir.path().join(DIT_V1_1)).unwrap();
+    let chosen = find(&dir.path().join(DIT_V1_1)).unwrap();
     assert!(chosen.dit.path().ends_with(DIT_V1_1));
     assert_eq!(chosen.dir, dir.path());
 }
@@ -74,18 +78,18 @@ fn a_hugging_face_cache_is_resolved() {
     touch(&model.join("snapshots/abc"), &[DIT_V1_1, VAE]);
     let qwen = hub.path().join("models--Qwen--Qwen2.5-VL-7B-Instruct");
     qwen_at(&qwen.join("snapshots/def"));
-    let only = Layout::find(&model).unwrap();
+    let only = find(&model).unwrap();
     assert_eq!(only.dir, model.join("snapshots/abc"));
     assert_eq!(only.qwen_config, qwen.join("snapshots/def/config.json"));
-    assert!(Layout::find(&model.join("snapshots/abc")).is_ok());
+    assert!(find(&model.join("snapshots/abc")).is_ok());
 
     fs::create_dir_all(model.join("snapshots/older")).unwrap();
     assert!(fault(&model).contains("refs/main names none of its 2 snapshots"));
     touch(&model, &["refs/main"]);
     fs::write(model.join("refs/main"), "abc\n").unwrap();
-    assert_eq!(Layout::find(&model).unwrap().dir, model.join("snapshots/abc"));
+    assert_eq!(find(&model).unwrap().dir, model.join("snapshots/abc"));
     fs::write(model.join("refs/main"), format!("{:1000}", "abc")).unwrap();
-    assert!(Layout::find(&model).is_ok());
+    assert!(find(&model).is_ok());
     for wrong in ["../..".to_string(), format!("{:1001}", "abc")] {
         fs::write(model.join("refs/main"), wrong).unwrap();
         assert!(fault(&model).contains("refs/main"));
@@ -112,7 +116,7 @@ fn a_modelscope_cache_is_resolved() {
     touch(&model, &[DIT_V1_1, VAE]);
     let qwen = root.path().join("Qwen/Qwen2___5-VL-7B-Instruct");
     qwen_at(&qwen);
-    assert_eq!(Layout::find(&model).unwrap().qwen.path(), qwen.join("model.safetensors"));
+    assert_eq!(find(&model).unwrap().qwen.path(), qwen.join("model.safetensors"));
 }
 
 fn index_of(text: &[u8]) -> Result<Index> {

@@ -52,6 +52,25 @@ impl Weights {
         Ok(Some(Weights::Sharded(path, index)))
     }
 
+    /// The file at a path; all shards, if it is one of several that an index beside it lists.
+    ///
+    /// # Errors
+    /// A fault of the index.
+    pub fn at(path: &Path) -> Result<Weights> {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let numbers = name.strip_suffix(".safetensors").and_then(|name| name.rsplit_once("-of-"));
+        if let Some((stem, _)) = numbers.and_then(|(name, _)| name.rsplit_once('-')) {
+            let index_path = path.with_file_name(format!("{stem}.safetensors.index.json"));
+            if index_path.is_file() {
+                let index = Index::read(&index_path)?;
+                if index.shards.contains(name) {
+                    return Ok(Weights::Sharded(index_path, index));
+                }
+            }
+        }
+        Ok(Weights::Single(path.to_path_buf()))
+    }
+
     /// What messages call it as a whole: the file, or the folder of the shards.
     pub fn path(&self) -> &Path {
         match self {
