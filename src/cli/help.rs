@@ -97,7 +97,7 @@ mod tests {
         let is_flag = |line: &&str| line.trim_start().starts_with('-') && !line.trim_start().starts_with("- ");
         let flags = |help: &str| help.lines().filter(is_flag).count();
         let all = edit.get_arguments().filter(|argument| argument.get_long().is_some()).count();
-        assert_eq!((flags(&short), flags(&long)), (8 + 1, all), "{short}");
+        assert_eq!((flags(&short), flags(&long)), (9 + 1, all), "{short}");
         assert!(short.lines().count() <= 36, "{short}");
         for heading in ["Prompt:", "Picture:", "Sampling:", "Device:", "Output:", "Exact savings:", "Examples:"] {
             assert!(long.contains(heading), "no {heading} in {long}");
