@@ -15,6 +15,8 @@ const NAME_CHARACTERS: usize = 200;
 
 const OFFICIAL: &str = "stepfun-ai/Step1X-Edit";
 const QWEN: &str = "Qwen/Qwen2.5-VL-7B-Instruct";
+/// How the repositories of version 1.2 begin, which are told but not run.
+const NEXT: &str = "stepfun-ai/Step1X-Edit-v1p2";
 
 /// A released model: its short name, its repository, and its transformer where the repository has several.
 const RELEASED: [(&str, &str, Option<&str>); 5] = [
@@ -65,10 +67,11 @@ impl<'a> Name<'a> {
         let revision = self.revision.map_or(String::new(), |revision| format!(" --revision {revision}"));
         let get = |files: &str| format!("`hf download {}{files}{revision}`", self.repository);
         match (self.dit, self.repository) {
-            (Some(dit), _) => format!("{} and `hf download {QWEN}` get it: 42 GB, Apache 2.0", get(&format!(" {dit} {VAE}"))),
+            (Some(dit), _) => format!("{} and `hf download {QWEN}` get it: 42 GB", get(&format!(" {dit} {VAE}"))),
             (None, OFFICIAL) => format!("{} and `hf download {QWEN}` get it; -m v1.1 and -m v1.0 are its two models", get("")),
+            (None, name) if name.starts_with(NEXT) => "version 1.2 is not supported yet; -m v1.1 is the newest that is".into(),
             (None, name) if RELEASED.iter().any(|(_, repository, _)| *repository == name) => {
-                format!("{} gets it: 42 GB, Apache 2.0", get(""))
+                format!("{} gets it: 42 GB", get(""))
             }
             (None, _) => format!("if it is a model on Hugging Face, {} gets it", get("")),
         }
@@ -90,10 +93,16 @@ impl Caches {
         for place in self.places(&name) {
             match &place {
                 Place::HuggingFace(dir) if dir.is_dir() => match revision(dir, name.revision)? {
-                    Some(snapshot) => return with_dit(snapshot, &name),
+                    Some(snapshot) => match with_dit(snapshot, &name) {
+                        Ok(place) => return Ok(place),
+                        Err(lack) => seen.push(lack),
+                    },
                     None => seen.push(format!("{}: it has {}", dir.display(), revisions(dir))),
                 },
-                Place::ModelScope(dir) if dir.is_dir() && name.revision.is_none() => return with_dit(dir.clone(), &name),
+                Place::ModelScope(dir) if dir.is_dir() && name.revision.is_none() => match with_dit(dir.clone(), &name) {
+                    Ok(place) => return Ok(place),
+                    Err(lack) => seen.push(lack),
+                },
                 Place::ModelScope(dir) if dir.is_dir() => seen.push(format!("{}: it has no revisions", dir.display())),
                 Place::HuggingFace(dir) | Place::ModelScope(dir) => seen.push(dir.display().to_string()),
             }
@@ -151,16 +160,13 @@ fn revisions(dir: &Path) -> String {
     }
 }
 
-/// A model's folder, or the transformer in it that is meant.
-fn with_dit(dir: PathBuf, name: &Name) -> Result<PathBuf> {
+/// A model's folder, or the transformer in it that is meant; else what it lacks, in words.
+fn with_dit(dir: PathBuf, name: &Name) -> std::result::Result<PathBuf, String> {
     let Some(dit) = name.dit else {
         return Ok(dir);
     };
     let file = dir.join(dit);
-    match file.is_file() {
-        true => Ok(file),
-        false => Err(ModelError::new(format!("{}: it lacks {dit}; {}", dir.display(), name.remedy()))),
-    }
+    if file.is_file() { Ok(file) } else { Err(format!("{}: it lacks {dit}", dir.display())) }
 }
 
 #[cfg(test)]
@@ -226,6 +232,11 @@ mod tests {
         refused("stepfun-ai/Step1X-Edit@odd", &["no cache of a hub has it"]);
         refused("org/model-1.5@v2", &["it has no revisions"]);
         refused("org/other", &["hub/models--org--other", "scope/org/other", "if it is a model on Hugging Face"]);
-        refused("v1p2", &["which is stepfun-ai/Step1X-Edit-v1p2", "42 GB, Apache 2.0"]);
+        refused("v1p2", &["which is stepfun-ai/Step1X-Edit-v1p2", "version 1.2 is not supported yet; -m v1.1"]);
+        refused("v1.1-diffusers", &["hf download stepfun-ai/Step1X-Edit-v1p1-diffusers", "42 GB"]);
+        let other = at("scope/models/stepfun-ai/Step1X-Edit");
+        fs::create_dir_all(&other).unwrap();
+        fs::write(other.join(DIT_V1_0), "").unwrap();
+        assert_eq!(found("v1.0"), other.join(DIT_V1_0));
     }
 }

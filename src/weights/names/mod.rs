@@ -161,13 +161,27 @@ fn tensor_to_diffusers(component: Component, tensor: &PlannedTensor, hidden: usi
         let of = Some(Excerpt { name: tensor.name.clone(), shape: shape.clone(), rows });
         PlannedTensor { name, spec: Spec { dtype: *dtype, shape: own }, of }
     };
-    let last = names.len() - 1;
+    let count = names.len();
     let each = names.into_iter().enumerate().map(|(i, name)| match how {
-        Move::Stacked => excerpt(name, vec![i * hidden..if i == last { all } else { (i + 1) * hidden }]),
+        Move::Stacked => excerpt(name, vec![stacked_rows((i, count), hidden, all)]),
         Move::Swapped => excerpt(name, vec![all / 2..all, 0..all / 2]),
         Move::Whole | Move::Matrix => excerpt(name, vec![0..all]),
     });
     each.collect()
+}
+
+/// Rows of one of several tensors that are stacked to `all`: those but the last have `hidden`.
+fn stacked_rows((part, of): (usize, usize), hidden: usize, all: usize) -> Range<usize> {
+    part * hidden..if part + 1 == of { all } else { (part + 1) * hidden }
+}
+
+/// The modules that diffusers makes of a canonical one of the transformer, whose weight is [rows, columns]: their names, their rows of it,
+/// and whether these have their halves the other way round.
+pub(super) fn modules_of_diffusers(module: &str, rows: usize, columns: usize) -> Vec<(String, Range<usize>, bool)> {
+    let Some((names, how)) = moved(Component::Dit, module) else { return Vec::new() };
+    let count = names.len();
+    let rows_of = |part| if how == Move::Stacked { stacked_rows((part, count), columns, rows) } else { 0..rows };
+    names.into_iter().enumerate().map(|(part, name)| (name, rows_of(part), how == Move::Swapped)).collect()
 }
 
 /// How the files of a component name its tensors.
@@ -244,7 +258,7 @@ fn of_diffusers(component: Component, stored: &str) -> Option<Canonical> {
 }
 
 /// A name of the pattern `from` under the pattern `to`; none if it is not of that pattern.
-fn rename(from: &str, to: &str, name: &str) -> Option<String> {
+pub(super) fn rename(from: &str, to: &str, name: &str) -> Option<String> {
     let mut segments = name.split('.');
     let mut numbers = Vec::new();
     for wanted in from.split('.') {

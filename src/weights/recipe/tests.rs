@@ -334,38 +334,6 @@ fn relatives_of_lora_are_what_their_papers_say_however_they_are_cut() {
     }
 }
 
-/// Run by hand: how long a merge of rank 64 takes.
-#[test]
-#[ignore = "takes a time, and shows nothing but that"]
-fn time_of_a_merge() {
-    for (rows, width) in [(4096, 3072), (1024, 12288)] {
-        let source = source(&[
-            ("base", DType::BF16, &[rows, width]),
-            ("up", DType::BF16, &[rows, 64]),
-            ("down", DType::BF16, &[64, width]),
-        ]);
-        let pair = Pair { up: source.stored("up"), down: source.stored("down") };
-        let sum = PlusLora::new(source.stored("base"), vec![change(0..rows, Product::LowRank(pair), 0.5)], DType::BF16).unwrap();
-        let (sum, mut bytes) = (Recipe::PlusLora(sum), vec![0; 2 * rows * width]);
-        let best = |recipe: &Recipe, bytes: &mut [u8]| {
-            let time = || {
-                let begun = std::time::Instant::now();
-                recipe.read_at(0, bytes).unwrap();
-                begun.elapsed().as_secs_f64()
-            };
-            std::iter::repeat_with(time).take(7).fold(f64::MAX, f64::min)
-        };
-        let (merged, read) = (best(&sum, &mut bytes), best(&source.stored("base"), &mut bytes));
-        let per = |seconds: f64| seconds * 1e9 / (rows * width) as f64;
-        println!(
-            "[{rows}, {width}]: {:.2} ns an element, read alone {:.2} ns, {} threads",
-            per(merged),
-            per(read),
-            rayon::current_num_threads()
-        );
-    }
-}
-
 #[test]
 fn integers_are_no_factors() {
     let header = r#"{"w":{"dtype":"I32","shape":[1,1],"data_offsets":[0,4]}}"#;
