@@ -263,8 +263,7 @@ class Latents:
 def own_step(model: EditModel, target, noise, reference, rows, valid, earlier, t, frame: Frame):
     """Where a step of the model from times `earlier` to times t leads, which are at least half as large."""
     start = torch.lerp(target, noise, earlier[:, None, None])
-    with torch.autocast(target.device.type, torch.bfloat16, cache_enabled=False):  # weights that are cast here have no gradients
-        velocity = model.dit(torch.cat([start, reference], dim=1), rows, valid, earlier, frame.grid).float()
+    velocity = model.dit(torch.cat([start, reference], dim=1), rows, valid, earlier, frame.grid).float()
     return start + (t - earlier)[:, None, None] * velocity
 
 
