@@ -40,6 +40,9 @@ impl std::error::Error for Interrupted {}
 /// What is said of a run that was stopped.
 pub const INTERRUPTED: &str = "interrupted; nothing was written";
 
+/// What is said of a run that was stopped and whose files stay, since the next one goes on from them.
+pub const INTERRUPTED_AND_KEPT: &str = "interrupted; what was fetched stays, and the same command goes on from there";
+
 /// A text as a terminal may have it: control characters but for the end of a line, and those that turn the direction of
 /// writing, which names of files and tensors may hold and terminals obey, are written as in JSON.
 pub fn printable(text: &str) -> Cow<'_, str> {

@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::register;
 use signal_hook::low_level::exit;
 use step1x_edit::cli::{self, Command, EditArgs};
-use step1x_edit::commands::{demo, doctor, inspect, judge, measure, op, synth, verify};
+use step1x_edit::commands::{demo, doctor, inspect, judge, measure, op, pull, synth, verify};
 use step1x_edit::error::{Interrupted, ResourceError, UsageError, no_thread, printable};
 use step1x_edit::image::{Stream, quieten_decoders};
 use step1x_edit::pipeline::run_edit;
@@ -46,6 +46,11 @@ fn run(command: &Command) -> Result<u8> {
             if !args.quiet {
                 say(&done);
             }
+        }
+        Command::Pull(args) => {
+            let bar = byte_bar(args.quiet);
+            let say = |line: &str| bar.suspend(|| say(line));
+            pull::run(&args.job(), &STOP, &mut pull::Ears { bar: &bar, say: &say, print: &mut print })?;
         }
         Command::Inspect(args) => {
             let (text, held) = inspect::run(&args.job()?, &byte_bar(false))?;
@@ -136,7 +141,8 @@ fn edit(args: &EditArgs) -> Result<()> {
 /// Starts the CPU's threads: as many as the flag says, else the environment, else one for each core.
 fn start_threads(command: &Command) -> Result<()> {
     let asked = match command {
-        Command::Doctor(_) => return Ok(()), // computes nothing, and says what is wrong even where no thread starts
+        // They compute nothing, and say what is wrong even where no thread starts.
+        Command::Doctor(_) | Command::Pull(_) => return Ok(()),
         Command::Edit(args) => args.place.threads,
         Command::Demo(args) => args.place.threads,
         Command::Judge(args) => args.place.threads,

@@ -114,7 +114,7 @@ pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{}", printable(line));
 }
 
-/// A bar of bytes for `synth`; nothing if `quiet` or where there is no terminal.
+/// A bar of bytes for `synth` and `pull`; nothing if `quiet` or where there is no terminal.
 pub fn byte_bar(quiet: bool) -> ProgressBar {
     bar(quiet, "{bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
 }

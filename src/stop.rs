@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicI32, AtomicU8, Ordering::SeqCst};
 
-use crate::error::{INTERRUPTED, Interrupted};
+use crate::error::{INTERRUPTED, INTERRUPTED_AND_KEPT, Interrupted};
 
 /// How far the work is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,6 +10,8 @@ use crate::error::{INTERRUPTED, Interrupted};
 enum Phase {
     /// Reads what it needs, perhaps from a pipe that nobody writes to. There is nothing to take back.
     Reading,
+    /// Writes what a later run goes on from, so it may end anywhere.
+    Keeping,
     /// Looks now and then whether to stop, and takes back what it has written.
     Working,
     /// Writes to a pipe that perhaps nobody reads from.
@@ -37,6 +39,7 @@ impl Stop {
         let again = self.signal.compare_exchange(0, signal, SeqCst, SeqCst).is_err();
         match self.phase.load(SeqCst) {
             phase if phase == Phase::Reading as u8 => Some(INTERRUPTED),
+            phase if phase == Phase::Keeping as u8 => Some(INTERRUPTED_AND_KEPT),
             phase if phase == Phase::Streaming as u8 || phase == Phase::Working as u8 && again => Some(""),
             _ => None,
         }
@@ -45,6 +48,11 @@ impl Stop {
     /// Whether somebody has asked.
     pub fn asked(&self) -> bool {
         self.signal.load(SeqCst) != 0
+    }
+
+    /// From now on what is written stays, and a request ends the process.
+    pub fn keep(&self) {
+        self.phase.store(Phase::Keeping as u8, SeqCst);
     }
 
     /// From now on the work looks for requests itself; a second one ends the process all the same.
@@ -109,6 +117,9 @@ mod tests {
     fn the_first_request_ends_what_waits_and_the_second_what_works() {
         let stop = Stop::new();
         assert!(stop.ask(TERM).unwrap().contains("nothing was written"));
+        let stop = Stop::new();
+        stop.keep();
+        assert!(stop.ask(INT).unwrap().contains("goes on from there"));
         let stop = Stop::new();
         stop.begin();
         assert_eq!((stop.check().is_ok(), stop.ask(TERM), stop.check().is_err()), (true, None, true));

@@ -5,10 +5,12 @@ use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 
 use super::values;
+use crate::commands::pull::{HubEnvironment, Token};
 use crate::cuda::Setup;
 use crate::pipeline::Caches;
 
@@ -97,11 +99,64 @@ fn caches(variable: Variable) -> Caches {
         .or_else(|| below("HF_HOME", "hub"))
         .or_else(|| below("XDG_CACHE_HOME", "huggingface/hub"))
         .or_else(|| below("HOME", ".cache/huggingface/hub"));
-    let scope = at("MODELSCOPE_CACHE").or_else(|| below("HOME", ".cache/modelscope"));
+    let scope = modelscope(variable);
     let scope = scope
         .iter()
         .flat_map(|folder| ["hub/models", "hub", "models"].map(|path| folder.join(path)).into_iter().chain([folder.clone()]));
     Caches { hugging_face, modelscope: scope.collect() }
+}
+
+/// Where ModelScope's tools keep everything.
+fn modelscope(variable: Variable) -> Option<PathBuf> {
+    let at = |name| variable(name).map(PathBuf::from);
+    at("MODELSCOPE_CACHE").or_else(|| at("HOME").map(|home| home.join(".cache/modelscope")))
+}
+
+/// What is said of hubs and of the way to them, in the variables that their own tools read.
+pub(super) fn hubs() -> HubEnvironment {
+    hubs_of(&|name| env::var_os(name).filter(|value| !value.is_empty()))
+}
+
+fn hubs_of(variable: Variable) -> HubEnvironment {
+    let text = |name: &str| variable(name).and_then(|value| value.into_string().ok());
+    let first = |names: &[&str]| names.iter().find_map(|name| text(name));
+    let is_yes = |text: String| ["1", "true", "yes", "on"].contains(&text.to_ascii_lowercase().as_str());
+    let address = |text: String| match text.contains("://") {
+        true => text.trim_end_matches('/').to_string(),
+        false => format!("https://{}", text.trim_end_matches('/')),
+    };
+    let seconds = text("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|text| text.parse().ok()).filter(|seconds| *seconds > 0);
+    HubEnvironment {
+        offline: ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|name| text(name).is_some_and(is_yes)),
+        hugging_face: address(text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into())),
+        hugging_face_cache: caches(variable).hugging_face,
+        token: token(variable),
+        modelscope: address(text("MODELSCOPE_DOMAIN").unwrap_or_else(|| "https://www.modelscope.cn".into())),
+        modelscope_cache: modelscope(variable).map(|folder| folder.join("models")),
+        https_proxy: first(&["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]),
+        http_proxy: first(&["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"]),
+        no_proxy: first(&["NO_PROXY", "no_proxy"]),
+        certificates: variable("SSL_CERT_FILE").map(PathBuf::from),
+        patience: Duration::from_secs(seconds.unwrap_or(PATIENCE)),
+    }
+}
+
+/// Seconds that a server may say nothing.
+const PATIENCE: u64 = 30;
+
+/// The hub's token: that of HF_TOKEN, else that of the file where `hf auth login` puts it.
+fn token(variable: Variable) -> Option<Token> {
+    let clean = |text: String| Some(text.trim().to_string()).filter(|text| !text.is_empty());
+    if let Some(secret) = variable("HF_TOKEN").and_then(|value| value.into_string().ok()).and_then(clean) {
+        return Some(Token { secret, found: "HF_TOKEN".into() });
+    }
+    let at = |name| variable(name).map(PathBuf::from);
+    let file = at("HF_TOKEN_PATH")
+        .or_else(|| at("HF_HOME").map(|home| home.join("token")))
+        .or_else(|| at("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/token")))
+        .or_else(|| at("HOME").map(|home| home.join(".cache/huggingface/token")))?;
+    let secret = fs::read_to_string(&file).ok().and_then(clean)?;
+    Some(Token { secret, found: file.display().to_string() })
 }
 
 #[cfg(test)]

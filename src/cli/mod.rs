@@ -11,6 +11,7 @@ mod model;
 mod op;
 mod picture;
 mod place;
+mod pull;
 mod values;
 
 use std::ffi::OsString;
@@ -26,6 +27,7 @@ pub use self::look::{DoctorArgs, InspectArgs, SynthArgs};
 pub use self::measure::{BenchArgs, CompareArgs, ProfileArgs, VerifyArgs};
 pub use self::op::OpArgs;
 pub use self::place::PlaceArgs;
+pub use self::pull::PullArgs;
 
 /// Edit pictures with Step1X-Edit.
 #[derive(Debug, Parser)]
@@ -44,6 +46,9 @@ pub enum Command {
     Edit(Box<EditArgs>),
     /// Make the gallery of the built-in demo model: pictures, instructions, results
     Demo(DemoArgs),
+    /// Fetch a model from Hugging Face or ModelScope into the cache where -m finds it
+    #[command(after_help = help::PULL_EXAMPLES)]
+    Pull(PullArgs),
     /// Show a model's files, tensors and parameters, and the plan of an edit
     Inspect(InspectArgs),
     /// Look for driver, devices and libraries; say what is missing and how to get it

@@ -6,5 +6,6 @@ pub mod inspect;
 pub mod judge;
 pub mod measure;
 pub mod op;
+pub mod pull;
 pub mod synth;
 pub mod verify;

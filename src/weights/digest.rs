@@ -69,24 +69,55 @@ impl Published {
     /// What the file system reports.
     pub fn is_as_published(&self, read: &(dyn Fn(u64) + Sync)) -> Result<Option<bool>> {
         let Some(Known { digest, .. }) = &self.known else { return Ok(None) };
-        let found = match digest.len() {
-            SHA256 => self.digest(Sha256::new(), read)?,
-            _ => self.digest(Sha1::new_with_prefix(format!("blob {}\0", self.bytes)), read)?,
-        };
-        Ok(Some(found == *digest))
-    }
-
-    fn digest(&self, mut state: impl Digest, read: &(dyn Fn(u64) + Sync)) -> Result<String> {
         let io = |e: std::io::Error| ModelError::io("read it", &self.path, &e);
+        let Some(mut running) = RunningDigest::like(digest, self.bytes) else { return Ok(None) };
         let mut file = File::open(&self.path).map_err(io)?;
         let mut piece = vec![0; PIECE];
         loop {
             let got = file.read(&mut piece).map_err(io)?;
             if got == 0 {
-                return Ok(state.finalize().iter().map(|byte| format!("{byte:02x}")).collect());
+                return Ok(Some(running.end() == *digest));
             }
-            state.update(&piece[..got]);
+            running.update(&piece[..got]);
             read(got as u64);
+        }
+    }
+}
+
+/// The digest of a file whose bytes come one after another.
+#[derive(Clone, Debug)]
+pub enum RunningDigest {
+    /// That of files kept by LFS.
+    Sha256(Sha256),
+    /// That by which Git knows a file.
+    Git(Sha1),
+}
+
+impl RunningDigest {
+    /// One to compare with another, of a file of so many bytes; none if that is no digest in lower case.
+    pub fn like(digest: &str, bytes: u64) -> Option<RunningDigest> {
+        let plain = digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        match digest.len() {
+            SHA256 if plain => Some(RunningDigest::Sha256(Sha256::new())),
+            SHA1 if plain => Some(RunningDigest::Git(Sha1::new_with_prefix(format!("blob {bytes}\0")))),
+            _ => None,
+        }
+    }
+
+    /// The next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            RunningDigest::Sha256(state) => state.update(bytes),
+            RunningDigest::Git(state) => state.update(bytes),
+        }
+    }
+
+    /// In hexadecimal digits, in lower case.
+    pub fn end(self) -> String {
+        let digits = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        match self {
+            RunningDigest::Sha256(state) => digits(&state.finalize()),
+            RunningDigest::Git(state) => digits(&state.finalize()),
         }
     }
 }

@@ -1,20 +1,23 @@
-//! Models by the names that hubs give them, in the caches that download tools fill. Nothing is downloaded.
+//! Models by the names that hubs give them, in the caches that download tools fill; and which files of a repository a model of
+//! such a name is read from. Nothing is downloaded here.
 //!
 //! A Hugging Face cache has `models--<org>--<name>/{refs,snapshots}`, a ModelScope cache `<org>/<name>`, with three underscores for
 //! each dot.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::json::read;
-use super::layout::{DIT_V1_0, DIT_V1_1, REVISION_BYTES, VAE, is_plain_name, names_in, snapshot};
-use super::words::listed;
+use super::layout::{DIT_V1_0, DIT_V1_1, Listed, REVISION_BYTES, is_plain_name, names_in, read_of, snapshot};
+use super::words::{listed, shown};
 use super::{ModelError, Result};
 
 /// Most characters of a name, with its revision.
 const NAME_CHARACTERS: usize = 200;
 
 const OFFICIAL: &str = "stepfun-ai/Step1X-Edit";
-const QWEN: &str = "Qwen/Qwen2.5-VL-7B-Instruct";
+/// The repository of the text encoder, which that of the authors does not hold.
+pub const TEXT_ENCODER_REPOSITORY: &str = "Qwen/Qwen2.5-VL-7B-Instruct";
 /// How the repositories of version 1.2 begin, which are told but not run.
 const NEXT: &str = "stepfun-ai/Step1X-Edit-v1p2";
 
@@ -37,16 +40,28 @@ pub struct Caches {
 }
 
 /// A name as people write it: `org/name`, `org/name@revision`, or a short one.
-#[derive(Debug, PartialEq)]
-struct Name<'a> {
-    repository: &'a str,
-    revision: Option<&'a str>,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HubName<'a> {
+    /// `org/name`.
+    pub repository: &'a str,
+    /// A branch, a tag or a commit; none: the main one.
+    pub revision: Option<&'a str>,
     /// The transformer that a short name means.
     dit: Option<&'static str>,
 }
 
-impl<'a> Name<'a> {
-    fn parse(text: &'a str) -> Option<Name<'a>> {
+/// What a model is read from.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HubFiles {
+    /// Paths in its repository.
+    pub names: Vec<String>,
+    /// Whether it needs the text encoder of another repository.
+    pub needs_text_encoder: bool,
+}
+
+impl<'a> HubName<'a> {
+    /// The name that a text is; none: it is a path, or nothing.
+    pub fn parse(text: &'a str) -> Option<HubName<'a>> {
         let (name, revision) = text.split_once('@').map_or((text, None), |(name, revision)| (name, Some(revision)));
         let plain = |part: &str| {
             let known = part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
@@ -59,21 +74,48 @@ impl<'a> Name<'a> {
             (None, Some((org, rest))) if plain(org) && plain(rest) => (name, None),
             _ => return None,
         };
-        sound.then_some(Name { repository, revision, dit })
+        sound.then_some(HubName { repository, revision, dit })
     }
 
-    /// How the model is got, and how much that is.
-    fn remedy(&self) -> String {
-        let revision = self.revision.map_or(String::new(), |revision| format!(" --revision {revision}"));
-        let get = |files: &str| format!("`hf download {}{files}{revision}`", self.repository);
-        match (self.dit, self.repository) {
-            (Some(dit), _) => format!("{} and `hf download {QWEN}` get it: 42 GB", get(&format!(" {dit} {VAE}"))),
-            (None, OFFICIAL) => format!("{} and `hf download {QWEN}` get it; -m v1.1 and -m v1.0 are its two models", get("")),
-            (None, name) if name.starts_with(NEXT) => "version 1.2 is not supported yet; -m v1.1 is the newest that is".into(),
-            (None, name) if RELEASED.iter().any(|(_, repository, _)| *repository == name) => {
-                format!("{} gets it: 42 GB", get(""))
+    /// Why the model is not read, if that is known from its name.
+    pub fn unread(&self) -> Option<&'static str> {
+        let next = self.repository.starts_with(NEXT);
+        next.then_some("version 1.2 is not supported yet; v1.1 is the newest that is")
+    }
+
+    /// Which of the files of its repository the model is read from.
+    ///
+    /// # Errors
+    /// None is read, or there are several models.
+    pub fn files(&self, names: &BTreeSet<&str>) -> Result<HubFiles> {
+        let fault = |what: String| Err(ModelError::new(format!("{}: {what}", self.repository)));
+        match (read_of(names, self.dit), self.dit) {
+            (Listed::Whole(names), _) => Ok(HubFiles { names, needs_text_encoder: false }),
+            (Listed::WithoutTextEncoder(names), _) => Ok(HubFiles { names, needs_text_encoder: true }),
+            (Listed::Several(several), _) if self.repository == OFFICIAL => {
+                fault(format!("it holds {} models, {}; name one of them: v1.1 or v1.0", several.len(), several.join(" and ")))
             }
-            (None, _) => format!("if it is a model on Hugging Face, {} gets it", get("")),
+            (Listed::Several(several), _) => fault(format!("it holds several models{}", listed("they are", &several))),
+            (Listed::None, Some(dit)) => fault(format!("it lacks {dit}")),
+            (Listed::None, None) => fault(format!(
+                "it holds no model that is read (docs/models.md){}",
+                listed("it has", &names.iter().map(|name| shown(name)).collect::<Vec<_>>())
+            )),
+        }
+    }
+
+    /// How the model of this name, written so, is got, and how much that is.
+    fn remedy(&self, written: &str) -> String {
+        if let Some(why) = self.unread() {
+            return why.into();
+        }
+        let released = RELEASED.iter().any(|(_, repository, dit)| *repository == self.repository && *dit == self.dit);
+        match released {
+            true => format!("`step1x-edit pull {written}` gets it: 42 GB, licence Apache-2.0"),
+            false if self.repository == OFFICIAL => {
+                "v1.1 and v1.0 are its two models; `step1x-edit pull v1.1` gets the newer one: 42 GB, licence Apache-2.0".into()
+            }
+            false => format!("if it is a model on Hugging Face, `step1x-edit pull {written}` gets it"),
         }
     }
 }
@@ -85,7 +127,7 @@ impl Caches {
     /// # Errors
     /// No cache has the model, or not this revision of it, or not its transformer.
     pub fn locate(&self, named: &Path) -> Result<PathBuf> {
-        let name = named.to_str().filter(|_| !named.exists()).and_then(Name::parse);
+        let name = named.to_str().filter(|_| !named.exists()).and_then(HubName::parse);
         let Some(name) = name else {
             return Ok(named.to_path_buf());
         };
@@ -117,12 +159,12 @@ impl Caches {
         Err(ModelError::new(format!(
             "{}{what}: there is no such folder or file, and no cache of a hub has it{looked}\n{}",
             named.display(),
-            name.remedy()
+            name.remedy(named.to_str().unwrap_or_default())
         )))
     }
 
     /// Where the model may be.
-    fn places(&self, name: &Name) -> Vec<Place> {
+    fn places(&self, name: &HubName) -> Vec<Place> {
         let (org, rest) = name.repository.split_once('/').unwrap_or_default();
         let hugging_face = self.hugging_face.iter().map(|hub| Place::HuggingFace(hub.join(format!("models--{org}--{rest}"))));
         let folders = [rest.to_string(), rest.replace('.', "___")];
@@ -161,7 +203,7 @@ fn revisions(dir: &Path) -> String {
 }
 
 /// A model's folder, or the transformer in it that is meant; else what it lacks, in words.
-fn with_dit(dir: PathBuf, name: &Name) -> std::result::Result<PathBuf, String> {
+fn with_dit(dir: PathBuf, name: &HubName) -> std::result::Result<PathBuf, String> {
     let Some(dit) = name.dit else {
         return Ok(dir);
     };
@@ -177,7 +219,7 @@ mod tests {
 
     #[test]
     fn names_are_told_from_paths() {
-        let name = |repository, revision, dit| Some(Name { repository, revision, dit });
+        let name = |repository, revision, dit| Some(HubName { repository, revision, dit });
         for (text, expected) in [
             ("stepfun-ai/Step1X-Edit", name(OFFICIAL, None, None)),
             ("stepfun-ai/Step1X-Edit@main", name(OFFICIAL, Some("main"), None)),
@@ -186,16 +228,16 @@ mod tests {
             ("v1.0@abc", name(OFFICIAL, Some("abc"), Some(DIT_V1_0))),
             ("v1.1-diffusers", name("stepfun-ai/Step1X-Edit-v1p1-diffusers", None, None)),
         ] {
-            assert_eq!(Name::parse(text), expected, "{text}");
+            assert_eq!(HubName::parse(text), expected, "{text}");
         }
         let long = format!("a/{}", "b".repeat(NAME_CHARACTERS));
         for path in
             ["", "model", "v1.3", "/a/b", "a/b/c", "./b", "../b", "a/..", "a/b@", "a/b@../c", "a b/c", "模型/a", "~/b", &long]
         {
-            assert_eq!(Name::parse(path), None, "{path}");
+            assert_eq!(HubName::parse(path), None, "{path}");
         }
         let longest = format!("a/{}", "b".repeat(NAME_CHARACTERS - 2));
-        assert!(Name::parse(&longest).is_some());
+        assert!(HubName::parse(&longest).is_some());
     }
 
     #[test]
@@ -227,13 +269,19 @@ mod tests {
             let fault = caches.locate(Path::new(name)).unwrap_err().to_string();
             words.iter().for_each(|word| assert!(fault.contains(word), "{name}: {word}: {fault}"));
         };
-        refused("v1.0", &["it lacks step1x-edit-i1258.safetensors", "hf download stepfun-ai/Step1X-Edit step1x-edit-i1258"]);
-        refused("stepfun-ai/Step1X-Edit@no", &["it has main, odd, abc, def", "--revision no"]);
+        refused(
+            "v1.0",
+            &["it lacks step1x-edit-i1258.safetensors", "`step1x-edit pull v1.0` gets it: 42 GB, licence Apache-2.0"],
+        );
+        refused("stepfun-ai/Step1X-Edit@no", &["it has main, odd, abc, def", "`step1x-edit pull v1.1`"]);
         refused("stepfun-ai/Step1X-Edit@odd", &["no cache of a hub has it"]);
         refused("org/model-1.5@v2", &["it has no revisions"]);
-        refused("org/other", &["hub/models--org--other", "scope/org/other", "if it is a model on Hugging Face"]);
-        refused("v1p2", &["which is stepfun-ai/Step1X-Edit-v1p2", "version 1.2 is not supported yet; -m v1.1"]);
-        refused("v1.1-diffusers", &["hf download stepfun-ai/Step1X-Edit-v1p1-diffusers", "42 GB"]);
+        refused(
+            "org/other",
+            &["hub/models--org--other", "scope/org/other", "if it is a model on Hugging Face, `step1x-edit pull org/other`"],
+        );
+        refused("v1p2", &["which is stepfun-ai/Step1X-Edit-v1p2", "version 1.2 is not supported yet; v1.1"]);
+        refused("v1.1-diffusers", &["`step1x-edit pull v1.1-diffusers`", "42 GB"]);
         let other = at("scope/models/stepfun-ai/Step1X-Edit");
         fs::create_dir_all(&other).unwrap();
         fs::write(other.join(DIT_V1_0), "").unwrap();

@@ -29,12 +29,12 @@ mod write;
 
 pub use check::{Expected, check};
 pub use decode::{decode_f32, e4m3_to_f32, encode_f32, f32_to_e4m3};
-pub use digest::{Known, Published, published_files};
+pub use digest::{Known, Published, RunningDigest, published_files};
 pub use file::{Entry, WeightFile, parse_header};
 pub use folder::ModelFolder;
 pub use foreign::{Foreign, what_bytes, what_names};
 pub use form::{WeightForm, WeightKey, read_f32};
-pub use hub::Caches;
+pub use hub::{Caches, HubFiles, HubName, TEXT_ENCODER_REPOSITORY};
 pub use layout::{LayoutKind, ModelPath, SETTINGS};
 pub use lora::{Lora, LoraChoice, LoraSummary};
 pub use names::to_diffusers;

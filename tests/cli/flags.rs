@@ -198,3 +198,11 @@ fn help_goes_to_stdout_and_tells_the_exit_codes() {
     assert_eq!((bare.code, bare.stdout.as_str()), (Some(2), ""));
     assert!(bare.stderr.contains("edit") && bare.stderr.contains("inspect"), "{}", bare.stderr);
 }
+
+/// A build for who wants no connections has the command, which says what to do instead.
+#[cfg(not(feature = "pull"))]
+#[test]
+fn a_build_without_downloads_says_so() {
+    let words = ["built without downloads", "--features pull", "hf download"];
+    Place::new().run(&["pull", "v1.1"]).refused(2, &words);
+}

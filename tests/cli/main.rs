@@ -7,6 +7,8 @@ mod doctor;
 mod edit;
 mod faults;
 mod flags;
+#[cfg(feature = "pull")]
+mod hub;
 mod inspect;
 mod interrupt;
 mod judge;
@@ -18,6 +20,8 @@ mod op;
 mod output;
 mod pictures;
 mod pipes;
+#[cfg(feature = "pull")]
+mod pull;
 mod support;
 mod synth;
 mod verify;

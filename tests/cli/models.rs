@@ -62,7 +62,7 @@ fn folders_that_hold_no_model() {
     let looked = place.path("absent").display().to_string();
     place.edit_refused(&["-m", "absent"], 3, &["absent", "no such folder", &looked, "docs/models.md"]);
     let looked = place.path("stepfun-ai/Step1X-Edit").display().to_string();
-    let words = ["stepfun-ai/Step1X-Edit: there is no such folder", &looked, "hf download stepfun-ai/Step1X-Edit", "-m v1.1"];
+    let words = ["stepfun-ai/Step1X-Edit: there is no such folder", &looked, "`step1x-edit pull v1.1` gets the newer one: 42 GB"];
     place.edit_refused(&["-m", "stepfun-ai/Step1X-Edit"], 3, &words);
     let all = ["missing (5)", DIT, VAE, CONFIG, TOKENIZER, "stepfun-ai/Step1X-Edit", "Qwen/Qwen2.5-VL-7B-Instruct"];
     place.edit_refused(&["-m", "empty"], 3, &all);
@@ -151,7 +151,10 @@ fn models_are_found_by_their_names() {
     for (name, words) in [
         (
             "v1.0",
-            ["snapshots/abc: it lacks step1x-edit-i1258.safetensors", "hf download stepfun-ai/Step1X-Edit step1x-edit-i1258"],
+            [
+                "snapshots/abc: it lacks step1x-edit-i1258.safetensors",
+                "`step1x-edit pull v1.0` gets it: 42 GB, licence Apache-2.0",
+            ],
         ),
         ("v1.1@def", ["which is stepfun-ai/Step1X-Edit at def", "it has abc"]),
         ("org/other", ["models--org--other", "if it is a model on Hugging Face"]),

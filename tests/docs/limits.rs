@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use super::{Code, ROOT, code};
 
 /// Where what comes from outside is read.
-const READERS: [&str; 8] = [
+const READERS: [&str; 9] = [
     "src/image/read",
     "src/weights",
     "src/prompt",
     "src/model",
     "src/cli",
     "src/pipeline",
+    "src/commands/pull",
     "src/commands/verify/golden.rs",
     "src/commands/judge/cases.rs",
 ];

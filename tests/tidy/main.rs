@@ -36,7 +36,7 @@ const LAYERS: [(&str, &[&str]); 22] = [
     (
         "commands",
         &[
-            "cuda", "error", "exec", "graph", "image", "model", "ops", "pipeline", "plan", "prompt", "sampling", "stop",
+            "aside", "cuda", "error", "exec", "graph", "image", "model", "ops", "pipeline", "plan", "prompt", "sampling", "stop",
             "tensor", "weights",
         ],
     ),
@@ -114,6 +114,27 @@ fn only_the_top_reads_arguments_and_environment() {
         let top = ["main.rs", "cli/environment.rs"].iter().any(|name| path.ends_with(name));
         assert!(top || !shipped(&path).contains("env::"), "{} names std::env", path.display());
     }
+}
+
+/// Who audits what leaves the machine has one folder to read, and a build without it is one without connections.
+#[test]
+fn only_pull_opens_connections() {
+    let src = Path::new(ROOT).join("src");
+    for path in sources(&src) {
+        let pull = path.starts_with(src.join("commands/pull"));
+        let text = shipped(&path);
+        let connects =
+            ["ureq", "rustls", "std::net", "TcpStream", "UdpSocket", "UnixStream"].into_iter().find(|way| text.contains(way));
+        assert!(
+            pull || connects.is_none(),
+            "{} names {}; only `pull` opens connections",
+            path.display(),
+            connects.unwrap_or_default()
+        );
+    }
+    let manifest = fs::read_to_string(Path::new(ROOT).join("Cargo.toml")).unwrap();
+    let optional = |line: &str| !line.starts_with("ureq") || line.contains("optional = true");
+    assert!(manifest.lines().all(optional), "ureq is of the feature `pull` alone");
 }
 
 #[test]

@@ -16,6 +16,7 @@
 //! `models--Qwen--…` beside it; in a ModelScope cache they are `<org>/<name>` and `Qwen/<name>`.
 
 mod diffusers;
+mod listing;
 mod parts;
 mod weights;
 
@@ -30,6 +31,7 @@ use super::{ModelError, Result};
 use crate::model::Version;
 use crate::tensor::Component;
 
+pub(super) use self::listing::{Listed, read_of};
 use self::parts::{Autoencoder, Named, TextEncoder, refuse_foreign};
 pub(super) use self::weights::Weights;
 
@@ -38,7 +40,7 @@ pub(super) const DIT_V1_1: &str = "step1x-edit-v1p1-official.safetensors";
 pub(super) const VAE: &str = "vae.safetensors";
 /// What no tensor tells, in the model's folder.
 pub const SETTINGS: &str = "step1x.json";
-const QWEN: &str = "Qwen2.5-VL-7B-Instruct";
+pub(super) const QWEN: &str = "Qwen2.5-VL-7B-Instruct";
 const QWEN_CONFIG: &str = "config.json";
 const QWEN_TOKENIZER: &str = "tokenizer.json";
 /// Of its files with weights, without the extension.
@@ -214,9 +216,7 @@ fn absent(path: &Path) -> ModelError {
     let parts: Vec<_> = path.components().collect();
     let is_name = matches!(parts[..], [Part::Normal(_), Part::Normal(_)]);
     let remedy = match is_name {
-        true => {
-            "a name on a hub is not looked up, and nothing is downloaded: fetch its files as docs/models.md says, then name their folder"
-        }
+        true => "a name on a hub is not looked up here; fetch its files as docs/models.md says, then name their folder",
         false => "give --model the folder of a model, or its step1x-edit*.safetensors (docs/models.md)",
     };
     ModelError::new(format!("{}: there is no such folder or file; looked for {}; {remedy}", path.display(), place.display()))

@@ -15,7 +15,7 @@ pub(super) const CONFIG: &str = "config.json";
 pub(super) const STEM: &str = "diffusion_pytorch_model";
 
 /// Where its releases have put the tokenizer.
-const TOKENIZERS: [&str; 3] = ["processor", "tokenizer", TEXT_ENCODER];
+pub(super) const TOKENIZERS: [&str; 3] = ["processor", "tokenizer", TEXT_ENCODER];
 
 /// The autoencoder's files.
 #[derive(Debug)]

@@ -1,0 +1,70 @@
+//! A repository of a hub, and its files: sizes, digests, addresses, and the places that they get.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::place::Place;
+use crate::plan::format_bytes;
+use crate::weights::{ModelError, shown};
+
+/// A repository at one commit.
+pub(super) struct Repository {
+    /// `org/name`.
+    pub id: String,
+    /// What was asked for: a branch, a tag or a commit.
+    pub revision: String,
+    /// What that is now, on a hub that has commits.
+    pub commit: Option<String>,
+    /// As the hub names it.
+    pub licence: Option<String>,
+    /// Where its files are found.
+    pub folder: PathBuf,
+    /// The file that says which commit the revision is, written when all others are there.
+    pub reference: Option<PathBuf>,
+    /// What is fetched of it.
+    pub files: Vec<Remote>,
+}
+
+/// A file of a repository.
+pub(super) struct Remote {
+    /// In the repository, with slashes.
+    pub path: String,
+    pub bytes: u64,
+    /// SHA-256, or that of Git, in lower-case digits.
+    pub digest: String,
+    pub url: String,
+    pub place: Place,
+    /// Bytes that were there when the plan was made.
+    pub there: u64,
+}
+
+impl Remote {
+    /// # Errors
+    /// A path that leads out of its repository, or a digest that is none.
+    pub fn new(
+        id: &str,
+        path: String,
+        bytes: u64,
+        digest: Option<String>,
+        at: impl FnOnce(&str, &str) -> (String, Place),
+    ) -> Result<Remote> {
+        let fault = |what: &str| ModelError::new(format!("{id}: the hub lists {}, {what}", shown(&path)));
+        let plain = |part: &str| !["", ".", ".."].contains(&part) && !part.contains(|c: char| c == '\\' || c.is_control());
+        if !path.split('/').all(plain) {
+            return Err(fault("which is no path of a file").into());
+        }
+        let is_digest =
+            |text: &String| [40, 64].contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let digest = digest.map(|text| text.to_ascii_lowercase()).filter(is_digest);
+        let digest = digest.ok_or_else(|| fault("but no digest that it could be compared with"))?;
+        let (url, place) = at(&path, &digest);
+        let there = place.has(bytes);
+        Ok(Remote { path, bytes, digest, url, place, there })
+    }
+}
+
+/// Bytes, for a person.
+pub(super) fn size(bytes: u64) -> String {
+    format_bytes(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
