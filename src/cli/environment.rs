@@ -221,6 +221,45 @@ mod tests {
     }
 
     #[test]
+    fn hubs_are_asked_as_their_own_tools_ask_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let with = |set: &[(&str, &str)]| {
+            let set: HashMap<String, OsString> = set.iter().map(|(name, value)| (name.to_string(), value.into())).collect();
+            hubs_of(&|name| set.get(name).cloned())
+        };
+        let bare = with(&[("HOME", "/e")]);
+        assert_eq!(
+            (bare.hugging_face.as_str(), bare.modelscope.as_str()),
+            ("https://huggingface.co", "https://www.modelscope.cn")
+        );
+        assert_eq!(bare.modelscope_cache.as_deref(), Some(Path::new("/e/.cache/modelscope/models")));
+        assert!(bare.token.is_none() && bare.offline.is_none() && bare.patience == Duration::from_secs(30));
+        let other =
+            with(&[("HF_ENDPOINT", "https://a.example/"), ("MODELSCOPE_DOMAIN", "b.example"), ("https_proxy", "http://p:1")]);
+        assert_eq!((other.hugging_face.as_str(), other.modelscope.as_str()), ("https://a.example", "https://b.example"));
+        assert_eq!((other.https_proxy.as_deref(), other.http_proxy), (Some("http://p:1"), None));
+        for (value, offline) in [("1", true), ("ON", true), ("True", true), ("yes", true), ("0", false), ("no", false)] {
+            assert_eq!(with(&[("HF_HUB_OFFLINE", value)]).offline.is_some(), offline, "{value}");
+        }
+
+        fs::create_dir_all(dir.path().join(".cache/huggingface")).unwrap();
+        fs::write(dir.path().join(".cache/huggingface/token"), " of_the_home\n").unwrap();
+        fs::write(dir.path().join("token"), "of_hf_home").unwrap();
+        let home = ("HOME", dir.path().to_str().unwrap());
+        let hf_home = ("HF_HOME", home.1);
+        for (set, secret) in [
+            (&[home][..], Some("of_the_home")),
+            (&[home, hf_home], Some("of_hf_home")),
+            (&[home, hf_home, ("HF_TOKEN", " own ")], Some("own")),
+            (&[home, ("HF_TOKEN_PATH", "/gone")], None),
+        ] {
+            let token = with(set).token;
+            assert_eq!(token.as_ref().map(|token| token.secret.as_str()), secret, "{set:?}");
+            assert!(!secret.is_some_and(|secret| format!("{token:?}").contains(secret)), "a token is never shown");
+        }
+    }
+
+    #[test]
     fn caches_lie_where_their_tools_put_them() {
         let with = |set: &[(&str, &str)]| {
             let set: HashMap<String, OsString> = set.iter().map(|(name, value)| (name.to_string(), value.into())).collect();

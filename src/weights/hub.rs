@@ -95,10 +95,13 @@ impl<'a> HubName<'a> {
             (Listed::Several(several), _) if self.repository == OFFICIAL => {
                 fault(format!("it holds {} models, {}; name one of them: v1.1 or v1.0", several.len(), several.join(" and ")))
             }
-            (Listed::Several(several), _) => fault(format!("it holds several models{}", listed("they are", &several))),
+            (Listed::Several(several), _) => fault(format!(
+                "it holds several models; --all fetches all of them, and -m takes the path of one{}",
+                listed("they are", &several)
+            )),
             (Listed::None, Some(dit)) => fault(format!("it lacks {dit}")),
             (Listed::None, None) => fault(format!(
-                "it holds no model that is read (docs/models.md){}",
+                "it holds no model that is read (docs/models.md); --all fetches its files all the same{}",
                 listed("it has", &names.iter().map(|name| shown(name)).collect::<Vec<_>>())
             )),
         }

@@ -2,12 +2,15 @@
 //! is asked, and does what a test wants instead.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -71,7 +74,7 @@ impl Reply {
         self
     }
 
-    fn send(&self, mut to: TcpStream) {
+    fn send(&self, mut to: impl Write) {
         let mut head = format!("HTTP/1.1 {} x\r\nContent-Length: {}\r\nConnection: close\r\n", self.status, self.body.len());
         self.headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         let body = &self.body[..self.sent.unwrap_or(self.body.len())];
@@ -79,6 +82,19 @@ impl Reply {
         let _ = to.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| to.write_all(body)).and_then(|()| to.flush());
         std::thread::sleep(self.then);
     }
+}
+
+/// Either side of a connection, plain or secret.
+trait Stream: Read + Write + Send {}
+impl<T: Read + Write + Send> Stream for T {}
+
+fn fixture_of(name: &str) -> String {
+    format!("{}/tests/data/hub/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The certificate of hubs that speak https, which is made for 127.0.0.1 and trusted by nobody else.
+pub fn certificate() -> String {
+    fixture_of("certificate.pem")
 }
 
 /// What a test wants instead of the usual answer, which it is given.
@@ -92,25 +108,43 @@ pub struct Hub {
 
 impl Hub {
     pub fn new(repositories: Repositories, twist: Twist) -> Hub {
+        Hub::open(repositories, twist, None)
+    }
+
+    /// A hub with the tiny model that speaks https, with the certificate of [`certificate`].
+    pub fn secure(twist: Twist) -> Hub {
+        let (certificate, key) =
+            (CertificateDer::from_pem_file(certificate()), PrivateKeyDer::from_pem_file(fixture_of("key.pem")));
+        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.unwrap()], key.unwrap());
+        Hub::open(repositories(), twist, Some(Arc::new(config.unwrap())))
+    }
+
+    fn open(repositories: Repositories, twist: Twist, tls: Option<Arc<ServerConfig>>) -> Hub {
         let (home, other) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
-        let address = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let address = |listener: &TcpListener| format!("{scheme}://{}", listener.local_addr().unwrap());
         let (asked, elsewhere) = (Arc::new(Mutex::new(Vec::new())), address(&other));
         let hub = Hub { address: address(&home), asked: asked.clone() };
-        let (repositories, twist) = (Arc::new(repositories), Arc::new(twist));
+        let answer = move |mut stream: Box<dyn Stream>, is_elsewhere: bool| {
+            let Some(mut request) = read(&mut stream, is_elsewhere) else { return };
+            let mut all = asked.lock().unwrap();
+            request.times = 1 + all.iter().filter(|one: &&Asked| one.path == request.path).count();
+            all.push(request.clone());
+            drop(all);
+            twist(&request, usual(&repositories, &request, &elsewhere)).send(stream);
+        };
+        let answer = Arc::new(answer);
         for (listener, is_elsewhere) in [(home, false), (other, true)] {
-            let (asked, elsewhere) = (asked.clone(), elsewhere.clone());
-            let (repositories, twist) = (repositories.clone(), twist.clone());
+            let (answer, tls) = (answer.clone(), tls.clone());
             std::thread::spawn(move || {
                 for stream in listener.incoming().map_while(Result::ok) {
-                    let (asked, elsewhere) = (asked.clone(), elsewhere.clone());
-                    let (repositories, twist) = (repositories.clone(), twist.clone());
+                    let (answer, tls) = (answer.clone(), tls.clone());
                     std::thread::spawn(move || {
-                        let Some(mut request) = read(&stream, is_elsewhere) else { return };
-                        let mut all = asked.lock().unwrap();
-                        request.times = 1 + all.iter().filter(|one: &&Asked| one.path == request.path).count();
-                        all.push(request.clone());
-                        drop(all);
-                        twist(&request, usual(&repositories, &request, &elsewhere)).send(stream);
+                        let stream: Box<dyn Stream> = match tls {
+                            Some(config) => Box::new(StreamOwned::new(ServerConnection::new(config).unwrap(), stream)),
+                            None => Box::new(stream),
+                        };
+                        answer(stream, is_elsewhere);
                     });
                 }
             });
@@ -191,7 +225,7 @@ pub fn git(bytes: &[u8]) -> String {
     sha1::Sha1::digest(&blob).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn read(stream: &TcpStream, elsewhere: bool) -> Option<Asked> {
+fn read(stream: &mut dyn Stream, elsewhere: bool) -> Option<Asked> {
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
     let path = lines.next()?.split(' ').nth(1)?.to_string();
     let headers = lines.take_while(|line| !line.is_empty());

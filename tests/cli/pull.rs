@@ -331,7 +331,7 @@ fn what_cannot_be_meant_is_refused() {
     let files = |names: &[&str]| names.iter().map(|name| (name.to_string(), b"x".to_vec())).collect();
     let sets = [("a/none", files(&["README.md"])), ("a/out", files(&["../../out", "x"])), ("a/half", files(&[VAE]))];
     let others = Hub::new(sets.into_iter().map(|(id, files)| (id.to_string(), files)).collect(), plain());
-    others.pull(&place, &["a/none"]).refused(3, &["a/none: it holds no model that is read", "README.md"]);
+    others.pull(&place, &["a/none"]).refused(3, &["a/none: it holds no model that is read", "--all", "README.md"]);
     others.pull(&place, &["a/half"]).refused(3, &["a/half: it holds no model that is read"]);
     others.pull(&place, &["a/out", "--all"]).refused(3, &["../../out, which is no path of a file"]);
     assert_eq!(hub.asked().len(), 1, "only the list of two models was asked for");
@@ -376,6 +376,43 @@ fn answers_and_redirects_have_their_limits() {
         let answer = Hub::with_model(Box::new(turned)).pull(&Place::new(), &["v1.1"]);
         assert_eq!(answer.code, Some(code), "{}", answer.stderr);
     }
+}
+
+/// The way to every released model: trusted is who has a known certificate, and it does not lead back to plain http.
+#[test]
+fn https_is_checked_and_kept() {
+    let place = Place::new();
+    let ask = |hub: &Hub, trusted: bool| -> Answer {
+        let mut command = hub.command(&place, &["v1.1", "-q"]);
+        if trusted {
+            command.env("SSL_CERT_FILE", certificate());
+        }
+        command.env("HF_TOKEN", "hf_secret").output().unwrap().into()
+    };
+    let hub = Hub::secure(plain());
+    ask(&hub, false).refused(1, &["127.0.0.1", "is not who it should be", "SSL_CERT_FILE"]);
+    assert!(hub.asked().is_empty(), "no token for strangers: {:?}", hub.asked());
+    let turned = Hub::secure(Box::new(|asked, usual| match asked.is_for(SETTINGS) {
+        true => Reply::status(302).with("Location", "http://127.0.0.1:9/x"),
+        false => usual,
+    }));
+    ask(&turned, true).refused(3, &["leads from https to 127.0.0.1:9, which anybody can listen to"]);
+    fetched(&ask(&hub, true));
+    assert!(snapshot(&place, HOME, DIT) == repositories()[OFFICIAL][DIT]);
+    assert!(hub.asked().iter().all(|asked| asked.headers.contains_key("authorization") != asked.elsewhere));
+}
+
+#[test]
+fn proxies_are_used_but_for_exceptions() {
+    let (place, hub, proxy) = (Place::new(), Hub::with_model(plain()), Hub::new(Repositories::new(), plain()));
+    let ask = |exceptions: &str| -> Answer {
+        let mut command = hub.command(&place, &["v1.1", "--dry-run"]);
+        command.env("HTTP_PROXY", &proxy.address).env("NO_PROXY", exceptions).output().unwrap().into()
+    };
+    fetched(&ask("example.org, 127.0.0.1"));
+    assert!(proxy.asked().is_empty() && hub.asked().len() == 2);
+    assert_ne!(ask("example.org").code, Some(0), "this proxy knows no way to anywhere");
+    assert!(!proxy.asked().is_empty() && hub.asked().len() == 2);
 }
 
 /// Whoever runs it is told of what it waits for while it waits.

@@ -53,13 +53,13 @@ impl Count<'_> {
 pub(super) fn all(plan: &Plan, client: &Client, ears: &Ears, quiet: bool) -> Result<()> {
     let mut seen = BTreeSet::new(); // equal files have one place
     let files: Vec<&Remote> = plan.files().filter(|file| seen.insert(&file.place.whole)).collect();
-    ears.bar.set_length(files.iter().map(|file| file.bytes).sum());
+    ears.bar.set_length(files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes)));
     let say = (ears.bar.is_hidden() && !quiet).then_some(ears.say);
     let count = Count { bar: ears.bar, say, tenths: AtomicU64::new(0) };
     let (next, fault) = (AtomicUsize::new(0), Mutex::new(None::<Error>));
     let fail = |error: Error| {
-        client.stopped.store(true, Relaxed);
         fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
+        client.stopped.store(true, Relaxed); // not before: another's word that it stopped would be the first
     };
     let work = || {
         while let Some(file) = files.get(next.fetch_add(1, Relaxed)).filter(|_| !client.stopped.load(Relaxed)) {
