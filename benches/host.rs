@@ -10,7 +10,7 @@ use step1x_edit::commands::synth::PresetModel;
 use step1x_edit::image::{Filter, Rgb, resize};
 use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
-use step1x_edit::model::edit::{NoiseSource, Savings};
+use step1x_edit::model::edit::{Conventions, NoiseSource, Savings};
 use step1x_edit::ops::{Arch, H100_GRID_THREADS};
 use step1x_edit::pipeline::{EditInputs, Program, Request};
 use step1x_edit::plan::{Precision, Target};
@@ -41,6 +41,7 @@ fn plan(c: &mut Criterion) {
         noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
         sample_posterior: false,
         savings: Savings::ALL,
+        conventions: Conventions::OFFICIAL,
     };
     let plan = || {
         let inputs = EditInputs::new(&model.config, &model.settings, &request)?;

@@ -61,7 +61,7 @@ fn measure_all(sizes: &[String]) -> Result<Vec<Measured>> {
         let size: (usize, usize) = (width.parse()?, height.parse()?);
         let size_level = ((size.0 * size.1) as f64).sqrt().round() as usize;
         let (prompt, savings) = (prompt.to_string(), Savings::ALL);
-        let job = PlanJob { prompt, size, size_level, steps: 28, precision: Precision::Bf16, savings };
+        let job = PlanJob { prompt, rules: None, size, size_level, steps: 28, precision: Precision::Bf16, savings };
         let program = plan_edit(&model.config, &model.settings, &model.tokenizer, &job)?;
         let (height, width) = (8 * program.spec.latent.0, 8 * program.spec.latent.1);
         println!("\n{width}x{height}, {} rows a step", program.spec.step_rows().total());

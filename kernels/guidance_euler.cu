@@ -10,6 +10,7 @@
 #include "types.cuh"
 
 constexpr int kChannels = CHANNELS, kWarps = 8, kThreads = 32 * kWarps;
+constexpr bool kEach = ROUND_EACH;       // whether every operation is rounded to V, latents too
 constexpr int kItems = kChannels / 32;  // channels of a lane
 static_assert(kChannels % 32 == 0, "a lane takes every 32nd channel");
 using V = Element<V_TYPE>;
@@ -36,6 +37,8 @@ static_assert(sizeof(Params) == 96, "as in src/ops/guidance_euler.rs");
 // Operations of their own: the official code rounds after each, so that none may fuse with the next.
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ float multiply(float a, float b) { return __fmul_rn(a, b); }
+// What autocast leaves in f32.
+__device__ __forceinline__ float uniform(float a) { return kEach ? round_to<V>(a) : a; }
 
 extern "C" __global__ void __launch_bounds__(kThreads) guidance_euler(const __grid_constant__ Params p) {
   const u32 token = blockIdx.x * kWarps + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -55,14 +58,15 @@ extern "C" __global__ void __launch_bounds__(kThreads) guidance_euler(const __gr
       difference[i] = round_to<V>(add(to_f32(c[lane + 32 * i]), -base[i]));
       squares += difference[i] * difference[i];
     }
-    const float norm = sqrtf(warp_sum(squares));
-    const float limit = norm > 1.0f ? powf(norm, 0.4f) : 1.0f;
+    const float norm = uniform(sqrtf(warp_sum(squares)));
+    const float limit = norm > 1.0f ? uniform(powf(norm, 0.4f)) : 1.0f;
 #pragma unroll
     for (int i = 0; i < kItems; i++) {
       const float pull = round_to<V>(multiply(scale, difference[i]));
       const float velocity = guided ? round_to<V>(add(base[i], pull)) : base[i];
-      const float move = guided && limited ? multiply(dt, add(base[i], pull / limit)) : round_to<V>(multiply(dt, velocity));
-      const float x = add(p.x[(size_t)token * p.x_stride + lane + 32 * i], move);
+      const float move = guided && limited ? uniform(multiply(dt, uniform(add(base[i], uniform(pull / limit)))))
+                                           : round_to<V>(multiply(dt, velocity));
+      const float x = uniform(add(p.x[(size_t)token * p.x_stride + lane + 32 * i], move));
       finite = finite && isfinite(x);
       p.new_x[(size_t)token * p.new_x_stride + lane + 32 * i] = x;
     }

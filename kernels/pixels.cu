@@ -1,5 +1,5 @@
-// IN = 1, pixels_in: y = x/255·2 - 1, x u8. IN = 0, pixels_out: y = trunc((clamp(x, -1, 1)·0.5 + 0.5)·255) u8, and
-// `faults` counts the values that are not finite; it is zero before. x and y of any one shape, without gaps.
+// IN = 1, pixels_in: y = x/255·2 - 1, x u8. IN = 0, pixels_out: y = (clamp(x, -1, 1)·0.5 + 0.5)·255 as u8,
+// truncated or to the NEAREST, and `faults` counts the values that are not finite; it is zero before. x and y of any one shape, without gaps.
 //
 // A thread takes one vector of up to 16 bytes. Bound by bandwidth. Halving and doubling are exact, so that fused
 // multiply-adds change nothing.
@@ -44,7 +44,8 @@ extern "C" __global__ void pixels_out(const __grid_constant__ Params p) {
       const float value = to_f32(x.v[i]);
       faults += !isfinite(value);
       // fmaxf takes the number of a number and a NaN: a NaN becomes -1, black.
-      y.v[i] = (Y)(int)((fminf(fmaxf(value, -1.0f), 1.0f) * 0.5f + 0.5f) * 255.0f);
+      const float level = (fminf(fmaxf(value, -1.0f), 1.0f) * 0.5f + 0.5f) * 255.0f;
+      y.v[i] = (Y)(NEAREST ? __float2int_rn(level) : (int)level);
     }
     y.store(p.y + vector * kVector);
   }

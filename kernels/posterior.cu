@@ -1,4 +1,4 @@
-// y = scale·(mean + e^(logvar/2)·ε - shift), without SAMPLE the mean alone: moments [P, 2C] (mean, then logvar), ε [P, C],
+// y = scale·(mean + e^(logvar/2)·ε - shift), without SAMPLE the mean alone; logvar within [-30, 20] where BOUNDED: moments [P, 2C] (mean, then logvar), ε [P, C],
 // y [P, C] f32.
 //
 // A thread makes one vector of a pixel's channels. A megabyte or two: bound by the launch.
@@ -39,7 +39,9 @@ extern "C" __global__ void posterior(const __grid_constant__ Params p) {
   for (int i = 0; i < kVector; i++) {
     float latent = to_f32(mean.v[i]);
     // Sums and products of their own, as the official code rounds them.
-    if (kSample) latent = __fadd_rn(latent, __fmul_rn(expf(0.5f * to_f32(logvar.v[i])), to_f32(noise.v[i])));
+    float variance = to_f32(logvar.v[i]);
+    if (BOUNDED) variance = fminf(fmaxf(variance, -30.0f), 20.0f);
+    if (kSample) latent = __fadd_rn(latent, __fmul_rn(expf(0.5f * variance), to_f32(noise.v[i])));
     y.v[i] = from_f32<Y>(__fmul_rn(p.scale, __fadd_rn(latent, -p.shift)));
   }
   y.store(p.y + at);

@@ -45,7 +45,7 @@
 pub use error::{Interrupted, ResourceError, UsageError};
 pub use image::Rgb;
 pub use pipeline::{
-    DeviceChoice, EditJob, EditParameters, Edited, Engine, Model, Place, PlaceChoice, Progress, Report, Silent, run_edit,
+    DeviceChoice, EditJob, EditParameters, Edited, Engine, Model, Place, PlaceChoice, Progress, Report, Rules, Silent, run_edit,
 };
 pub use weights::ModelError;
 

@@ -17,8 +17,7 @@ use crate::tensor::DType;
 /// Linear times bent towards 1, more so for more tokens. At some sizes (1014 tokens, say) the first time is the float
 /// below 1: the official division is a reciprocal and a product.
 pub fn schedule(steps: usize, tokens: usize) -> Vec<f32> {
-    let slope = (1.15 - 0.5) / (4096.0 - 256.0);
-    let shift = (slope * tokens as f64 + (0.5 - slope * 256.0)).exp() as f32;
+    let shift = exp_shift(tokens);
     let step = (-1.0 / steps as f64) as f32;
     let count = steps + 1;
     let linear = |i: usize| match i < count / 2 {
@@ -26,6 +25,49 @@ pub fn schedule(steps: usize, tokens: usize) -> Vec<f32> {
         false => -step * (steps - i) as f32,
     };
     (0..count).map(|i| 1.0 / (shift + (1.0 / linear(i) - 1.0)) * shift).collect()
+}
+
+/// Which arithmetic makes the times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// The official script's, see [`schedule`]; times are embedded as they are.
+    Official,
+    /// The Euler scheduler of diffusers: the same curve with other last bits. A time is embedded as a thousandth of the
+    /// scheduler's timestep, in the type in which the pipeline runs.
+    Scheduler,
+}
+
+impl Clock {
+    /// The times of `steps` steps over `tokens` noisy tokens, from 1 down to 0: [steps + 1].
+    pub fn times(self, steps: usize, tokens: usize) -> Vec<f32> {
+        if self == Clock::Official {
+            return schedule(steps, tokens);
+        }
+        // Equally spaced from 1 to 1/steps in f64, then everything in f32; the last, 0, is put behind.
+        let shift = exp_shift(tokens);
+        let last = 1.0 / steps as f64;
+        let spacing = if steps > 1 { (last - 1.0) / (steps - 1) as f64 } else { 0.0 };
+        let linear = |i: usize| if i + 1 == steps && i > 0 { last } else { i as f64 * spacing + 1.0 };
+        let bent = |i: usize| shift / (shift + (1.0 / linear(i) as f32 - 1.0));
+        (0..steps).map(bent).chain([0.0]).collect()
+    }
+
+    /// A time as the model is told it, in a run of type `dtype`.
+    pub fn told(self, time: f32, dtype: DType) -> f32 {
+        let round = |value| ops::round(dtype, value);
+        match (self, dtype) {
+            (Clock::Official, _) => time,
+            (Clock::Scheduler, DType::F32) => time * 1000.0 / 1000.0,
+            // The model multiplies by 1000 in that type again; here that is undone in f32, where it is exact to a last bit.
+            (Clock::Scheduler, _) => round(1000.0 * round(round(time * 1000.0) / 1000.0)) / 1000.0,
+        }
+    }
+}
+
+/// How much times over so many tokens are bent towards 1.
+fn exp_shift(tokens: usize) -> f32 {
+    let slope = (1.15 - 0.5) / (4096.0 - 256.0);
+    (slope * tokens as f64 + (0.5 - slope * 256.0)).exp() as f32
 }
 
 /// Each step's Δt, 1 where guidance is limited by its norm (time above `guidance_limit`), else 0, and `scale`: [steps, 3].

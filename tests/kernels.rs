@@ -16,7 +16,7 @@ use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
 use step1x_edit::ops::{Arch, H100_GRID_THREADS, Kernel, View, cases};
-use step1x_edit::pipeline::{EditInputs, Program, Request};
+use step1x_edit::pipeline::{EditInputs, Program, Request, Rules};
 use step1x_edit::plan::{Precision, Target};
 use step1x_edit::prompt::fit;
 
@@ -60,14 +60,17 @@ fn kernels_of_plans(model: &PresetModel, arch: Arch, kernels: &mut BTreeMap<Stri
         let grid = (height / 14, width / 14);
         let tokens =
             ["Make it snow!", ""].map(|text| model.tokenizer.encode_prompt(text, grid.0 * grid.1 / 4, &model.settings).unwrap());
-        for (reference, noise, sample_posterior, savings) in [
-            (true, NoiseSource::Philox { grid_threads: H100_GRID_THREADS }, false, Savings::ALL),
-            (true, NoiseSource::Philox { grid_threads: H100_GRID_THREADS }, true, Savings::NONE),
-            (true, NoiseSource::Host, true, Savings::ALL),
-            (false, NoiseSource::Host, false, Savings::ALL),
+        let (official, diffusers) = (Rules::Official, Rules::Diffusers);
+        for (rules, reference, noise, sample_posterior, savings) in [
+            (official, true, NoiseSource::Philox { grid_threads: H100_GRID_THREADS }, false, Savings::ALL),
+            (official, true, NoiseSource::Philox { grid_threads: H100_GRID_THREADS }, true, Savings::NONE),
+            (diffusers, true, NoiseSource::Philox { grid_threads: H100_GRID_THREADS }, true, Savings::ALL),
+            (official, true, NoiseSource::Host, true, Savings::ALL),
+            (official, false, NoiseSource::Host, false, Savings::ALL),
         ] {
             let tokens = &tokens;
-            let request = Request { size, reference, grid, tokens, steps: 2, noise, sample_posterior, savings };
+            let conventions = rules.conventions();
+            let request = Request { size, reference, grid, tokens, steps: 2, noise, sample_posterior, savings, conventions };
             let target = Target::Cuda(arch);
             let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap();
             let program = Program::new(&model.config, inputs.spec, Precision::Bf16, target).unwrap();

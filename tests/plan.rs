@@ -10,9 +10,9 @@ use step1x_edit::error::ResourceError;
 use step1x_edit::graph::{BodyId, Graph, Kind, StorageId, TensorId};
 use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
-use step1x_edit::model::edit::{NoiseSource, Savings};
+use step1x_edit::model::edit::{Conventions, NoiseSource, Savings};
 use step1x_edit::ops::{Add, Arch};
-use step1x_edit::pipeline::{EditInputs, Program, Request};
+use step1x_edit::pipeline::{EditInputs, Program, Request, Rules};
 use step1x_edit::plan::{ALIGNMENT, Arrival, Budget, Itinerary, Leg, Plan, Policy, Precision, Residency, Target, Turns};
 use step1x_edit::tensor::DType;
 
@@ -20,7 +20,7 @@ const PROMPT: &str = "Replace 'TRAIN' with 'PLANE'";
 
 fn planned(preset: Preset, size: (usize, usize), size_level: usize, precision: Precision) -> Program {
     let model = PresetModel::new(preset, Version::V1_1).unwrap();
-    let job = PlanJob { prompt: PROMPT.into(), size, size_level, steps: 28, precision, savings: Savings::ALL };
+    let job = PlanJob { prompt: PROMPT.into(), rules: None, size, size_level, steps: 28, precision, savings: Savings::ALL };
     plan_edit(&model.config, &model.settings, &model.tokenizer, &job).unwrap()
 }
 
@@ -282,9 +282,9 @@ proptest! {
         (gw, gh) in (1usize..6, 1usize..6),
         words in 0usize..120,
         branches in 1usize..=2,
-        switches in prop::array::uniform8(any::<bool>()),
+        switches in prop::array::uniform9(any::<bool>()),
     ) {
-        let [v1_0, reference, host, sample, collapse_padding, trim_last_block, share_prefix, condition_once] = switches;
+        let [v1_0, diffusers, reference, host, sample, collapse_padding, trim_last_block, share_prefix, condition_once] = switches;
         let model = PresetModel::new(Preset::Tiny, if v1_0 { Version::V1_0 } else { Version::V1_1 }).unwrap();
         let encode = |prompt: &str| model.tokenizer.encode_prompt(prompt, gw * gh, &model.settings).unwrap();
         let request = Request {
@@ -296,6 +296,7 @@ proptest! {
             noise: if host { NoiseSource::Host } else { NoiseSource::Philox { grid_threads: 256 } },
             sample_posterior: sample,
             savings: Savings { collapse_padding, trim_last_block, share_prefix, condition_once },
+            conventions: Rules::ALL[usize::from(diffusers)].conventions(),
         };
         for (precision, target) in [(Precision::F32, Target::Cpu), (Precision::Bf16, Target::Cuda(Arch(80)))] {
             let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap();
@@ -329,7 +330,7 @@ proptest! {
     ) {
         let model = PresetModel::new(Preset::Tiny, Version::V1_1).unwrap();
         let savings = Savings { condition_once, ..Savings::ALL };
-        let job = PlanJob { prompt: PROMPT.into(), size: (64, 64), size_level: 64, steps: 2, precision: Precision::Bf16, savings };
+        let job = PlanJob { prompt: PROMPT.into(), rules: None, size: (64, 64), size_level: 64, steps: 2, precision: Precision::Bf16, savings };
         let plan = plan_edit(&model.config, &model.settings, &model.tokenizer, &job).unwrap().plan;
         Policy::ALL.into_iter().for_each(|policy| every_stage_finds_its_weights(&plan, policy, &runs));
     }
@@ -351,6 +352,7 @@ fn a_refusal_names_nodes_and_reasons() {
         noise: NoiseSource::Host,
         sample_posterior: false,
         savings: Savings::ALL,
+        conventions: Conventions::OFFICIAL,
     };
     let spec = EditInputs::new(&model.config, &model.settings, &request).unwrap().spec;
     let refused = Program::new(&model.config, spec.clone(), Precision::Bf16, Target::Cuda(Arch(75)));

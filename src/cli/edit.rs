@@ -9,7 +9,7 @@ use clap::Args;
 use super::PlaceArgs;
 use super::model::PartsArgs;
 use super::picture::PictureArgs;
-use super::place::LoraArgs;
+use super::place::{LoraArgs, RulesArgs};
 use super::values::{self, FilterArg, FormatArg, PosteriorArg};
 use crate::error::usage;
 use crate::image::Stream;
@@ -75,7 +75,7 @@ pub struct EditArgs {
     image: Option<PathBuf>,
     /// Side of the square whose area the picture is given [default: the model's]
     ///
-    /// The model's is 512 unless its step1x.json says otherwise.
+    /// Unless the model's step1x.json says otherwise, it is 512 with the official rules and 1024 with those of diffusers.
     #[arg(long, value_parser = values::within(&SIZE_LEVELS), allow_negative_numbers = true, value_name = "PIXELS", help_heading = "Picture")]
     size_level: Option<usize>,
     /// Width without -i, a multiple of 16 [default: 1024]
@@ -105,17 +105,18 @@ pub struct EditArgs {
         hide_short_help = true
     )]
     cfg_scale: Option<f32>,
-    /// Times above this use the norm-limited guidance rule; 1.0: never (the first official code)
+    #[command(flatten)]
+    rules: RulesArgs,
+    /// Times above this use the norm-limited guidance rule; 1.0: never (the first official code) [default: as the rules say, 0.93 of the official ones]
     #[arg(
         long,
-        default_value_t = 0.93,
         value_parser = values::guidance_limit,
         value_name = "T",
         allow_hyphen_values = true,
         help_heading = "Sampling",
         hide_short_help = true
     )]
-    guidance_limit: f64,
+    guidance_limit: Option<f64>,
     /// Seed of the noise, up to 2^64 - 1; a negative one is random
     ///
     /// A random seed is printed. It is below 2^53, so that every program keeps it exactly.
@@ -124,9 +125,9 @@ pub struct EditArgs {
     /// Generator of the noise as PyTorch has it: cpu, cuda (an H100's grid), or cuda:THREADS for another grid
     #[arg(long, default_value = "cuda", value_parser = values::rng, help_heading = "Sampling", hide_short_help = true)]
     rng: Rng,
-    /// Latent of the input picture: the posterior's mean, or a sample by the seed
-    #[arg(long, value_enum, default_value = "mean", help_heading = "Sampling", hide_short_help = true)]
-    posterior: PosteriorArg,
+    /// Latent of the input picture: the posterior's mean, or a sample by the seed [default: as the rules say, mean with the official ones]
+    #[arg(long, value_enum, help_heading = "Sampling", hide_short_help = true)]
+    posterior: Option<PosteriorArg>,
     /// Where to run.
     #[command(flatten)]
     pub place: PlaceArgs,
@@ -186,13 +187,14 @@ impl EditArgs {
             negative_prompt: self.negative_prompt.clone(),
             steps: self.steps,
             cfg_scale: self.cfg_scale,
+            rules: self.rules.choice(),
             guidance_limit: self.guidance_limit,
             seed: self.seed.unwrap_or_else(random_seed),
             size_level: self.size_level,
             size: (self.width.unwrap_or(1024), self.height.unwrap_or(1024)),
             filter: self.resize_filter.into(),
             rng: self.rng,
-            sample_posterior: self.posterior == PosteriorArg::Sample,
+            sample_posterior: self.posterior.map(|posterior| posterior == PosteriorArg::Sample),
             savings: self.savings.into(),
         })
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::model::PartsArgs;
-use super::place::LoraArgs;
+use super::place::{LoraArgs, RulesArgs};
 use super::{PlaceArgs, values};
 use crate::commands::judge::JudgeJob;
 use crate::pipeline::{EditParameters, SIZE_LEVELS, STEPS};
@@ -36,9 +36,11 @@ pub struct JudgeArgs {
     /// Guidance scale [default: the model's, usually 6]
     #[arg(long, alias = "cfg-guidance", allow_hyphen_values = true, value_parser = values::cfg_scale)]
     cfg_scale: Option<f32>,
-    /// Times above this use the norm-limited guidance rule
-    #[arg(long, default_value = "0.93", value_name = "T", allow_hyphen_values = true, value_parser = values::guidance_limit)]
-    guidance_limit: f64,
+    #[command(flatten)]
+    rules: RulesArgs,
+    /// Times above this use the norm-limited guidance rule [default: as the rules say, 0.93 of the official ones]
+    #[arg(long, value_name = "T", allow_hyphen_values = true, value_parser = values::guidance_limit)]
+    guidance_limit: Option<f64>,
     /// Seed of every case's noise
     #[arg(short, long, default_value_t = 42, value_parser = values::fixed_seed, allow_hyphen_values = true)]
     seed: u64,
@@ -65,6 +67,7 @@ impl JudgeArgs {
         let edit = EditParameters {
             steps: self.steps,
             cfg_scale: self.cfg_scale,
+            rules: self.rules.choice(),
             guidance_limit: self.guidance_limit,
             seed: self.seed,
             size_level: self.size_level,

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::edit::SavingsArgs;
 use super::model::PartsArgs;
-use super::place::MemoryArgs;
+use super::place::{MemoryArgs, RulesArgs};
 use super::setup;
 use super::values::{self, LayoutArg, PrecisionArg, PresetArg, VersionArg};
 use crate::commands::doctor::DoctorJob;
@@ -46,6 +46,8 @@ pub struct InspectArgs {
     /// Prompt to plan for
     #[arg(short, long, value_name = "TEXT", default_value = "Change the sofa to vintage leather.")]
     prompt: String,
+    #[command(flatten)]
+    rules: RulesArgs,
     /// Element type of activations: bf16 plans for a GPU, f32 for the CPU
     #[arg(long, value_enum, default_value = "bf16")]
     precision: PrecisionArg,
@@ -87,6 +89,7 @@ impl InspectArgs {
         }
         let plan = PlanJob {
             prompt: self.prompt.clone(),
+            rules: self.rules.choice(),
             size: self.size,
             size_level: self.size_level,
             steps: self.steps,

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::model::PartsArgs;
-use super::place::{LoraArgs, MemoryArgs};
+use super::place::{LoraArgs, MemoryArgs, RulesArgs};
 use super::{setup, values};
 use crate::commands::measure::{BenchJob, CompareJob, ProfileJob};
 use crate::commands::verify::VerifyJob;
@@ -29,6 +29,8 @@ pub struct VerifyArgs {
     /// Recorded run: NAME.safetensors, NAME_inputs.safetensors and NAME_truth.safetensors of that folder
     #[arg(long, default_value = "full_512")]
     name: String,
+    #[command(flatten)]
+    rules: RulesArgs,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -47,7 +49,7 @@ impl VerifyArgs {
     pub fn job(&self) -> Result<VerifyJob> {
         let place = self.memory.choice(self.device)?;
         let (model, golden, name) = (self.parts.of(&self.model)?, self.golden.clone(), self.name.clone());
-        Ok(VerifyJob { model, golden, name, place, json: self.json })
+        Ok(VerifyJob { model, golden, name, rules: self.rules.choice(), place, json: self.json })
     }
 }
 
@@ -65,6 +67,8 @@ pub struct CompareArgs {
     /// What to change
     #[arg(short, long, value_name = "TEXT", default_value = PROMPT)]
     prompt: String,
+    #[command(flatten)]
+    rules: RulesArgs,
     /// Stages to compare [default: all]; those before them run on the GPU alone
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     stage: Vec<String>,
@@ -88,6 +92,7 @@ impl CompareArgs {
             model: self.parts.of(&self.model)?,
             size: self.size,
             prompt: self.prompt.clone(),
+            rules: self.rules.choice(),
             stages: self.stage.clone(),
             go_on: self.go_on,
             place: self.memory.choice(self.device)?,
@@ -111,6 +116,8 @@ pub struct BenchArgs {
     /// What to change
     #[arg(short, long, value_name = "TEXT", default_value = PROMPT)]
     prompt: String,
+    #[command(flatten)]
+    rules: RulesArgs,
     /// Denoising steps of the edit
     #[arg(long, alias = "num-steps", default_value_t = 28, value_parser = values::whole(3, *STEPS.end()), allow_negative_numbers = true)]
     steps: usize,
@@ -138,6 +145,7 @@ impl BenchArgs {
             loras: self.lora.lora.clone(),
             sizes: self.size.clone(),
             prompt: self.prompt.clone(),
+            rules: self.rules.choice(),
             steps: self.steps,
             runs: self.runs,
             place: self.memory.choice(self.device)?,
@@ -162,6 +170,8 @@ pub struct ProfileArgs {
     /// What to change
     #[arg(short, long, value_name = "TEXT", default_value = PROMPT)]
     prompt: String,
+    #[command(flatten)]
+    rules: RulesArgs,
     /// Stages to profile: vae_encode, vision, text, conditioning, step, vae_decode
     #[arg(long, value_delimiter = ',', value_name = "NAMES", default_value = "step")]
     stage: Vec<String>,
@@ -193,6 +203,7 @@ impl ProfileArgs {
             loras: self.lora.lora.clone(),
             size: self.size,
             prompt: self.prompt.clone(),
+            rules: self.rules.choice(),
             stages: self.stage.clone(),
             steps: self.steps,
             trace: self.trace.clone(),

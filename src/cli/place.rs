@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::{setup, values};
 use crate::error::usage;
-use crate::pipeline::{DeviceChoice, LoraChoice, PlaceChoice};
+use crate::pipeline::{DeviceChoice, LoraChoice, PlaceChoice, Rules};
 
 /// Flags of `edit`, `judge` and `demo`.
 #[derive(Clone, Copy, Debug, Args)]
@@ -39,6 +39,21 @@ pub struct LoraArgs {
     /// LoRA file to merge into the model, with its scale if not 1; can be given several times (docs/lora.md)
     #[arg(long, value_name = "FILE[:SCALE]", value_parser = values::lora)]
     pub(super) lora: Vec<LoraChoice>,
+}
+
+/// `--rules`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct RulesArgs {
+    /// Rules of prompt and sampling: the official script's, or those of the pipeline in diffusers (v1.1) [default: as the model's layout]
+    #[arg(long, value_enum, help_heading = "Sampling", hide_short_help = true)]
+    rules: Option<values::RulesArg>,
+}
+
+impl RulesArgs {
+    /// The rules that are asked for.
+    pub(super) fn choice(self) -> Option<Rules> {
+        self.rules.map(Into::into)
+    }
 }
 
 /// `--max-vram`.

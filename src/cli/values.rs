@@ -10,7 +10,7 @@ use crate::commands::synth::LayoutKind;
 use crate::image::{Filter, Format};
 use crate::model::{Preset, Version};
 use crate::ops::H100_GRID_THREADS;
-use crate::pipeline::{CFG_SCALES, DeviceChoice, LORA_SCALES, LoraChoice, Rng, SIDES};
+use crate::pipeline::{CFG_SCALES, DeviceChoice, LORA_SCALES, LoraChoice, Rng, Rules, SIDES};
 use crate::plan::Precision;
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -40,6 +40,12 @@ pub(super) enum PosteriorArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum RulesArg {
+    Official,
+    Diffusers,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum PresetArg {
     /// The released size: 42 GB.
     Full,
@@ -59,6 +65,15 @@ pub(super) enum VersionArg {
 pub(super) enum LayoutArg {
     Official,
     Diffusers,
+}
+
+impl From<RulesArg> for Rules {
+    fn from(rules: RulesArg) -> Rules {
+        match rules {
+            RulesArg::Official => Rules::Official,
+            RulesArg::Diffusers => Rules::Diffusers,
+        }
+    }
 }
 
 impl From<LayoutArg> for LayoutKind {

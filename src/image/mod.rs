@@ -13,7 +13,7 @@ mod stream;
 pub use encode::{Format, encode};
 pub use output::Output;
 pub use read::{Alpha, Decoded, Reading, decode, decode_bytes, decode_from, quieten_decoders};
-pub use resize::{Filter, resize, resize_alpha, working_size};
+pub use resize::{Filter, resize, resize_alpha, resize_as_torchvision, working_size};
 pub use stream::Stream;
 
 /// An 8-bit RGB picture; `data` is [height, width, 3], row-major.

@@ -1,16 +1,43 @@
-//! Pillow's resampling of 8-bit pictures, and the working size of an edit.
+//! Pillow's resampling of 8-bit pictures, torchvision's, and the working size of an edit.
 //!
 //! Two separable passes, columns first. Each pass computes its weights in float64, rounds them to 22 fractional bits and
 //! sums in i32; its result is rounded to 8 bits before the next pass. A pass whose axis keeps its size is skipped. Every
-//! rounding is Pillow's, so results are equal in all bits.
+//! rounding is Pillow's, so results are equal in all bits. torchvision does the same with weights of 16 bits, whose fraction is
+//! as long as the axis' largest weight allows.
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::Rgb;
 
-/// Fractional bits of a weight: 8 bits of the sample and 2 of headroom complete an i32.
+/// Fractional bits of Pillow's weights: 8 bits of the sample and 2 of headroom complete an i32.
 const WEIGHT_BITS: u32 = 22;
+
+/// A filter, in one library's arithmetic.
+#[derive(Clone, Copy, Debug)]
+enum Rule {
+    Pillow(Filter),
+    /// Bicubic with antialiasing.
+    Torchvision,
+}
+
+impl Rule {
+    fn filter(self) -> Filter {
+        match self {
+            Rule::Pillow(filter) => filter,
+            Rule::Torchvision => Filter::Bicubic,
+        }
+    }
+
+    /// Fractional bits of weights, the largest of which is `largest`: torchvision's fit in 16 bits.
+    fn bits(self, largest: f64) -> u32 {
+        let too_large = |bits: &u32| (0.5 + largest * f64::from(1 << (bits + 1))) as i32 >= 1 << 15;
+        match self {
+            Rule::Pillow(_) => WEIGHT_BITS,
+            Rule::Torchvision => (0..WEIGHT_BITS).find(too_large).unwrap_or(WEIGHT_BITS),
+        }
+    }
+}
 
 /// Sides of the working picture are multiples of this: 8 of the autoencoder times 2 of the patches.
 const SIDE_MULTIPLE: usize = 16;
@@ -66,17 +93,36 @@ fn sinc(x: f64) -> f64 {
 struct Window {
     /// Index of the first input sample.
     first: usize,
-    /// One fixed-point weight for each sample from `first` on; they sum to about 1 << WEIGHT_BITS.
+    /// One fixed-point weight for each sample from `first` on; they sum to about 1.
     weights: Vec<i32>,
 }
 
+/// The windows of one axis.
+struct Axis {
+    windows: Vec<Window>,
+    /// Fractional bits of the weights.
+    bits: u32,
+}
+
+impl Axis {
+    /// Where a sum of weighted samples starts, so that dropping the fraction rounds to nearest.
+    fn half(&self) -> i32 {
+        1 << self.bits >> 1
+    }
+
+    fn sample(&self, sum: i32) -> u8 {
+        (sum >> self.bits).clamp(0, 255) as u8
+    }
+}
+
 /// One window for each of `output` samples made from `input` samples.
-fn windows(input: usize, output: usize, filter: Filter) -> Vec<Window> {
+fn windows(input: usize, output: usize, rule: Rule) -> Axis {
+    let filter = rule.filter();
     let scale = input as f64 / output as f64;
     let widening = scale.max(1.0);
     let support = filter.support() * widening;
     let per_sample = 1.0 / widening;
-    (0..output)
+    let exact: Vec<(usize, Vec<f64>)> = (0..output)
         .map(|i| {
             let center = (i as f64 + 0.5) * scale;
             // `as` truncates toward zero and saturates at 0, which is the clipping on the left.
@@ -84,23 +130,22 @@ fn windows(input: usize, output: usize, filter: Filter) -> Vec<Window> {
             let end = ((center + support + 0.5) as usize).min(input);
             let weights: Vec<f64> = (first..end).map(|j| filter.weight((j as f64 - center + 0.5) * per_sample)).collect();
             let sum: f64 = weights.iter().sum();
-            let weights = weights.iter().map(|w| fixed_point(if sum == 0.0 { *w } else { w / sum })).collect();
-            Window { first, weights }
+            (first, weights.iter().map(|w| if sum == 0.0 { *w } else { w / sum }).collect())
         })
-        .collect()
+        .collect();
+    let largest = exact.iter().flat_map(|(_, weights)| weights).copied().fold(0.0, f64::max);
+    let bits = rule.bits(largest);
+    let fixed = |(first, weights): (usize, Vec<f64>)| Window {
+        first,
+        weights: weights.into_iter().map(|weight| fixed_point(weight, bits)).collect(),
+    };
+    Axis { windows: exact.into_iter().map(fixed).collect(), bits }
 }
 
-/// `weight` with WEIGHT_BITS fractional bits, halves rounded away from zero.
-fn fixed_point(weight: f64) -> i32 {
-    let scaled = weight * f64::from(1 << WEIGHT_BITS);
+/// `weight` with so many fractional bits, halves rounded away from zero.
+fn fixed_point(weight: f64, bits: u32) -> i32 {
+    let scaled = weight * f64::from(1 << bits);
     (if weight < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
-}
-
-/// Where a sum of weighted samples starts, so that dropping the fraction rounds to nearest.
-const HALF: i32 = 1 << (WEIGHT_BITS - 1);
-
-fn to_sample(sum: i32) -> u8 {
-    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
 }
 
 /// `picture` at `width` × `height` pixels, equal to Pillow's `Image.resize` in every bit.
@@ -109,7 +154,21 @@ fn to_sample(sum: i32) -> u8 {
 ///
 /// If `width` or `height` is 0, or `picture.data` does not hold `height · width · 3` bytes.
 pub fn resize(picture: &Rgb, width: usize, height: usize, filter: Filter) -> Rgb {
-    Rgb { width, height, data: resize_channels::<3>(&picture.data, (picture.width, picture.height), (width, height), filter) }
+    resize_by(Rule::Pillow(filter), picture, width, height)
+}
+
+/// `picture` at `width` × `height` pixels, equal in every bit to torchvision's bicubic `resize` of 8-bit pictures with antialiasing.
+///
+/// # Panics
+///
+/// As [`resize`].
+pub fn resize_as_torchvision(picture: &Rgb, width: usize, height: usize) -> Rgb {
+    resize_by(Rule::Torchvision, picture, width, height)
+}
+
+fn resize_by(rule: Rule, picture: &Rgb, width: usize, height: usize) -> Rgb {
+    let data = resize_channels::<3>(&picture.data, (picture.width, picture.height), (width, height), rule);
+    Rgb { width, height, data }
 }
 
 /// Opacity of each pixel, [height, width], at another size (width, height).
@@ -118,56 +177,56 @@ pub fn resize(picture: &Rgb, width: usize, height: usize, filter: Filter) -> Rgb
 ///
 /// As [`resize`].
 pub fn resize_alpha(alpha: Vec<u8>, from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
-    if from == to { alpha } else { resize_channels::<1>(&alpha, from, to, Filter::Bicubic) }
+    if from == to { alpha } else { resize_channels::<1>(&alpha, from, to, Rule::Pillow(Filter::Bicubic)) }
 }
 
 /// [H, W, N] to [height, width, N].
-fn resize_channels<const N: usize>(data: &[u8], from: (usize, usize), to: (usize, usize), filter: Filter) -> Vec<u8> {
+fn resize_channels<const N: usize>(data: &[u8], from: (usize, usize), to: (usize, usize), rule: Rule) -> Vec<u8> {
     assert!(to.0 > 0 && to.1 > 0, "resize to {}x{}: a picture has at least one pixel", to.0, to.1);
     assert_eq!(data.len(), from.0 * from.1 * N, "{}x{} of {N} channels", from.0, from.1);
     if from.0 == to.0 {
-        return resize_rows(data, (from.0 * N, from.1), to.1, filter);
+        return resize_rows(data, (from.0 * N, from.1), to.1, rule);
     }
-    let columns = resize_columns::<N>(data, from, to.0, filter);
-    if from.1 == to.1 { columns } else { resize_rows(&columns, (to.0 * N, from.1), to.1, filter) }
+    let columns = resize_columns::<N>(data, from, to.0, rule);
+    if from.1 == to.1 { columns } else { resize_rows(&columns, (to.0 * N, from.1), to.1, rule) }
 }
 
 /// The horizontal pass: [H, W, N] to [H, to, N].
-fn resize_columns<const N: usize>(data: &[u8], (width, height): (usize, usize), to: usize, filter: Filter) -> Vec<u8> {
-    let windows = windows(width, to, filter);
+fn resize_columns<const N: usize>(data: &[u8], (width, height): (usize, usize), to: usize, rule: Rule) -> Vec<u8> {
+    let axis = windows(width, to, rule);
     let mut resized = vec![0; height * to * N];
     resized.par_chunks_exact_mut(to * N).zip(data.par_chunks_exact(width * N)).for_each(|(output, input)| {
-        for (pixel, window) in output.chunks_exact_mut(N).zip(&windows) {
-            let mut sum = [HALF; N];
+        for (pixel, window) in output.chunks_exact_mut(N).zip(&axis.windows) {
+            let mut sum = [axis.half(); N];
             for (weight, sample) in window.weights.iter().zip(input[window.first * N..].chunks_exact(N)) {
                 for channel in 0..N {
                     sum[channel] += weight * i32::from(sample[channel]);
                 }
             }
-            pixel.copy_from_slice(&sum.map(to_sample));
+            pixel.copy_from_slice(&sum.map(|sum| axis.sample(sum)));
         }
     });
     resized
 }
 
 /// The vertical pass: [H, row] to [to, row].
-fn resize_rows(data: &[u8], (row, height): (usize, usize), to: usize, filter: Filter) -> Vec<u8> {
+fn resize_rows(data: &[u8], (row, height): (usize, usize), to: usize, rule: Rule) -> Vec<u8> {
     if height == to {
         return data.to_vec();
     }
-    let windows = windows(height, to, filter);
+    let axis = windows(height, to, rule);
     let mut resized = vec![0; to * row];
-    resized.par_chunks_exact_mut(row).zip(&windows).for_each_init(
-        || vec![HALF; row],
+    resized.par_chunks_exact_mut(row).zip(&axis.windows).for_each_init(
+        || vec![0; row],
         |sums, (output, window)| {
-            sums.fill(HALF);
+            sums.fill(axis.half());
             for (weight, input) in window.weights.iter().zip(data[window.first * row..].chunks_exact(row)) {
                 for (sum, sample) in sums.iter_mut().zip(input) {
                     *sum += weight * i32::from(*sample);
                 }
             }
             for (sample, sum) in output.iter_mut().zip(sums) {
-                *sample = to_sample(*sum);
+                *sample = axis.sample(*sum);
             }
         },
     );
@@ -329,17 +388,46 @@ mod tests {
         }
     }
 
+    /// SHA-256 (first 8 bytes) of resizes of `formula(width, height, shift)` by PyTorch 2.11, whose arithmetic torchvision uses:
+    /// (width, height, shift, output width, output height, bicubic with antialiasing).
+    const TORCHVISION: &[(usize, usize, usize, usize, usize, &str)] = &[
+        (300, 200, 3, 1, 1, "98b530bd13f3fe38"),
+        (64, 48, 4, 65, 47, "a369db939fdd124e"),
+        (500, 3, 5, 16, 3, "370bf032945cb159"),
+        (3, 900, 6, 7, 11, "624092ed77e1295f"),
+        (1036, 1036, 7, 504, 504, "98f7dc1a325ae158"),
+        (840, 1260, 8, 392, 616, "e6b967e75e7c1b8a"),
+        (1372, 756, 9, 672, 364, "4552a00ca3248b00"),
+        (640, 427, 10, 33, 1200, "a8c46f47e6963da8"),
+        (97, 89, 11, 96, 16, "1952aa0aa198a7b1"),
+        (6000, 40, 12, 28, 28, "d5892d57c262ee7d"),
+    ];
+
+    #[test]
+    fn torchvision_at_extremes() {
+        for &(width, height, shift, to_width, to_height, expected) in TORCHVISION {
+            let found = sha256(&resize_as_torchvision(&formula(width, height, shift), to_width, to_height).data);
+            assert_eq!(&found[..16], expected, "{width}x{height} to {to_width}x{to_height}");
+        }
+    }
+
     /// 255 · Σ|weight| must stay below 2³¹ for the sums to fit their i32.
     #[test]
     fn weighted_sums_fit() {
-        for filter in [Filter::Bicubic, Filter::Lanczos] {
+        for rule in [Rule::Pillow(Filter::Bicubic), Rule::Pillow(Filter::Lanczos), Rule::Torchvision] {
             for (input, output) in (1..60).flat_map(|input| (1..60).map(move |output| (input, output))) {
-                for window in windows(input, output, filter) {
+                let axis = windows(input, output, rule);
+                for window in &axis.windows {
                     let sum: i64 = window.weights.iter().map(|weight| i64::from(weight.abs())).sum();
-                    assert!(sum * 255 + i64::from(HALF) < 1 << 31, "{input} to {output}, {filter:?}");
+                    assert!(sum * 255 + i64::from(axis.half()) < 1 << 31, "{input} to {output}, {rule:?}");
+                    let most = window.weights.iter().copied().max().unwrap_or(0);
+                    assert!(!matches!(rule, Rule::Torchvision) || most < 1 << 15, "{input} to {output}: {most}");
                 }
             }
         }
+        // A picture of extreme aspect on its way to a few pixels: the fraction has its most bits, and sums still fit.
+        let axis = windows(1_000_000, 28, Rule::Torchvision);
+        assert_eq!(axis.bits, WEIGHT_BITS);
     }
 
     #[test]

@@ -17,8 +17,8 @@ use super::vae;
 use super::vision::{self, Vision};
 use crate::graph::{BodyId, Graph, TensorId};
 use crate::ops::{
-    Cast, CountFaults, Gather, GuidanceEuler, LATENT_SCALE, LATENT_SHIFT, Noise, Pack, PixelsIn, PixelsOut, Posterior, StepSlice,
-    Unpack,
+    Cast, CountFaults, Gather, GuidanceEuler, LATENT_SCALE, LATENT_SHIFT, Levels, Noise, Pack, PixelsIn, PixelsOut, Posterior,
+    Rounding, StepSlice, Unpack,
 };
 use crate::tensor::Component;
 use crate::tensor::DType::{BF16, F32, I32, U8};
@@ -56,6 +56,25 @@ pub enum NoiseSource {
     Host,
 }
 
+/// What a rule set records in its own way; which set has which is the pipeline's to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Conventions {
+    /// Where guidance and the Euler update round.
+    pub update: Rounding,
+    /// How the picture becomes 8-bit.
+    pub levels: Levels,
+    /// The noise of the reference's posterior is drawn before the starting noise, else after it.
+    pub posterior_first: bool,
+    /// The posterior's variance is bounded.
+    pub bounded_posterior: bool,
+}
+
+impl Conventions {
+    /// Those of the official script.
+    pub const OFFICIAL: Conventions =
+        Conventions { update: Rounding::Autocast, levels: Levels::Truncated, posterior_first: false, bounded_posterior: false };
+}
+
 /// What distinguishes one edit's program from another's. Seed, guidance scale and the words of the prompts are inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EditSpec {
@@ -79,13 +98,30 @@ pub struct EditSpec {
     pub sample_posterior: bool,
     /// Savings in use.
     pub savings: Savings,
+    /// What the rules of the edit record in their own way.
+    pub conventions: Conventions,
 }
 
 impl EditSpec {
+    /// Which draws of the generator the starting noise and the posterior's noise are.
+    pub fn draws(&self) -> Draws {
+        let first = self.conventions.posterior_first && self.sample_posterior && self.reference;
+        if first { Draws { noise: 1, posterior: 0 } } else { Draws { noise: 0, posterior: 1 } }
+    }
+
     /// Rows of the transformer.
     pub fn step_rows(&self) -> StepRows {
         StepRows { prompt: self.prompt.clone(), grid: (self.latent.0 / 2, self.latent.1 / 2), reference: self.reference }
     }
+}
+
+/// Numbers of the generator's draws, each of as many values as the latents have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draws {
+    /// The starting noise.
+    pub noise: u64,
+    /// The noise of the reference's posterior.
+    pub posterior: u64,
 }
 
 /// The program's tensors that host and tests meet.
@@ -198,11 +234,11 @@ struct Encoded {
 fn encode(g: &mut Graph, config: &Config, spec: &EditSpec, rgb: TensorId, seed: Option<TensorId>) -> Encoded {
     let picture = g.op("pixels_in", PixelsIn(BF16), &[rgb]);
     let moments = vae::encoder(g, &config.vae, picture);
-    let drawn = spec.sample_posterior.then(|| draw(g, spec, seed, "posterior_noise", 1));
+    let drawn = spec.sample_posterior.then(|| draw(g, spec, seed, "posterior_noise", spec.draws().posterior));
     let unpack = Unpack { size: spec.latent, divisor: 1.0, shift: 0.0 };
     let noise = drawn.map(|(noise, _)| g.op("posterior_noise.unpack", unpack, &[noise]));
     let operands: Vec<TensorId> = [moments].into_iter().chain(noise).collect();
-    let latent = g.op("ref_latent", Posterior, &operands);
+    let latent = g.op("ref_latent", Posterior { bounded: spec.conventions.bounded_posterior }, &operands);
     let packed = g.op("ref_latent.pack", Pack, &[latent]);
     let tokens = g.op("ref_latent.cast", Cast(BF16), &[packed]);
     let faults = count_faults(g, "reference_faults", latent);
@@ -223,7 +259,7 @@ fn decode(g: &mut Graph, config: &Config, spec: &EditSpec, latents: TensorId) ->
     let picture = vae::decoder(g, &config.vae, z);
     let pixels = g.buffer("pixels", U8, [8 * h, 8 * w, 3]);
     let faults = g.buffer("pixel_faults", I32, [1]);
-    g.op_into("pixels_out", PixelsOut, &[picture], &[pixels, faults]);
+    g.op_into("pixels_out", PixelsOut(spec.conventions.levels), &[picture], &[pixels, faults]);
     g.output(pixels);
     g.output(faults);
     (pixels, faults)
@@ -271,7 +307,7 @@ pub fn denoise(
     let once = spec.savings.condition_once;
     let times = g.input("times", F32, [branches * spec.steps, 1]);
     let (conditioning, (latents, host_noise, prepared)) = g.body("conditioning", |g| {
-        let (latents, host_noise) = draw(g, spec, seed, "noise", 0);
+        let (latents, host_noise) = draw(g, spec, seed, "noise", spec.draws().noise);
         let prepared = once.then(|| {
             let t = g.reshape(times, [branches * spec.steps]);
             g.with_weights(Component::Dit, |g| dit::condition(g, config, &spec.prompt, embedding, t))
@@ -303,7 +339,8 @@ pub fn denoise(
             let inputs = StepInputs { x, modulation, rope, key_bias };
             let velocity = dit::blocks(g, &config.dit, &rows, inputs, spec.savings.trim_last_block);
             let state = [latents, counter, fault];
-            g.op_into("update", GuidanceEuler, &[velocity, latents, schedule, counter, fault], &state);
+            let update = GuidanceEuler(spec.conventions.update);
+            g.op_into("update", update, &[velocity, latents, schedule, counter, fault], &state);
             velocity
         })
     });

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::config::{Config, DitConfig, TextConfig, VaeConfig, Version, VisionConfig};
 use super::connector::PromptRows;
-use super::edit::{self, EditSpec, NoiseSource, Savings};
+use super::edit::{self, Conventions, EditSpec, NoiseSource, Savings};
 use super::text::TextRows;
 use crate::graph::Graph;
 use crate::tensor::{Component, DType, Shape};
@@ -125,6 +125,7 @@ impl Config {
             noise: NoiseSource::Host,
             sample_posterior: false,
             savings: Savings::ALL,
+            conventions: Conventions::OFFICIAL,
         };
         let (graph, _): (Graph, _) = edit::record(self, &spec);
         graph.weights().map(|(component, s)| (component, s.name.clone(), s.spec.shape.clone())).collect()

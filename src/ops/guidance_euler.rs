@@ -6,6 +6,8 @@
 //! - plain: v = u + g·(c − u), each operation and the product with Δt rounded to the velocities' type;
 //! - norm-limited: v = u + g·(c − u)/p, p = N^0.4 if N > 1, else 1, with N the norm of the token's c − u; c − u and
 //!   g·(c − u) rounded, the rest in f32 (the norm makes it f32 in the official code);
+//! - [`Rounding::EachOperation`]: in every step each operation, the norm, its power and the new x among them, is rounded to the
+//!   velocities' type;
 //! - one branch: v = c at every step, and the product with Δt rounded to its type. That is guidance of scale 1 but for what
 //!   the two rules make of it with two branches: u + 1·(c − u) is rounded twice, and a norm-limited step takes
 //!   u + (c − u)/p, which lies nearer to u.
@@ -18,7 +20,16 @@ use crate::tensor::{DType, Spec};
 
 /// One sampler update.
 #[derive(Clone, Copy, Debug)]
-pub struct GuidanceEuler;
+pub struct GuidanceEuler(pub Rounding);
+
+/// Where an update rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rounding {
+    /// As autocast does: latents and what the norm touches are f32.
+    Autocast,
+    /// As a run in one type does: every operation's result, latents too, has the velocities' type.
+    EachOperation,
+}
 
 /// Tokens of a block, one a warp; as in the kernel.
 const WARPS: usize = 8;
@@ -49,6 +60,13 @@ const _: () = assert!(size_of::<Params>() == 96);
 impl Op for GuidanceEuler {
     fn kind(&self) -> &'static str {
         "guidance_euler"
+    }
+
+    fn attributes(&self) -> String {
+        match self.0 {
+            Rounding::Autocast => String::new(),
+            Rounding::EachOperation => "each operation rounded".to_string(),
+        }
     }
 
     /// Inputs: velocity, latents, schedule, counter, fault. Outputs: latents, counter, fault.
@@ -86,7 +104,8 @@ impl Op for GuidanceEuler {
                 "a token has {channels} channels; the kernel takes multiples of 32 up to {MOST_CHANNELS}"
             ));
         }
-        let defines = [("CHANNELS", channels), ("V_TYPE", code(inputs[0].spec.dtype)?)];
+        let each = (self.0 == Rounding::EachOperation) as usize;
+        let defines = [("CHANNELS", channels), ("V_TYPE", code(inputs[0].spec.dtype)?), ("ROUND_EACH", each)];
         let blocks = inputs[1].spec.shape.rows().div_ceil(WARPS);
         Ok(Kernel { scratch: blocks * size_of::<u32>(), ..Kernel::new("guidance_euler", defines) })
     }
@@ -94,14 +113,14 @@ impl Op for GuidanceEuler {
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
         let (n, channels, dtype) = (inputs[1].rows(), inputs[1].cols(), inputs[0].spec.dtype);
         let step = inputs[3].i32()[0];
-        let rule = Rule::of(&inputs[2].f32()[3 * step as usize..][..3], dtype);
+        let rule = Rule::of(&inputs[2].f32()[3 * step as usize..][..3], self.0, dtype);
         let (cond, uncond) = inputs[0].f32().split_at(n * channels);
         let x = outputs[0].f32();
         x.copy_from_slice(inputs[1].f32());
         for token in 0..n {
             let range = token * channels..(token + 1) * channels;
             let moves = rule.moves(&cond[range.clone()], uncond.get(range.clone()));
-            x[range].iter_mut().zip(moves).for_each(|(x, by)| *x += by);
+            x[range].iter_mut().zip(moves).for_each(|(x, by)| *x = rule.uniform(*x + by));
         }
         let finite = x.iter().all(|v| v.is_finite());
         let fault = inputs[4].i32()[0];
@@ -134,18 +153,27 @@ impl Op for GuidanceEuler {
     }
 }
 
-/// A step's row of the schedule, and the velocities' type.
+/// A step's row of the schedule, and what is rounded to the velocities' type.
 struct Rule {
     dt: f32,
     limited: bool,
     scale: f32,
+    rounding: Rounding,
     dtype: DType,
 }
 
 impl Rule {
-    fn of(row: &[f32], dtype: DType) -> Rule {
+    fn of(row: &[f32], rounding: Rounding, dtype: DType) -> Rule {
         let [dt, limited, scale] = row[..] else { unreachable!("a row of three") };
-        Rule { dt, limited: limited != 0.0, scale, dtype }
+        Rule { dt, limited: limited != 0.0, scale, rounding, dtype }
+    }
+
+    /// Rounds what autocast leaves in f32.
+    fn uniform(&self, value: f32) -> f32 {
+        match self.rounding {
+            Rounding::Autocast => value,
+            Rounding::EachOperation => round(self.dtype, value),
+        }
     }
 
     /// By how much a token moves: velocity c, and u of the other branch if there is one.
@@ -153,12 +181,12 @@ impl Rule {
         let round = |v| round(self.dtype, v);
         let Some(u) = u else { return c.iter().map(|c| round(self.dt * c)).collect() };
         let difference = c.iter().zip(u).map(|(c, u)| round(c - u));
-        let norm = difference.clone().map(|d| d * d).sum::<f32>().sqrt();
-        let p = if norm > 1.0 { norm.powf(0.4) } else { 1.0 };
+        let norm = self.uniform(difference.clone().map(|d| d * d).sum::<f32>().sqrt());
+        let p = if norm > 1.0 { self.uniform(norm.powf(0.4)) } else { 1.0 };
         let by = |(u, d): (&f32, f32)| {
             let pull = round(self.scale * d);
             match self.limited {
-                true => self.dt * (u + pull / p),
+                true => self.uniform(self.dt * self.uniform(u + self.uniform(pull / p))),
                 false => round(self.dt * round(u + pull)),
             }
         };
@@ -167,7 +195,7 @@ impl Rule {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let case = |branches: usize, bound, reason| {
+    let case = |rounding, branches: usize, bound, reason| {
         let inputs = vec![
             Spec::new(DType::BF16, [48 * branches, 64]),
             Spec::new(DType::F32, [48, 64]),
@@ -176,11 +204,19 @@ pub(super) fn cases() -> Vec<Case> {
             Spec::new(DType::I32, [1]),
         ];
         let outputs = vec![DType::F32, DType::I32, DType::I32];
-        Case { outputs, index_bound: 1, bound, reason, ..Case::new(GuidanceEuler, inputs, DType::F32) }
+        Case { outputs, index_bound: 1, bound, reason, ..Case::new(GuidanceEuler(rounding), inputs, DType::F32) }
     };
+    let alone = "one product and one sum, each rounded as the reference does";
     vec![
-        case(2, 1e-12, "the token's norm is summed in another order"),
-        case(1, 0.0, "one product and one sum, each rounded as the reference does"),
+        case(Rounding::Autocast, 2, 1e-12, "the token's norm is summed in another order"),
+        case(Rounding::Autocast, 1, 0.0, alone),
+        case(
+            Rounding::EachOperation,
+            2,
+            5e-6,
+            "a norm summed in another order can round to the next bf16, 2^-8 away, in a token of 48",
+        ),
+        case(Rounding::EachOperation, 1, 0.0, alone),
     ]
 }
 
@@ -191,16 +227,22 @@ mod tests {
 
     /// The second of two steps of a token of two channels, with one branch's or both branches' velocities.
     fn step(velocity: &[f32], limited: f32) -> Vec<HostValues> {
+        step_in(Rounding::Autocast, DType::F32, velocity, limited)
+    }
+
+    fn step_in(rounding: Rounding, dtype: DType, velocity: &[f32], limited: f32) -> Vec<HostValues> {
+        let op = GuidanceEuler(rounding);
         let schedule = [0.0, 0.0, 0.0, -0.5, limited, 6.0];
-        let specs = [[velocity.len() / 2, 2], [1, 2], [2, 3]].map(|s| Spec::new(DType::F32, s));
+        let mut specs = [[velocity.len() / 2, 2], [1, 2], [2, 3]].map(|s| Spec::new(DType::F32, s));
+        specs[0].dtype = dtype;
         let index = Spec::new(DType::I32, [1]);
         let (counter, fault) = ([1], [0]);
         let values =
             [Values::F32(velocity), Values::F32(&[1.0, 1.0]), Values::F32(&schedule), Values::I32(&counter), Values::I32(&fault)];
         let specs = [specs.to_vec(), vec![index.clone(), index]].concat();
-        let mut outputs: Vec<_> = GuidanceEuler.infer(&specs).unwrap().into_iter().map(Output::zeros).collect();
+        let mut outputs: Vec<_> = op.infer(&specs).unwrap().into_iter().map(Output::zeros).collect();
         let inputs: Vec<_> = specs.into_iter().zip(values).map(|(spec, values)| Operand { spec, values }).collect();
-        GuidanceEuler.reference(&inputs, &mut outputs);
+        op.reference(&inputs, &mut outputs);
         outputs.into_iter().map(|o| o.values).collect()
     }
 
@@ -220,6 +262,26 @@ mod tests {
         );
     }
 
+    /// Every number below has eight significant bits because it was rounded, worked out by hand from the rule.
+    #[test]
+    fn each_operation_is_rounded() {
+        let each = |velocity: &[f32], limited| match &step_in(Rounding::EachOperation, DType::BF16, velocity, limited)[0] {
+            HostValues::F32(x) => x.clone(),
+            other => panic!("{other:?}"),
+        };
+        // N = 5, p = 1.9036539 -> 1.90625; 18/p = 9.44262 -> 9.4375, 24/p = 12.590164 -> 12.5625; u + that: 10.4375, 13.5625;
+        // times -0.5: -5.21875, -6.78125; plus 1: -4.21875 and -5.78125.
+        assert_eq!(each(&[4.0, 5.0, 1.0, 1.0], 1.0), [-4.21875, -5.78125]);
+        // 1 - 0.5·2.015625 = -0.0078125 is exact; 1 + 0.5·0.0078125 = 1.00390625 lies half way between two values of bf16.
+        assert_eq!(each(&[2.015625, -0.0078125], 0.0), [-0.0078125, 1.0]);
+        // In f32 velocities nothing of this is rounded.
+        let HostValues::F32(exact) = &step_in(Rounding::EachOperation, DType::F32, &[4.0, 5.0, 1.0, 1.0], 1.0)[0] else {
+            panic!()
+        };
+        let HostValues::F32(autocast) = &step(&[4.0, 5.0, 1.0, 1.0], 1.0)[0] else { panic!() };
+        assert_eq!(exact, autocast);
+    }
+
     #[test]
     fn a_nan_is_reported_with_its_step() {
         assert_eq!(step(&[f32::NAN, 5.0, 1.0, 1.0], 0.0)[2], HostValues::I32(vec![2]));
@@ -236,7 +298,7 @@ mod tests {
     #[test]
     fn three_branches_are_refused() {
         let specs = [[3, 2], [1, 2], [2, 3]].map(|s| Spec::new(DType::F32, s));
-        let refused = GuidanceEuler.infer(&specs).unwrap_err().to_string();
+        let refused = GuidanceEuler(Rounding::Autocast).infer(&specs).unwrap_err().to_string();
         assert!(refused.contains("[3, 2] are not one or two branches of latents [1, 2]"), "{refused}");
     }
 }

@@ -55,13 +55,13 @@ ops! {
     gate_residual {GateResidual}
     gather {Gather}
     group_norm {GroupNorm}
-    guidance_euler {GuidanceEuler}
+    guidance_euler {GuidanceEuler, Rounding}
     layer_norm {LayerNorm}
     linear {Linear}
     noise {H100_GRID_THREADS, Noise, drawn_at}
     patchify {Pack, Unpack}
-    pixels {PixelsIn, PixelsOut}
-    posterior {LATENT_SCALE, LATENT_SHIFT, Posterior}
+    pixels {Levels, PixelsIn, PixelsOut}
+    posterior {LATENT_SCALE, LATENT_SHIFT, LOGVAR, Posterior}
     qk_norm_rope {QkNormRope}
     rms_norm {RmsNorm}
     rope_half {RopeHalf}

@@ -1,5 +1,5 @@
-//! Pixels in: `y = x/255·2 − 1`, x [H, W, 3] u8. Pixels out: `y = trunc((clamp(x, −1, 1)·0.5 + 0.5)·255)` u8, with the
-//! number of values that were not finite. Truncation, not rounding, is what the official code does.
+//! Pixels in: `y = x/255·2 − 1`, x [H, W, 3] u8. Pixels out: `y = (clamp(x, −1, 1)·0.5 + 0.5)·255` as u8, with the number of
+//! values that were not finite. The official code truncates; diffusers rounds, halves to even.
 
 use anyhow::{Result, ensure};
 
@@ -13,7 +13,16 @@ pub struct PixelsIn(pub DType);
 
 /// The autoencoder's output to 8-bit pixels and a count [1] of values that are NaN or infinite.
 #[derive(Clone, Copy, Debug)]
-pub struct PixelsOut;
+pub struct PixelsOut(pub Levels);
+
+/// Which of 256 levels a value becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Levels {
+    /// The one below.
+    Truncated,
+    /// The nearest, of two the even one.
+    Nearest,
+}
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -78,6 +87,13 @@ impl Op for PixelsOut {
         "pixels_out"
     }
 
+    fn attributes(&self) -> String {
+        match self.0 {
+            Levels::Truncated => String::new(),
+            Levels::Nearest => "nearest".to_string(),
+        }
+    }
+
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
         Ok(vec![Spec { dtype: DType::U8, shape: inputs[0].shape.clone() }, Spec::new(DType::I32, [1])])
     }
@@ -88,12 +104,16 @@ impl Op for PixelsOut {
 
     fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         typed(&outputs[0], DType::U8)?;
-        kernel(false, arch, &inputs[0], &outputs[0])
+        Ok(kernel(false, arch, &inputs[0], &outputs[0])?.with([("NEAREST", (self.0 == Levels::Nearest) as usize)]))
     }
 
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
         let x = inputs[0].f32();
-        outputs[0].u8().iter_mut().zip(x).for_each(|(y, x)| *y = ((x.clamp(-1.0, 1.0) * 0.5 + 0.5) * 255.0) as u8);
+        let level = |x: f32| match (self.0, (x.clamp(-1.0, 1.0) * 0.5 + 0.5) * 255.0) {
+            (Levels::Truncated, value) => value as u8,
+            (Levels::Nearest, value) => value.round_ties_even() as u8,
+        };
+        outputs[0].u8().iter_mut().zip(x).for_each(|(y, x)| *y = level(*x));
         outputs[1].i32()[0] = x.iter().filter(|v| !v.is_finite()).count() as i32;
     }
 
@@ -104,13 +124,18 @@ impl Op for PixelsOut {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let out = Case {
+    let out = |levels| Case {
         outputs: vec![DType::U8, DType::I32],
         bound: 0.0,
         reason: "the same operations in f32",
-        ..Case::new(PixelsOut, vec![Spec::new(DType::F32, [9, 7, 3])], DType::U8)
+        ..Case::new(PixelsOut(levels), vec![Spec::new(DType::F32, [9, 7, 3])], DType::U8)
     };
-    vec![Case { index_bound: 256, ..Case::new(PixelsIn(DType::BF16), vec![Spec::new(DType::U8, [9, 7, 3])], DType::BF16) }, out]
+    let pixels = vec![Spec::new(DType::U8, [9, 7, 3])];
+    vec![
+        Case { index_bound: 256, ..Case::new(PixelsIn(DType::BF16), pixels, DType::BF16) },
+        out(Levels::Truncated),
+        out(Levels::Nearest),
+    ]
 }
 
 #[cfg(test)]
@@ -119,12 +144,17 @@ mod tests {
     use crate::ops::Values;
 
     #[test]
-    fn output_truncates_clamps_and_counts() {
+    fn output_has_levels_clamps_and_counts() {
+        // 0 is half way between 127 and 128.
         let x = [-2.0, -1.0, 0.0, 0.999, 1.0, 7.0, f32::NAN, f32::INFINITY];
-        let spec = Spec::new(DType::F32, [8]);
-        let mut outputs: Vec<_> = PixelsOut.infer(std::slice::from_ref(&spec)).unwrap().into_iter().map(Output::zeros).collect();
-        PixelsOut.reference(&[Operand { spec, values: Values::F32(&x) }], &mut outputs);
-        assert_eq!(outputs[0].u8(), [0, 0, 127, 254, 255, 255, 0, 255]);
-        assert_eq!(outputs[1].i32(), [2]);
+        for (levels, expected) in
+            [(Levels::Truncated, [0, 0, 127, 254, 255, 255, 0, 255]), (Levels::Nearest, [0, 0, 128, 255, 255, 255, 0, 255])]
+        {
+            let (op, spec) = (PixelsOut(levels), Spec::new(DType::F32, [8]));
+            let mut outputs: Vec<_> = op.infer(std::slice::from_ref(&spec)).unwrap().into_iter().map(Output::zeros).collect();
+            op.reference(&[Operand { spec, values: Values::F32(&x) }], &mut outputs);
+            assert_eq!(outputs[0].u8(), expected);
+            assert_eq!(outputs[1].i32(), [2]);
+        }
     }
 }

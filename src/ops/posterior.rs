@@ -1,6 +1,9 @@
 //! The reference picture's latent from the encoder's moments: `y = 0.3611·(mean + e^(logvar/2)·ε − 0.1159)`.
 //!
-//! moments [H, W, 2C] (mean, then logvar), ε [H, W, C], y [H, W, C] f32. Without ε, the posterior's mean.
+//! moments [H, W, 2C] (mean, then logvar), ε [H, W, C], y [H, W, C] f32. Without ε, the posterior's mean. diffusers bounds the
+//! logarithm of the variance, the official code does not.
+
+use std::ops::RangeInclusive;
 
 use anyhow::{Result, ensure};
 
@@ -15,9 +18,15 @@ pub const LATENT_SCALE: f32 = 0.3611;
 /// Mean of FLUX's latents.
 pub const LATENT_SHIFT: f32 = 0.1159;
 
+/// What diffusers keeps the logarithm of a variance in.
+pub const LOGVAR: RangeInclusive<f32> = -30.0..=20.0;
+
 /// Mean or sample of the posterior, scaled.
 #[derive(Clone, Copy, Debug)]
-pub struct Posterior;
+pub struct Posterior {
+    /// The logarithm of the variance is kept within [`LOGVAR`].
+    pub bounded: bool,
+}
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -35,6 +44,10 @@ const _: () = assert!(size_of::<Params>() == 40);
 impl Op for Posterior {
     fn kind(&self) -> &'static str {
         "posterior"
+    }
+
+    fn attributes(&self) -> String {
+        if self.bounded { "bounded".to_string() } else { String::new() }
     }
 
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
@@ -61,7 +74,9 @@ impl Op for Posterior {
         let aligned =
             |n: &usize| channels.is_multiple_of(*n) && inputs.iter().chain(outputs).all(|l| l.offset.is_multiple_of(*n));
         let vector = [4, 2].into_iter().find(aligned).unwrap_or(1);
-        let kernel = Kernel::new("posterior", [("SAMPLE", (inputs.len() > 1) as usize), ("VECTOR", vector)]).with(types);
+        let sample = inputs.len() > 1;
+        let defines = [("SAMPLE", sample as usize), ("BOUNDED", (sample && self.bounded) as usize), ("VECTOR", vector)];
+        let kernel = Kernel::new("posterior", defines).with(types);
         Ok(Kernel { block: Block { vector, ..kernel.block }, ..kernel })
     }
 
@@ -71,7 +86,8 @@ impl Op for Posterior {
         for (pixel, y) in outputs[0].f32().chunks_exact_mut(c).enumerate() {
             let (mean, logvar) = inputs[0].f32()[pixel * 2 * c..][..2 * c].split_at(c);
             for (i, y) in y.iter_mut().enumerate() {
-                let deviation = noise.map_or(0.0, |n| (0.5 * logvar[i]).exp() * n[pixel * c + i]);
+                let logvar = if self.bounded { logvar[i].clamp(*LOGVAR.start(), *LOGVAR.end()) } else { logvar[i] };
+                let deviation = noise.map_or(0.0, |n| (0.5 * logvar).exp() * n[pixel * c + i]);
                 *y = LATENT_SCALE * (mean[i] + deviation - LATENT_SHIFT);
             }
         }
@@ -96,6 +112,31 @@ impl Op for Posterior {
 pub(super) fn cases() -> Vec<Case> {
     let moments = Spec::new(DType::BF16, [8, 12, 32]);
     let sample = vec![moments.clone(), Spec::new(DType::BF16, [8, 12, 16])];
-    let case = |inputs| Case { bound: 1e-12, reason: "the exponential's last bit", ..Case::new(Posterior, inputs, DType::F32) };
-    vec![case(vec![moments]), case(sample)]
+    let case = |bounded, inputs| Case {
+        bound: 1e-12,
+        reason: "the exponential's last bit",
+        ..Case::new(Posterior { bounded }, inputs, DType::F32)
+    };
+    vec![case(false, vec![moments]), case(false, sample.clone()), case(true, sample)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Values;
+
+    #[test]
+    fn a_variance_is_bounded_where_it_is_asked() {
+        let specs = [[1, 1, 4], [1, 1, 2]].map(|shape| Spec::new(DType::F32, shape));
+        let (moments, noise) = ([0.0, 0.0, 22.0, -40.0], [1.0, 1e6]);
+        for (bounded, logvar) in [(false, [22.0f32, -40.0]), (true, [20.0, -30.0])] {
+            let op = Posterior { bounded };
+            let mut outputs: Vec<_> = op.infer(&specs).unwrap().into_iter().map(Output::zeros).collect();
+            let inputs: Vec<_> = specs.iter().cloned().zip([&moments[..], &noise[..]]).collect();
+            let inputs: Vec<_> = inputs.into_iter().map(|(spec, values)| Operand { spec, values: Values::F32(values) }).collect();
+            op.reference(&inputs, &mut outputs);
+            let expected = [0, 1].map(|i| LATENT_SCALE * ((0.5 * logvar[i]).exp() * noise[i] - LATENT_SHIFT));
+            assert_eq!(outputs[0].f32(), expected, "bounded: {bounded}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::Progress;
+use super::{Progress, Rules};
 use crate::model::{AXES, AbsentTensor, Config, LM_HEAD, contradiction};
 use crate::prompt::{PromptSettings, Tokenizer};
 use crate::tensor::Component;
@@ -23,7 +23,6 @@ pub const CFG_SCALES: RangeInclusive<f32> = -100.0..=100.0;
 pub const LORA_SCALES: RangeInclusive<f32> = -100.0..=100.0;
 
 /// Of models whose `step1x.json` says nothing else.
-const SIZE_LEVEL: usize = 512;
 const CFG_SCALE: f32 = 6.0;
 
 /// What the user should know who has not named a model.
@@ -40,8 +39,10 @@ pub struct Model {
     pub settings: PromptSettings,
     /// Text to ids.
     pub tokenizer: Tokenizer,
-    /// Side of the square whose area a picture is brought to, unless the user names another.
-    pub size_level: usize,
+    /// The rules that an edit follows, unless the user names others: those of the layout, or as `step1x.json` says.
+    pub rules: Rules,
+    /// Side of the square whose area a picture is brought to, unless the user names another; none: as the rules say.
+    pub size_level: Option<usize>,
     /// Guidance scale of an edit, unless the user names another.
     pub cfg_scale: f32,
     /// The demo model that is part of the program.
@@ -97,8 +98,10 @@ impl Model {
 
     fn of(folder: ModelFolder) -> Result<Model> {
         let model_error = |e: anyhow::Error| ModelError::new(format!("{}: {e:#}", folder.dir.display()));
-        let Settings { prompt: settings, axes, size_level, cfg_scale } =
+        let Settings { prompt: settings, axes, rules, size_level, cfg_scale } =
             parse_settings(with_axes(&folder)).map_err(model_error)?;
+        let rules = rules.unwrap_or(Rules::of_layout(folder.layout));
+        rules.check(folder.version).map_err(|e| model_error(e.context("step1x.json: rules")))?;
         let shape_of = |component, name: &str| folder.recipe(component, name).map(|recipe| recipe.spec().shape.clone());
         let by_own_name = |e: anyhow::Error| match e.downcast::<AbsentTensor>() {
             Ok(AbsentTensor(component, name)) => AbsentTensor(component, folder.shown(component, &name)).into(),
@@ -116,7 +119,7 @@ impl Model {
             let fault = format!("tokenizer.json gives ids up to {}, the text model has {rows} embeddings", ids - 1);
             return Err(ModelError::new(format!("{}: {fault}; take both from one release", folder.dir.display())).into());
         }
-        settings.check(&tokenizer).map_err(model_error)?;
+        rules.prompt(&settings).check(&tokenizer).map_err(model_error)?;
         let (declared, found) =
             (folder.qwen_config.get("image_token_id").and_then(Value::as_u64), tokenizer.token_id("<|image_pad|>"));
         if declared.is_some_and(|id| found.map(u64::from) != Some(id)) {
@@ -124,7 +127,7 @@ impl Model {
                 format!("config.json says image_token_id {declared:?}, tokenizer.json has {found:?}; take both from one release");
             return Err(ModelError::new(fault).into());
         }
-        Ok(Model { folder: Arc::new(folder), config, settings, tokenizer, size_level, cfg_scale, is_demo: false })
+        Ok(Model { folder: Arc::new(folder), config, settings, tokenizer, rules, size_level, cfg_scale, is_demo: false })
     }
 }
 
@@ -189,8 +192,10 @@ pub struct Settings {
     pub prompt: PromptSettings,
     /// Widths of the rotary axes.
     pub axes: [usize; 3],
-    /// Default of the working area's side.
-    pub size_level: usize,
+    /// The rules; none: those of the layout.
+    pub rules: Option<Rules>,
+    /// Default of the working area's side; none: as the rules say.
+    pub size_level: Option<usize>,
     /// Default of the guidance scale.
     pub cfg_scale: f32,
 }
@@ -202,16 +207,20 @@ pub struct Settings {
 pub fn parse_settings(json: Option<Value>) -> Result<Settings> {
     let mut json = json.unwrap_or_else(|| json!({}));
     let object = json.as_object_mut().context("step1x.json is not a JSON object")?;
-    let (axes, size_level, cfg_scale) = (object.remove("axes"), object.remove("size_level"), object.remove("cfg_scale"));
+    let [axes, rules, size_level, cfg_scale] = ["axes", "rules", "size_level", "cfg_scale"].map(|name| object.remove(name));
+    let rules =
+        rules.map(serde_json::from_value).transpose().context("step1x.json: rules must be \"official\" or \"diffusers\"")?;
     let axes = axes.map_or(Ok(AXES), serde_json::from_value).context("step1x.json: axes must be three numbers")?;
-    let size_level =
-        size_level.map_or(Ok(SIZE_LEVEL), serde_json::from_value).context("step1x.json: size_level must be a number")?;
+    let size_level: Option<usize> =
+        size_level.map(serde_json::from_value).transpose().context("step1x.json: size_level must be a number")?;
     let (least, most) = SIZE_LEVELS.into_inner();
-    ensure!(SIZE_LEVELS.contains(&size_level), "step1x.json: size_level is {size_level}; it must lie between {least} and {most}");
+    if let Some(side) = size_level {
+        ensure!(SIZE_LEVELS.contains(&side), "step1x.json: size_level is {side}; it must lie between {least} and {most}");
+    }
     let cfg_scale = cfg_scale.map_or(Ok(CFG_SCALE), serde_json::from_value).context("step1x.json: cfg_scale must be a number")?;
     let (least, most) = CFG_SCALES.into_inner();
     ensure!(CFG_SCALES.contains(&cfg_scale), "step1x.json: cfg_scale is {cfg_scale}; it must lie between {least} and {most}");
-    Ok(Settings { prompt: serde_json::from_value(json).context("step1x.json")?, axes, size_level, cfg_scale })
+    Ok(Settings { prompt: serde_json::from_value(json).context("step1x.json")?, axes, rules, size_level, cfg_scale })
 }
 
 #[cfg(test)]
@@ -220,10 +229,11 @@ mod tests {
 
     #[test]
     fn settings_keep_defaults_and_take_what_is_given() {
-        let json = json!({"cut": 100, "axes": [32, 48, 48], "size_level": 128, "cfg_scale": 3});
-        let Settings { prompt, axes, size_level, cfg_scale } = parse_settings(Some(json)).unwrap();
-        assert_eq!((prompt.cut, prompt.max_text, axes, size_level, cfg_scale), (100, 640, [32, 48, 48], 128, 3.0));
-        let defaults = Settings { prompt: PromptSettings::default(), axes: AXES, size_level: 512, cfg_scale: 6.0 };
+        let json = json!({"cut": 100, "axes": [32, 48, 48], "rules": "diffusers", "size_level": 128, "cfg_scale": 3});
+        let Settings { prompt, axes, rules, size_level, cfg_scale } = parse_settings(Some(json)).unwrap();
+        assert_eq!((prompt.cut, prompt.max_text, axes, size_level, cfg_scale), (100, 640, [32, 48, 48], Some(128), 3.0));
+        assert_eq!(rules, Some(Rules::Diffusers));
+        let defaults = Settings { prompt: PromptSettings::default(), axes: AXES, rules: None, size_level: None, cfg_scale: 6.0 };
         assert_eq!(parse_settings(None).unwrap(), defaults);
     }
 
@@ -244,6 +254,10 @@ mod tests {
             (json!([]), "object"),
             (json!({"axes": 3}), "axes"),
             (json!({"cuts": 1}), "cuts"),
+            (json!({"labelled": true}), "labelled"),
+            (json!({"rules": "comfy"}), "rules must be \"official\" or \"diffusers\""),
+            (json!({"rules": null}), "rules must be"),
+            (json!({"size_level": null}), "size_level must be a number"),
             (json!({"size_level": 63}), "between 64 and 4096"),
             (json!({"size_level": "a"}), "size_level must be a number"),
             (json!({"cfg_scale": 101}), "between -100 and 100"),

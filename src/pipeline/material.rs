@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::program::{EditInputs, HostInputs, Program, Request};
-use super::{EditParameters, Model, Progress, Rng};
+use super::{Chosen, EditParameters, Model, Progress, Rng};
 use crate::error::usage;
 use crate::exec::Executor;
 use crate::image::{self, Rgb};
@@ -21,8 +21,7 @@ pub struct Material {
     patches: Patches,
     inputs: EditInputs,
     seed: u64,
-    cfg_scale: f32,
-    guidance_limit: f64,
+    chosen: Chosen,
 }
 
 impl Material {
@@ -31,14 +30,15 @@ impl Material {
     /// # Errors
     /// A picture or a prompt that the model cannot take.
     pub fn new(edit: &EditParameters, model: &Model, original: Option<&Rgb>, progress: &mut dyn Progress) -> Result<Material> {
+        let chosen = edit.with(model)?;
         match original {
             Some(picture) => {
-                let size_level = edit.size_level.unwrap_or(model.size_level);
+                let size_level = chosen.size_level;
                 let size = image::working_size(picture.width, picture.height, size_level)?;
                 let working = image::resize(picture, size.0, size.1, edit.filter);
                 let of = || format!("a {}x{} picture cannot be edited at size level {size_level}", picture.width, picture.height);
-                let patches = prompt::patches(&working, &model.settings).with_context(of)?;
-                Material::of(edit, model, size, Some(working), patches, progress)
+                let patches = prompt::patches(&working, &chosen.prompt).with_context(of)?;
+                Material::of(edit, model, chosen, size, Some(working), patches, progress)
             }
             None => {
                 if model.config.version == Version::V1_0 {
@@ -46,8 +46,8 @@ impl Material {
                 }
                 // Text-to-image shows the encoder a black square.
                 let black = Rgb { width: 1024, height: 1024, data: vec![0; 3 << 20] };
-                let patches = prompt::patches(&black, &model.settings)?;
-                Material::of(edit, model, edit.size, None, patches, progress)
+                let patches = prompt::patches(&black, &chosen.prompt)?;
+                Material::of(edit, model, chosen, edit.size, None, patches, progress)
             }
         }
     }
@@ -57,19 +57,21 @@ impl Material {
     /// # Errors
     /// A usage error for a size or a prompt that the model cannot take.
     pub fn of_working_size(edit: &EditParameters, model: &Model, working: Rgb, progress: &mut dyn Progress) -> Result<Material> {
-        let patches = prompt::patches(&working, &model.settings).map_err(usage)?;
-        Material::of(edit, model, (working.width, working.height), Some(working), patches, progress)
+        let chosen = edit.with(model)?;
+        let patches = prompt::patches(&working, &chosen.prompt).map_err(usage)?;
+        Material::of(edit, model, chosen, (working.width, working.height), Some(working), patches, progress)
     }
 
     fn of(
         edit: &EditParameters,
         model: &Model,
+        chosen: Chosen,
         size: (usize, usize),
         working: Option<Rgb>,
         patches: Patches,
         progress: &mut dyn Progress,
     ) -> Result<Material> {
-        let tokens = tokenize(model, edit, patches.image_tokens(), progress)?;
+        let tokens = tokenize(model, edit, &chosen, patches.image_tokens(), progress)?;
         let request = Request {
             size,
             reference: working.is_some(),
@@ -80,13 +82,17 @@ impl Material {
                 Rng::Cuda { grid_threads } => NoiseSource::Philox { grid_threads },
                 Rng::Cpu => NoiseSource::Host,
             },
-            sample_posterior: edit.sample_posterior,
+            sample_posterior: chosen.sample_posterior,
             savings: edit.savings,
+            conventions: chosen.conventions,
         };
-        let inputs = EditInputs::new(&model.config, &model.settings, &request)?;
-        let EditParameters { seed, guidance_limit, .. } = *edit;
-        let cfg_scale = edit.cfg_scale_with(model);
-        Ok(Material { size, working, patches, inputs, seed, cfg_scale, guidance_limit })
+        let inputs = EditInputs::new(&model.config, &chosen.prompt, &request)?;
+        Ok(Material { size, working, patches, inputs, seed: edit.seed, chosen })
+    }
+
+    /// What the edit left open, settled.
+    pub fn chosen(&self) -> &Chosen {
+        &self.chosen
     }
 
     /// The shape of the program that makes the edit.
@@ -99,26 +105,36 @@ impl Material {
     /// # Errors
     /// What the executor reports.
     pub fn write_inputs(&self, program: &Program, exec: &mut dyn Executor) -> Result<()> {
-        let Material { patches, seed, cfg_scale, guidance_limit, .. } = self;
-        let working = self.working.as_ref();
-        let host = HostInputs { working, patches, seed: *seed, cfg_scale: *cfg_scale, guidance_limit: *guidance_limit };
+        let Material { patches, seed, chosen, .. } = self;
+        let (working, seed) = (self.working.as_ref(), *seed);
+        let Chosen { cfg_scale, guidance_limit, clock, .. } = *chosen;
+        let host = HostInputs { working, patches, seed, cfg_scale, guidance_limit, clock };
         let values = self.inputs.values(program, &host);
         values.into_iter().try_for_each(|(id, values)| exec.write(id, values.values()))
     }
 }
 
-/// Ids of the prompt and, unless guidance of scale 1 leaves it without effect, of the negative prompt; a tail that does not
+/// Ids of the prompt and, unless the guidance scale leaves it without effect, of the negative prompt; a tail that does not
 /// fit is reported.
-fn tokenize(model: &Model, edit: &EditParameters, image_tokens: usize, progress: &mut dyn Progress) -> Result<Vec<PromptTokens>> {
-    let guided = edit.cfg_scale_with(model) != 1.0;
+fn tokenize(
+    model: &Model,
+    edit: &EditParameters,
+    chosen: &Chosen,
+    image_tokens: usize,
+    progress: &mut dyn Progress,
+) -> Result<Vec<PromptTokens>> {
+    let (guided, settings) = (chosen.guided, &chosen.prompt);
     if !guided && !edit.negative_prompt.is_empty() {
-        progress.notice("the negative prompt has no effect at a guidance scale of 1; choose another --cfg-scale to use it");
+        let scale = chosen.cfg_scale;
+        let text =
+            format!("the negative prompt has no effect at a guidance scale of {scale}; choose another --cfg-scale to use it");
+        progress.notice(&text);
     }
     let mut branches = Vec::new();
     let prompts = [("prompt", &edit.prompt), ("negative prompt", &edit.negative_prompt)];
     for (name, text) in prompts.into_iter().take(if guided { 2 } else { 1 }) {
-        let tokens = model.tokenizer.encode_prompt(text, image_tokens, &model.settings).map_err(usage)?;
-        let (lost, most) = (tokens.lost(&model.settings), model.settings.max_text);
+        let tokens = model.tokenizer.encode_prompt(text, image_tokens, settings).map_err(usage)?;
+        let (lost, most) = (tokens.lost(settings), settings.max_text);
         let cut = match (lost, tokens.unread) {
             (0, 0) => None,
             (lost, 0) => Some(format!("its last {lost} tokens are cut")),

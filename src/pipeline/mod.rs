@@ -8,6 +8,7 @@ mod memory;
 mod place;
 mod program;
 mod report;
+mod rules;
 mod run;
 mod wording;
 
@@ -15,12 +16,13 @@ use anyhow::Result;
 
 pub use self::checkpoint::{CFG_SCALES, LORA_SCALES, Model, SIZE_LEVELS, Settings, open_loras, parse_settings};
 pub use self::engine::{Edited, Engine, Loaded, Made, PROGRAM_BYTES, Purpose, Seconds};
-pub use self::job::{EditJob, EditParameters, Rng, SIDES, STEPS};
+pub use self::job::{Chosen, EditJob, EditParameters, Rng, SIDES, STEPS};
 pub use self::material::Material;
 pub use self::memory::check_host_memory;
 pub use self::place::{DeviceChoice, LEAST_CAPABILITY, Place, PlaceChoice};
 pub use self::program::{EditInputs, HostInputs, Program, Request};
 pub use self::report::{Parameters, Report};
+pub use self::rules::Rules;
 pub use self::run::{Ended, Ran, run_program};
 pub use self::wording::{is_blank, tidy};
 use crate::error::{no_thread, usage};

@@ -11,11 +11,11 @@ use crate::graph::TensorId;
 use crate::image::Rgb;
 use crate::inputs::{PictureInputs, PromptInputs};
 use crate::model::Config;
-use crate::model::edit::{self, EditBodies, EditSpec, EditTensors, NoiseSource, Savings};
+use crate::model::edit::{self, Conventions, EditBodies, EditSpec, EditTensors, NoiseSource, Savings};
 use crate::ops::{HostValues, Noise};
 use crate::plan::{Budget, Itinerary, Plan, Policy, Precision, Target};
 use crate::prompt::{Patches, PromptSettings, PromptTokens};
-use crate::sampling;
+use crate::sampling::{self, Clock};
 use crate::tensor::DType;
 
 /// A planned edit.
@@ -88,6 +88,8 @@ pub struct Request<'a> {
     pub sample_posterior: bool,
     /// Savings in use.
     pub savings: Savings,
+    /// What the rules record in their own way.
+    pub conventions: Conventions,
 }
 
 /// A request as a program takes it: the spec, and what picture and prompts put into the inputs.
@@ -120,6 +122,7 @@ impl EditInputs {
             noise: request.noise,
             sample_posterior: request.sample_posterior,
             savings,
+            conventions: request.conventions,
         };
         Ok(EditInputs { spec, picture, prompts })
     }
@@ -137,6 +140,8 @@ pub struct HostInputs<'a> {
     pub cfg_scale: f32,
     /// Times above it use the norm-limited rule.
     pub guidance_limit: f64,
+    /// What makes the times.
+    pub clock: Clock,
 }
 
 impl EditInputs {
@@ -161,8 +166,10 @@ impl EditInputs {
     /// Times, schedule, positions and the state that a run of the steps begins with.
     fn denoising(&self, program: &Program, host: &HostInputs, inputs: &mut Vec<(TensorId, HostValues)>) {
         let (rows, d) = (self.spec.step_rows(), &program.tensors.denoised);
-        let schedule = sampling::schedule(self.spec.steps, rows.tokens());
-        let times = schedule[..self.spec.steps].iter().flat_map(|&time| vec![time; rows.branches()]).collect();
+        let schedule = host.clock.times(self.spec.steps, rows.tokens());
+        let dtype = program.plan.precision.dtype();
+        let told = |time: &f32| vec![host.clock.told(*time, dtype); rows.branches()];
+        let times = schedule[..self.spec.steps].iter().flat_map(told).collect();
         let table = sampling::step_table(&schedule, host.guidance_limit, host.cfg_scale);
         inputs.extend([
             (d.times, HostValues::F32(times)),
@@ -174,13 +181,15 @@ impl EditInputs {
         inputs.extend(d.key_bias.map(|id| (id, HostValues::F32(rows.prompt.key_bias()))));
     }
 
-    /// The seed, or what the CPU generator makes of it: its first draw is the noise, its second the posterior's.
+    /// The seed, or what the CPU generator makes of it, draw after draw.
     fn noise(&self, t: &EditTensors, seed: u64, inputs: &mut Vec<(TensorId, HostValues)>) {
         inputs.extend(t.seed.map(|id| (id, HostValues::I32(Noise::words(seed).to_vec()))));
         let (h, w) = self.spec.latent;
         let n = 16 * h * w;
-        for (draw, id) in [t.denoised.host_noise, t.host_posterior_noise].into_iter().enumerate() {
+        let draws = self.spec.draws();
+        for (draw, id) in [(draws.noise, t.denoised.host_noise), (draws.posterior, t.host_posterior_noise)] {
             inputs.extend(id.map(|id| {
+                let draw = draw as usize;
                 let noise = sampling::torch_cpu_normal(seed, (draw + 1) * n);
                 (id, HostValues::F32(sampling::pack_noise(&noise[draw * n..], h, w, DType::BF16)))
             }));
@@ -205,6 +214,7 @@ mod tests {
             noise: NoiseSource::Philox { grid_threads: 256 },
             sample_posterior: true,
             savings,
+            conventions: Conventions::OFFICIAL,
         };
         EditInputs::new(&model.config, &model.settings, &request)
     }
@@ -225,6 +235,29 @@ mod tests {
             let (printed, tokens) = (one.plan.graph.to_string(), one.spec.step_rows().tokens());
             let update = format!("update: guidance_euler final_layer.linear f32[{tokens}, 64], ");
             assert!(printed.contains(&update), "{printed}");
+        }
+    }
+
+    /// With a generator on the host, what is drawn first is what the rules draw first.
+    #[test]
+    fn draws_come_in_the_order_of_the_rules() {
+        let model = PresetModel::new(Preset::Tiny, Version::V1_1).unwrap();
+        let made = inputs(&model, &["a", ""], Savings::ALL).unwrap();
+        let n = 16 * 32 * 32;
+        let drawn = sampling::torch_cpu_normal(7, 2 * n);
+        let packed = |at: usize| sampling::pack_noise(&drawn[at * n..][..n], 32, 32, DType::BF16);
+        for (posterior_first, sample_posterior, noise, posterior) in
+            [(false, true, 0, Some(1)), (true, true, 1, Some(0)), (true, false, 0, None), (false, false, 0, None)]
+        {
+            let conventions = Conventions { posterior_first, ..Conventions::OFFICIAL };
+            let spec = EditSpec { conventions, sample_posterior, noise: NoiseSource::Host, ..made.spec.clone() };
+            let own = EditInputs { spec: spec.clone(), picture: made.picture.clone(), prompts: made.prompts.clone() };
+            let program = Program::new(&model.config, spec, Precision::F32, Target::Cpu).unwrap();
+            let mut values = vec![];
+            own.noise(&program.tensors, 7, &mut values);
+            let of = |id: Option<TensorId>| id.map(|id| values.iter().find(|(own, _)| *own == id).unwrap().1.clone());
+            assert_eq!(of(program.tensors.denoised.host_noise), Some(HostValues::F32(packed(noise))));
+            assert_eq!(of(program.tensors.host_posterior_noise), posterior.map(|at| HostValues::F32(packed(at))));
         }
     }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::memory::peak_resident_bytes;
-use super::{EditJob, Edited, Model, Place, Rng};
+use super::{EditJob, Edited, Model, Place, Rng, Rules};
 use crate::weights::Lora;
 
 /// What it takes to make the picture again.
@@ -24,6 +24,7 @@ pub struct Parameters {
     negative_prompt: String,
     seed: u64,
     rng: Generator,
+    rules: Rules,
     posterior: &'static str,
     steps: usize,
     cfg_scale: f32,
@@ -94,7 +95,7 @@ impl Parameters {
     /// # Errors
     /// A LoRA file that cannot be read any more.
     pub(super) fn new(job: &EditJob, model: &Model, edited: &Edited, output: (usize, usize)) -> Result<Parameters> {
-        let edit = &job.edit;
+        let (edit, chosen) = (&job.edit, job.edit.with(model)?);
         let used = |lora: Arc<Lora>| {
             let file = lora.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
             Ok(UsedLora { file, sha256: lora.sha256()?, scale: lora.scale })
@@ -111,10 +112,11 @@ impl Parameters {
                 Rng::Cuda { grid_threads } => Generator { generator: "cuda", grid_threads: Some(grid_threads) },
                 Rng::Cpu => Generator { generator: "cpu", grid_threads: None },
             },
-            posterior: if edit.sample_posterior { "sample" } else { "mean" },
+            rules: chosen.rules,
+            posterior: if chosen.sample_posterior { "sample" } else { "mean" },
             steps: edit.steps,
-            cfg_scale: edit.cfg_scale_with(model),
-            guidance_limit: edit.guidance_limit,
+            cfg_scale: chosen.cfg_scale,
+            guidance_limit: chosen.guidance_limit,
             precision: edited.plan.precision.to_string(),
             working_size: [edited.picture.width, edited.picture.height],
             output_size: [output.0, output.1],

@@ -24,6 +24,14 @@ impl fmt::Display for Precision {
 }
 
 impl Precision {
+    /// The type of 16-bit activations.
+    pub fn dtype(self) -> DType {
+        match self {
+            Precision::Bf16 => DType::BF16,
+            Precision::F32 => DType::F32,
+        }
+    }
+
     /// Rewrites the element types of a recorded graph.
     pub(super) fn apply(self, graph: &mut Graph) {
         if self == Precision::Bf16 {

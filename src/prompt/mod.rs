@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use serde::Deserialize;
 
 use patches::FIRST_MAX_PIXELS;
-pub use patches::{PATCH_VALUES, Patches, fit, patches, resized, window_order};
+pub use patches::{PATCH_VALUES, Patches, Processor, fit, patches, resized, window_order};
 pub use positions::PromptTokens;
 pub use tokens::Tokenizer;
 
@@ -35,6 +35,9 @@ const PREFIX: &str = concat!(
     "Please generate only the enhanced description for the prompt below and avoid including any ",
     "additional commentary or evaluations:\nUser Prompt:"
 );
+
+/// What the template of newer releases of transformers puts before a picture.
+const LABEL: &str = "Picture 1: ";
 
 /// The picture's place in the text, before `<|image_pad|>` is repeated.
 const PICTURE: &str = "<|vision_start|><|image_pad|><|vision_end|>";
@@ -59,18 +62,31 @@ pub struct PromptSettings {
     pub min_pixels: usize,
     /// The picture is shrunk until it has at most this many pixels, up to the rounding to 28.
     pub max_pixels: usize,
+    /// `Picture 1: ` stands before the picture. Not a file's to say: it follows from the rules of the edit, as does the next.
+    #[serde(skip)]
+    pub labelled: bool,
+    /// Which processor the picture goes through.
+    #[serde(skip)]
+    pub processor: Processor,
 }
 
 impl Default for PromptSettings {
     fn default() -> Self {
-        PromptSettings { cut: 217, max_text: 640, min_pixels: 256 * 28 * 28, max_pixels: 324 * 28 * 28 }
+        PromptSettings {
+            cut: 217,
+            max_text: 640,
+            min_pixels: 256 * 28 * 28,
+            max_pixels: 324 * 28 * 28,
+            labelled: false,
+            processor: Processor::Pillow,
+        }
     }
 }
 
 impl PromptSettings {
     /// Whether the settings can hold for this tokenizer; the error names the setting and its range.
     pub fn check(&self, tokenizer: &Tokenizer) -> Result<()> {
-        let picture = tokenizer.image_start();
+        let picture = tokenizer.image_start(self.labelled);
         // Kept rows before the picture come from the prefix that all requests share.
         ensure!(
             self.cut <= picture,

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::PromptSettings;
-use crate::image::{Filter, Rgb, resize};
+use crate::image::{Filter, Rgb, resize, resize_as_torchvision};
 
 /// Pixels along a patch's side.
 const PATCH: usize = 14;
@@ -26,6 +26,16 @@ pub(super) const FIRST_MAX_PIXELS: usize = 16384 * FACTOR * FACTOR;
 
 const MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
 const STD: [f32; 3] = [0.26862954, 0.261_302_6, 0.275_777_1];
+
+/// Which of Qwen's picture processors brings a picture to its last size and to numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Processor {
+    /// The one that works with Pillow.
+    #[default]
+    Pillow,
+    /// The fast one, which works with torchvision: other fixed-point weights, and one expression that scales and normalises.
+    Torchvision,
+}
 
 /// The vision tower's input.
 #[derive(Clone, Debug)]
@@ -96,16 +106,19 @@ pub fn resized(picture: &Rgb, settings: &PromptSettings) -> Result<Rgb> {
     let [first, second] = fit(picture.height, picture.width, settings)?;
     // Two resizes, not one to the last size: the reference rounds to 8 bits in between.
     let picture = resize(picture, first.1, first.0, Filter::Bicubic);
-    Ok(resize(&picture, second.1, second.0, Filter::Bicubic))
+    Ok(match settings.processor {
+        Processor::Pillow => resize(&picture, second.1, second.0, Filter::Bicubic),
+        Processor::Torchvision => resize_as_torchvision(&picture, second.1, second.0),
+    })
 }
 
 /// The patch rows of a picture of any size (the picture that the VAE also sees).
 pub fn patches(picture: &Rgb, settings: &PromptSettings) -> Result<Patches> {
-    patch_rows(&resized(picture, settings)?)
+    patch_rows(&resized(picture, settings)?, settings.processor)
 }
 
 /// The patch rows of a picture whose sides are already multiples of 28.
-fn patch_rows(picture: &Rgb) -> Result<Patches> {
+fn patch_rows(picture: &Rgb, processor: Processor) -> Result<Patches> {
     let (height, width) = (picture.height, picture.width);
     ensure!(
         height > 0 && width > 0 && height % FACTOR == 0 && width % FACTOR == 0,
@@ -117,7 +130,7 @@ fn patch_rows(picture: &Rgb) -> Result<Patches> {
         picture.data.len(),
         height * width * 3
     );
-    let table = normalised();
+    let table = normalised(processor);
     let grid = (height / PATCH, width / PATCH);
     let mut pixel_values = Vec::with_capacity(grid.0 * grid.1 * PATCH_VALUES);
     for block_y in (0..grid.0).step_by(MERGE) {
@@ -145,13 +158,16 @@ fn patch_row(picture: &Rgb, row: usize, column: usize, table: &[[f32; 256]; 3], 
 }
 
 /// Value of every 8-bit level in every channel.
-fn normalised() -> [[f32; 256]; 3] {
+fn normalised(processor: Processor) -> [[f32; 256]; 3] {
     let mut table = [[0.0; 256]; 3];
     for c in 0..3 {
         for level in 0..256 {
-            // Scaled in f64 and rounded, then normalised in f32; one fused expression would differ in the last bit.
+            // Scaled in f64 and rounded, then normalised in f32; one fused expression differs in the last bit.
             let scaled = (level as f64 * (1.0 / 255.0)) as f32;
-            table[c][level] = (scaled - MEAN[c]) / STD[c];
+            table[c][level] = match processor {
+                Processor::Pillow => (scaled - MEAN[c]) / STD[c],
+                Processor::Torchvision => (level as f32 - MEAN[c] * 255.0) / (STD[c] * 255.0),
+            };
         }
     }
     table
@@ -235,9 +251,9 @@ mod tests {
         let thin = smart_resize(28, 2800, 1, 28 * 28 * 16).unwrap_err().to_string();
         assert!(thin.contains("max_pixels"), "{thin}");
         let odd = Rgb { width: 30, height: 28, data: vec![0; 30 * 28 * 3] };
-        assert!(patch_rows(&odd).unwrap_err().to_string().contains("30x28"));
+        assert!(patch_rows(&odd, Processor::Pillow).unwrap_err().to_string().contains("30x28"));
         let short = Rgb { width: 28, height: 28, data: vec![0; 5] };
-        assert!(patch_rows(&short).unwrap_err().to_string().contains("2352"));
+        assert!(patch_rows(&short, Processor::Pillow).unwrap_err().to_string().contains("2352"));
     }
 
     #[test]
@@ -247,8 +263,8 @@ mod tests {
         let pixel = |y: usize, x: usize| [y / 14, x / 14, y % 14 * 14 + x % 14].map(|v| v as u8);
         let places = (0..height * width).map(|i| pixel(i / width, i % width));
         let picture = Rgb { width, height, data: places.flatten().collect() };
-        let patches = patch_rows(&picture).unwrap();
-        let table = normalised();
+        let patches = patch_rows(&picture, Processor::Pillow).unwrap();
+        let table = normalised(Processor::Pillow);
         let order = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)];
         for (values, (y, x)) in patches.pixel_values.chunks(PATCH_VALUES).zip(order) {
             assert!(values[..392].iter().all(|v| *v == table[0][y]));

@@ -7,7 +7,7 @@
 use anyhow::{Result, anyhow, bail, ensure};
 
 use super::tokenizer_file::{Bpe, Parsed, parse};
-use super::{MAX_TEXT_MOST, PICTURE, PREFIX, PromptSettings, PromptTokens, SUFFIX};
+use super::{LABEL, MAX_TEXT_MOST, PICTURE, PREFIX, PromptSettings, PromptTokens, SUFFIX};
 
 const IMAGE_PAD: &str = "<|image_pad|>";
 const VIDEO_PAD: &str = "<|video_pad|>";
@@ -32,6 +32,8 @@ pub struct Tokenizer {
     longest: usize,
     /// Ids of the template through `<|vision_start|>`.
     prefix: Vec<u32>,
+    /// The same with a label before the picture.
+    labelled: Vec<u32>,
     image_pad: u32,
     /// Ids of `“` alone and of `”` alone; one each in the released vocabulary (2073, 854).
     wrap: [Vec<u32>; 2],
@@ -50,19 +52,23 @@ impl Tokenizer {
             missing.join(", ")
         );
         let [image_pad, vision_start, vision_end] = [IMAGE_PAD, VISION_START, VISION_END].map(|token| added[token]);
-        let mut prefix = encode(&bpe, &format!("{PREFIX}{PICTURE}"))?;
-        ensure!(
-            prefix.len() > 3 && prefix.ends_with(&[vision_start, image_pad, vision_end]),
-            "the tokenizer does not keep {PICTURE} apart from the text before it; use the \
-             tokenizer.json of Qwen2.5-VL"
-        );
-        prefix.truncate(prefix.len() - 2);
+        let through_start = |text: &str| {
+            let mut ids = encode(&bpe, &format!("{text}{PICTURE}"))?;
+            ensure!(
+                ids.len() > 3 && ids.ends_with(&[vision_start, image_pad, vision_end]),
+                "the tokenizer does not keep {PICTURE} apart from the text before it; use the \
+                 tokenizer.json of Qwen2.5-VL"
+            );
+            ids.truncate(ids.len() - 2);
+            anyhow::Ok(ids)
+        };
+        let (prefix, labelled) = (through_start(PREFIX)?, through_start(&format!("{PREFIX}{LABEL}"))?);
         let wrap = [encode(&bpe, "“")?, encode(&bpe, "”")?];
         ensure!(
             wrap.iter().all(|ids| !ids.is_empty()),
             "the tokenizer has no tokens for the quotes “ and ”; use a byte-level vocabulary"
         );
-        Ok(Tokenizer { bpe, highest_id, longest, prefix, image_pad, wrap })
+        Ok(Tokenizer { bpe, highest_id, longest, prefix, labelled, image_pad, wrap })
     }
 
     /// Highest id + 1: how many rows the embedding must have.
@@ -76,8 +82,12 @@ impl Tokenizer {
     }
 
     /// Position of the picture's first token, the same for every prompt.
-    pub fn image_start(&self) -> usize {
-        self.prefix.len()
+    pub fn image_start(&self, labelled: bool) -> usize {
+        self.template(labelled).len()
+    }
+
+    fn template(&self, labelled: bool) -> &[u32] {
+        if labelled { &self.labelled } else { &self.prefix }
     }
 
     /// Position of the token before `<|vision_start|>` (the colon of `User Prompt:`), where the kept
@@ -102,14 +112,15 @@ impl Tokenizer {
             }
         }
         let read = self.front(prompt, settings.max_text);
-        let mut ids = self.prefix.clone();
-        ids.resize(self.prefix.len() + image_tokens, self.image_pad);
+        let mut ids = self.template(settings.labelled).to_vec();
+        let image_start = ids.len();
+        ids.resize(image_start + image_tokens, self.image_pad);
         for piece in pieces(read) {
             let piece = encode(&self.bpe, &piece)?;
             ids.extend_from_slice(self.unwrapped(&piece));
         }
         let masked = (0..ids.len()).filter(|i| ids[*i] == 0).collect();
-        Ok(PromptTokens { ids, masked, image_start: self.prefix.len(), image_tokens, unread: prompt.len() - read.len() })
+        Ok(PromptTokens { ids, masked, image_start, image_tokens, unread: prompt.len() - read.len() })
     }
 
     /// The part of a prompt that is looked at: all of it, if `most` tokens could be kept and hold it, since no token stands

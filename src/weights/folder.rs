@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::file::WeightFile;
 use super::foreign::what_names;
 use super::json::{CONFIG_BYTES, TOKENIZER_BYTES, read, read_json};
-use super::layout::{Layout, ModelPath, Weights};
+use super::layout::{Layout, LayoutKind, ModelPath, Weights};
 use super::lora::{Lora, Merged};
 use super::names::{self, Spelling};
 use super::recipe::Recipe;
@@ -31,6 +31,8 @@ const DEMO: &str = "the built-in demo model";
 pub struct ModelFolder {
     /// Decided by the tensors, not by file names.
     pub version: Version,
+    /// How its files are arranged.
+    pub layout: LayoutKind,
     /// The folder the DiT file is in, or what stands for it.
     pub dir: PathBuf,
     /// `config.json` of Qwen, as it is.
@@ -65,6 +67,7 @@ impl ModelFolder {
     /// The same of a model some of whose parts are elsewhere.
     pub fn open_parts(at: &ModelPath) -> Result<ModelFolder> {
         let layout = Layout::find(at)?;
+        let kind = layout.kind;
         let open = |weights: &Weights, place| {
             let files = weights.open()?;
             check_kind(&files, place, weights.path())?;
@@ -82,7 +85,7 @@ impl ModelFolder {
         let settings = layout.settings.as_deref().map(|path| read_json(path, CONFIG_BYTES)).transpose()?;
         let tokenizer = read(&layout.tokenizer, TOKENIZER_BYTES)?;
         let folder = ModelFolder::of(layout.dir, [dit, vae, qwen], (qwen_config, settings, tokenizer))?;
-        Ok(ModelFolder { declared, ..folder })
+        Ok(ModelFolder { layout: kind, declared, ..folder })
     }
 
     /// The demo model, which is part of the program: trained by `tools/demo_model` to edit pictures of simple shapes.
@@ -124,6 +127,7 @@ impl ModelFolder {
         let merged = RwLock::default();
         Ok(ModelFolder {
             version,
+            layout: LayoutKind::Official,
             dir,
             qwen_config,
             settings,

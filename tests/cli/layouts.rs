@@ -72,7 +72,7 @@ fn shards(folder: &Path, stem: &str, parts: &[Vec<Stored>]) {
 fn pictures(place: &Place) -> [Vec<u8>; 2] {
     let picture = fixture("grey.png");
     place.edited(&["-i", &picture, "-o", "shared.png"]);
-    place.edited(&["-m", "model", "-i", &picture, "-o", "own.png"]);
+    place.edited(&["-m", "model", "--rules", "official", "-i", &picture, "-o", "own.png"]);
     [place.read("shared.png"), place.read("own.png")]
 }
 
@@ -165,7 +165,7 @@ fn a_cache_with_links_in_a_folder_of_any_name_makes_the_same_picture() {
         }
     }
     place.edited(&["-i", &fixture("grey.png"), "-o", "shared.png"]);
-    place.edited(&["-m", cache.to_str().unwrap(), "-i", &fixture("grey.png"), "-o", "own.png"]);
+    place.edited(&["-m", cache.to_str().unwrap(), "--rules", "official", "-i", &fixture("grey.png"), "-o", "own.png"]);
     assert_eq!(place.read("shared.png"), place.read("own.png"));
 }
 
@@ -229,7 +229,7 @@ fn the_layout_of_diffusers_makes_the_same_picture() {
     let second = tensors.split_off(tensors.len() / 2);
     fs::remove_file(place.path(MOVED_DIT)).unwrap();
     shards(&place.path("model/transformer"), "diffusion_pytorch_model", &[tensors, second]);
-    place.edited(&["-m", "model", "-i", &fixture("grey.png"), "-o", "shards.png"]);
+    place.edited(&["-m", "model", "--rules", "official", "-i", &fixture("grey.png"), "-o", "shards.png"]);
     assert_eq!(shared, place.read("shards.png"));
 }
 
@@ -325,14 +325,14 @@ fn a_transformer_of_diffusers_finds_the_rest_around_it() {
     let place = Place::new();
     diffusers(&place);
     place.edited(&["-i", &fixture("grey.png"), "-o", "shared.png"]);
-    place.edited(&["-m", MOVED_DIT, "-i", &fixture("grey.png"), "-o", "file.png"]);
+    place.edited(&["-m", MOVED_DIT, "--rules", "official", "-i", &fixture("grey.png"), "-o", "file.png"]);
     let mut tensors = stored_at(&place.path(MOVED_DIT), "BF16", bf16);
     let second = tensors.split_off(tensors.len() / 2);
     fs::remove_file(place.path(MOVED_DIT)).unwrap();
     shards(&place.path("model/transformer"), "diffusion_pytorch_model", &[tensors, second]);
     let shard = "model/transformer/diffusion_pytorch_model-00002-of-00002.safetensors";
     for (model, output) in [("model/transformer", "folder.png"), (shard, "shard.png")] {
-        place.edited(&["-m", model, "-i", &fixture("grey.png"), "-o", output]);
+        place.edited(&["-m", model, "--rules", "official", "-i", &fixture("grey.png"), "-o", output]);
         assert_eq!(place.read("shared.png"), place.read(output), "{model}");
     }
     assert_eq!(place.read("shared.png"), place.read("file.png"));

@@ -22,6 +22,7 @@ mod pictures;
 mod pipes;
 #[cfg(feature = "pull")]
 mod pull;
+mod rules;
 mod support;
 mod synth;
 mod verify;

@@ -115,3 +115,32 @@ fn tensors_that_do_not_fit_the_edit_are_named() {
     }
     refused(&inputs, &official[1..], &["g.safetensors", "there is no tensor noise"]);
 }
+
+/// A recorded run follows the rules that its header names, unless the user names others: other rules make other tokens.
+#[test]
+fn a_recorded_run_names_its_rules() {
+    let place = Place::new();
+    write(&place, "g_inputs.safetensors", &inputs(), &[]);
+    write(&place, "g_truth.safetensors", &[tensor("x", Dtype::U8, &[1], [0])], &[]);
+    let tokens = ["other cond tokens than were recorded"];
+    let times = ["the recorded times are not those of 1 steps"];
+    for (named, flags, words) in [
+        (None, &[][..], times),
+        (None, &["--rules", "diffusers"], tokens),
+        (Some("diffusers"), &[], tokens),
+        (Some("diffusers"), &["--rules", "official"], times),
+        (Some("comfy"), &[], ["rules as \"comfy\"; it must be official or diffusers"]),
+    ] {
+        let metadata: Vec<_> = METADATA.into_iter().chain(named.map(|name| ("rules", name))).collect();
+        write(&place, "g.safetensors", &official(), &metadata);
+        let model = model().to_str().unwrap();
+        let args = ["verify", "-m", model, "--golden", ".", "--name", "g", "--device", "cpu"];
+        place.run(&[&args[..], flags].concat()).refused(3, &words);
+    }
+    let half = METADATA.map(|(key, value)| if key == "cfg" { (key, "0.5") } else { (key, value) });
+    write(&place, "g.safetensors", &official(), &half);
+    let args = ["verify", "-m", model().to_str().unwrap(), "--golden", ".", "--name", "g", "--device", "cpu"];
+    place.run(&args).refused(3, &times);
+    let one = ["with diffusers rules one branch runs at the recorded guidance scale"];
+    place.run(&[&args[..], &["--rules", "diffusers"]].concat()).refused(3, &one);
+}

@@ -10,11 +10,12 @@ use step1x_edit::exec::{Executor, Watch, unwatched};
 use step1x_edit::image::Rgb;
 use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
-use step1x_edit::model::edit::{NoiseSource, Savings};
+use step1x_edit::model::edit::{Conventions, NoiseSource, Savings};
 use step1x_edit::ops::{H100_GRID_THREADS, HostValues};
 use step1x_edit::pipeline::{EditInputs, HostInputs, LoraChoice, Model, Program, Request};
 use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::prompt::{self, Patches};
+use step1x_edit::sampling::Clock;
 use step1x_edit::tensor::{Component, Shape};
 use step1x_edit::weights::{Lora, WeightSource};
 
@@ -55,6 +56,7 @@ impl TinyEdit {
             noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
             sample_posterior: false,
             savings,
+            conventions: Conventions::OFFICIAL,
         };
         let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap_or_else(|e| panic!("{e:#}"));
         let program = Program::new(&model.config, inputs.spec.clone(), precision, target).unwrap_or_else(|e| panic!("{e:#}"));
@@ -72,7 +74,7 @@ impl TinyEdit {
 
     pub fn write_inputs(&self, exec: &mut dyn Executor) -> anyhow::Result<()> {
         let (working, patches) = (Some(&self.picture), &self.patches);
-        let host = HostInputs { working, patches, seed: SEED, cfg_scale: 6.0, guidance_limit: 0.93 };
+        let host = HostInputs { working, patches, seed: SEED, cfg_scale: 6.0, guidance_limit: 0.93, clock: Clock::Official };
         let values = self.inputs.values(&self.program, &host);
         values.iter().try_for_each(|(id, values)| exec.write(*id, values.values()))
     }

@@ -274,7 +274,9 @@ fn config() {
 /// Settings that are accepted are in range, and hold for a tokenizer or are refused in words.
 #[test]
 fn settings() {
-    let words = words("cut max_text min_pixels max_pixels axes size_level cfg_scale 64 4096 128 6.0 1e39 -0.5 [16,56,56] null");
+    let words = words(
+        "cut max_text min_pixels max_pixels axes rules official diffusers size_level cfg_scale 64 4096 128 6.0 1e39 -0.5 [16,56,56] null",
+    );
     let seed = br#"{"size_level": 128, "cfg_scale": 1.0, "cut": 208, "max_text": 64, "min_pixels": 19600, "max_pixels": 19600, "axes": [16, 56, 56]}"#;
     let tokenizer = Tokenizer::from_bytes(&read("assets/demo-model/Qwen2.5-VL-7B-Instruct/tokenizer.json")).unwrap();
     fuzz(
@@ -283,7 +285,9 @@ fn settings() {
         |bytes| {
             let Ok(json) = serde_json::from_slice(bytes) else { return false };
             let Ok(settings) = parse_settings(Some(json)).map_err(|e| format!("{e:#}")) else { return false };
-            assert!((64..=4096).contains(&settings.size_level) && CFG_SCALES.contains(&settings.cfg_scale));
+            assert!(
+                settings.size_level.is_none_or(|side| (64..=4096).contains(&side)) && CFG_SCALES.contains(&settings.cfg_scale)
+            );
             let _ = settings.prompt.check(&tokenizer).map_err(|e| e.to_string());
             true
         },
@@ -326,13 +330,14 @@ fn recorded_header() {
 #[test]
 fn recorded_run() {
     let words = words(
-        "prompt steps cfg seed rgb cond.input_ids uncond.input_ids pixel_values U8 I32 F32 BF16 F64 0 1 18446744073709551615 nan inf -1 1e9",
+        "prompt steps cfg seed rules diffusers rgb cond.input_ids uncond.input_ids pixel_values U8 I32 F32 BF16 F64 0 1 18446744073709551615 nan inf -1 1e9",
     );
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let job = VerifyJob {
         model: Path::new(ROOT).join("assets/demo-model").as_path().into(),
         golden: folder.path().to_path_buf(),
         name: "run".into(),
+        rules: None,
         place: PlaceChoice { device: DeviceChoice::Cpu, ..PlaceChoice::default() },
         json: false,
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 use step1x_edit::graph::Graph;
-use step1x_edit::model::edit::{self, EditSpec, NoiseSource, Savings};
+use step1x_edit::model::edit::{self, Conventions, EditSpec, NoiseSource, Savings};
 use step1x_edit::model::text::TextRows;
 use step1x_edit::model::{Config, PromptRows, Version};
 use step1x_edit::ops::{Arch, H100_GRID_THREADS};
@@ -80,6 +80,7 @@ fn edit_graph(config: &Config, latent: usize, savings: Savings) -> Graph {
         noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
         sample_posterior: true,
         savings,
+        conventions: Conventions::OFFICIAL,
     };
     edit::record(config, &spec).0
 }

@@ -1,31 +1,36 @@
 //! Whole denoising runs, latents after every step: both versions, both guidance rules, text-to-image.
 
+use std::sync::Arc;
+
 use step1x_edit::exec::{Executor, unwatched};
 use step1x_edit::graph::Graph;
-use step1x_edit::model::edit::{self, EditSpec, NoiseSource, Savings};
+use step1x_edit::model::edit::{self, Conventions, EditSpec, NoiseSource, Savings};
 use step1x_edit::model::text::TextRows;
 use step1x_edit::model::{Config, PromptRows, Version};
 use step1x_edit::ops::Values;
 use step1x_edit::plan::{Itinerary, Precision};
-use step1x_edit::sampling::step_table;
+use step1x_edit::sampling::{Clock, step_table};
 use step1x_edit::tensor::DType::BF16;
+use step1x_edit::weights::WeightSource;
 
-use crate::common::{Floats, Golden, ONE_ROW, assert_close, executor, planned_for, relative_l2};
+use crate::common::{Floats, Golden, ONE_ROW, SyntheticWeights, assert_close, executor_on, planned_for, relative_l2};
 
 /// float32 in another summation order; an independent implementation is within 7e-6.
-const BOUND: f32 = 5e-5;
+pub const BOUND: f32 = 5e-5;
 
 /// Upper end of what the official casts cost where t is float32, as it is in this program: 0.5 to 1.8 % over known runs.
 const BF16_BOUND: f64 = 0.018;
 
 /// One recorded run: `<version>.steps<K>.<rule>` or `<version>.t2i`.
-struct Run {
-    name: String,
-    version: Version,
-    times: Vec<f32>,
+pub struct Run {
+    pub name: String,
+    pub version: Version,
+    pub times: Vec<f32>,
     /// Times above it use the norm-limited rule.
-    limit: f64,
-    reference: bool,
+    pub limit: f64,
+    pub reference: bool,
+    pub clock: Clock,
+    pub conventions: Conventions,
 }
 
 /// All runs of the file. TeaCache's are left out: steps are not skipped yet.
@@ -46,7 +51,8 @@ fn runs(golden: &Golden) -> Vec<Run> {
                 _ => panic!("{run} is a run of an unknown kind"),
             };
             let times = golden.f32(&times).values;
-            runs.push(Run { name: run.to_string(), version, times, limit, reference });
+            let (clock, conventions) = (Clock::Official, Conventions::OFFICIAL);
+            runs.push(Run { name: run.to_string(), version, times, limit, reference, clock, conventions });
         }
     }
     assert!(!runs.is_empty(), "the file has runs");
@@ -54,13 +60,15 @@ fn runs(golden: &Golden) -> Vec<Run> {
 }
 
 /// What all runs start from.
-struct Given {
-    noise: Floats,
-    reference: Floats,
-    embedding: Floats,
-    valid: Vec<usize>,
-    cfg_scale: f32,
-    seed: u64,
+pub struct Given {
+    pub noise: Floats,
+    pub reference: Floats,
+    pub embedding: Floats,
+    pub valid: Vec<usize>,
+    pub cfg_scale: f32,
+    pub seed: u64,
+    /// None: the recipe's, by official names.
+    pub weights: Option<Arc<dyn WeightSource + Send + Sync>>,
 }
 
 impl Given {
@@ -72,6 +80,7 @@ impl Given {
             valid: golden.valid_rows(),
             cfg_scale: golden.metadata("cfg").parse().expect("a guidance scale"),
             seed: golden.seed(),
+            weights: None,
         }
     }
 
@@ -87,24 +96,39 @@ impl Given {
             noise: NoiseSource::Host,
             sample_posterior: false,
             savings,
+            conventions: run.conventions,
         }
     }
 }
 
 /// What a step leaves.
-struct Step {
+pub struct Step {
     velocity: Vec<f32>,
     /// Packed latents.
-    latents: Vec<f32>,
+    pub latents: Vec<f32>,
 }
 
 /// Packed latents after each step.
-fn denoise(given: &Given, config: &Config, run: &Run, savings: Savings, precision: Precision) -> Vec<Vec<f32>> {
+pub fn denoise(given: &Given, config: &Config, run: &Run, savings: Savings, precision: Precision) -> Vec<Vec<f32>> {
     steps(given, config, run, savings, precision, &[]).into_iter().map(|step| step.latents).collect()
 }
 
 /// All steps; those that `starts` has latents for begin with them.
 fn steps(given: &Given, config: &Config, run: &Run, savings: Savings, precision: Precision, starts: &[Vec<f32>]) -> Vec<Step> {
+    let told = run.times.iter().map(|&time| run.clock.told(time, precision.dtype())).collect();
+    steps_told(given, config, run, savings, precision, starts, told)
+}
+
+/// All steps, of which the model is told these times.
+pub fn steps_told(
+    given: &Given,
+    config: &Config,
+    run: &Run,
+    savings: Savings,
+    precision: Precision,
+    starts: &[Vec<f32>],
+    told: Vec<f32>,
+) -> Vec<Step> {
     let spec = given.spec(run, savings);
     let (rows, tokens) = (spec.step_rows(), spec.latent.0 / 2 * (spec.latent.1 / 2));
     let mut graph = Graph::new();
@@ -113,7 +137,9 @@ fn steps(given: &Given, config: &Config, run: &Run, savings: Savings, precision:
     let denoised = edit::denoise(&mut graph, config, &spec, None, embedding, reference);
 
     let itinerary = Itinerary::once([denoised.conditioning]).then_times(denoised.step, spec.steps);
-    let mut executor = executor(&planned_for(graph, itinerary, precision), given.seed);
+    let plan = planned_for(graph, itinerary, precision);
+    let own = given.weights.clone();
+    let mut executor = executor_on(&plan, own.unwrap_or_else(|| Arc::new(SyntheticWeights::new(&plan.graph, given.seed))));
     let mut write = |id, values: &[f32]| executor.write(id, Values::F32(values)).unwrap();
     let kept = |b| given.embedding.rows(b, 0..spec.prompt.branch(b).len());
     write(embedding, &(0..rows.branches()).map(kept).collect::<Vec<_>>().concat());
@@ -121,7 +147,7 @@ fn steps(given: &Given, config: &Config, run: &Run, savings: Savings, precision:
         write(reference, &given.reference.packed());
     }
     write(denoised.host_noise.expect("noise of the host"), &given.noise.packed());
-    write(denoised.times, &run.times[..spec.steps].iter().flat_map(|&t| vec![t; rows.branches()]).collect::<Vec<_>>());
+    write(denoised.times, &told[..spec.steps].iter().flat_map(|&t| vec![t; rows.branches()]).collect::<Vec<_>>());
     write(denoised.schedule, &step_table(&run.times, run.limit, given.cfg_scale));
     write(denoised.rope, &rows.rope_table(config));
     if let Some(key_bias) = denoised.key_bias {

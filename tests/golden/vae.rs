@@ -63,7 +63,7 @@ fn encode() {
         let picture = g.input("picture", BF16, [image.shape[2], image.shape[3], image.shape[1]]);
         let epsilon = g.input("epsilon", F32, [noise.shape[2], noise.shape[3], noise.shape[1]]);
         let moments = g.with_weights(Component::Vae, |g| vae::encoder(g, &config.vae, picture));
-        g.op("encoded", Posterior, &[moments, epsilon]);
+        g.op("encoded", Posterior { bounded: false }, &[moments, epsilon]);
         [picture, epsilon]
     });
     let values = [image.channels_last(), noise.channels_last()];

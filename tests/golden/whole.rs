@@ -9,14 +9,14 @@ use step1x_edit::graph::{BodyId, Graph, TensorId};
 use step1x_edit::image::Rgb;
 use step1x_edit::inputs::PictureInputs;
 use step1x_edit::model::Preset;
-use step1x_edit::model::edit::{self, EditSpec, NoiseSource, Savings};
+use step1x_edit::model::edit::{self, Conventions, EditSpec, NoiseSource, Savings};
 use step1x_edit::model::text::{self, TextRows};
 use step1x_edit::model::{PromptRows, Version, vae, vision};
 use step1x_edit::ops::{H100_GRID_THREADS, HostValues, LATENT_SCALE, LATENT_SHIFT, philox_normal};
 use step1x_edit::pipeline::{EditInputs, HostInputs, Program, Request};
 use step1x_edit::plan::{Itinerary, Precision, Target};
 use step1x_edit::prompt::{self, Patches, PromptTokens};
-use step1x_edit::sampling::{pack_noise, schedule, step_table};
+use step1x_edit::sampling::{Clock, pack_noise, schedule, step_table};
 use step1x_edit::tensor::Component;
 use step1x_edit::tensor::DType::{self, BF16, F32};
 
@@ -67,6 +67,7 @@ fn inputs(s: &Setup, savings: Savings) -> EditInputs {
         noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
         sample_posterior: false,
         savings,
+        conventions: Conventions::OFFICIAL,
     };
     EditInputs::new(&s.model.config, &s.model.settings, &request).unwrap()
 }
@@ -80,7 +81,7 @@ fn by_program(s: &Setup, savings: Savings) -> Edit {
 
 fn run(run: &mut dyn Executor, s: &Setup, program: &Program, inputs: &EditInputs, (seed, cfg_scale): (u64, f32)) -> Edit {
     let (working, patches) = (Some(&s.picture), &s.patches);
-    let host = HostInputs { working, patches, seed, cfg_scale, guidance_limit: 0.93 };
+    let host = HostInputs { working, patches, seed, cfg_scale, guidance_limit: 0.93, clock: Clock::Official };
     for (id, values) in inputs.values(program, &host) {
         run.write(id, values.values()).unwrap();
     }
@@ -168,6 +169,7 @@ fn latents(s: &Setup, embedding: Vec<f32>, valid: &[usize], reference: &[f32]) -
         noise: NoiseSource::Host,
         sample_posterior: false,
         savings: Savings::NONE,
+        conventions: Conventions::OFFICIAL,
     };
     let mut graph = Graph::new();
     let text = graph.input("embedding", BF16, [spec.prompt.total(), s.model.config.dit.context]);

@@ -30,6 +30,7 @@ fn suggestions(gpu: &Gpu) -> String {
         let model = PresetModel::new(preset, Version::V1_1).unwrap();
         let job = PlanJob {
             prompt: "make it snow".into(),
+            rules: None,
             size: (size, size),
             size_level: size,
             steps: 28,

@@ -17,7 +17,7 @@ use crate::image;
 use crate::model::edit::{NoiseSource, Savings};
 use crate::model::{Config, Preset, Version};
 use crate::ops::{Arch, H100_GRID_THREADS};
-use crate::pipeline::{EditInputs, LoraChoice, Model, ModelPath, Program, Request};
+use crate::pipeline::{EditInputs, LoraChoice, Model, ModelPath, Program, Request, Rules};
 use crate::plan::{BodyMemory, Budget, CONTEXT_BYTES, Plan, Policy, Precision, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
 use crate::tensor::{Component, DType, Shape, Spec};
@@ -60,6 +60,8 @@ pub enum Networks {
 pub struct PlanJob {
     /// What to do.
     pub prompt: String,
+    /// The rules that it follows; none: the model's.
+    pub rules: Option<Rules>,
     /// Width and height of the picture.
     pub size: (usize, usize),
     /// Its working area's side.
@@ -76,6 +78,8 @@ pub struct PlanJob {
 struct Subject {
     config: Config,
     settings: PromptSettings,
+    /// Unless the user names others.
+    rules: Rules,
     tokenizer: Tokenizer,
     /// Path, bytes, tensors of each file; none for a preset.
     files: Vec<(String, u64, usize)>,
@@ -98,7 +102,7 @@ pub fn run(job: &InspectJob, bar: &ProgressBar) -> Result<(String, Result<()>)> 
     let mut held = checked.as_ref().map_or(Ok(()), Checked::held);
     let planned = if held.is_ok() { Some(Planned::new(job)?) } else { None };
     if job.json {
-        let mut object = planned.as_ref().map_or(json!({}), |planned| planned.subject.json(&planned.program.plan));
+        let mut object = planned.as_ref().map_or(json!({}), |planned| planned.subject.json(planned.rules, &planned.program.plan));
         if let Some(planned) = planned.filter(|_| !job.loras.is_empty()) {
             let looked = planned.subject.look_at(&job.loras)?;
             object["loras"] = looked.iter().map(Looked::json).collect();
@@ -132,27 +136,30 @@ fn only_loras(job: &InspectJob) -> Result<(String, Result<()>)> {
 /// A model, with an edit planned.
 struct Planned {
     subject: Subject,
+    rules: Rules,
     program: Program,
 }
 
 impl Planned {
     fn new(job: &InspectJob) -> Result<Planned> {
         let subject = Subject::new(&job.networks)?;
-        let mut program = plan_edit(&subject.config, &subject.settings, &subject.tokenizer, &job.plan)?;
+        let rules = job.plan.rules.unwrap_or(subject.rules);
+        let plan = PlanJob { rules: Some(rules), ..job.plan.clone() };
+        let mut program = plan_edit(&subject.config, &subject.settings, &subject.tokenizer, &plan)?;
         if let Some(allowed) = job.max_vram {
             program = program.fit(Budget::Allowed(allowed), Policy::RESIDENT, CONTEXT_BYTES)?;
         }
-        Ok(Planned { subject, program })
+        Ok(Planned { subject, rules, program })
     }
 
     fn text(&self, job: &InspectJob) -> Result<String> {
-        let Planned { subject, program } = self;
+        let Planned { subject, rules: named, program } = self;
         let mut text = subject.text(job.tensors)?;
         let (height, width) = (8 * program.spec.latent.0, 8 * program.spec.latent.1);
         let (tokens, rows) = (&program.spec.prompt.valid, program.spec.step_rows().total());
         writeln!(
             text,
-            "\nplan of an edit at {width}x{height}, {} steps, prompts of {tokens:?} rows, {rows} rows a step",
+            "\nplan of an edit at {width}x{height}, {} steps, {named} rules, prompts of {tokens:?} rows, {rows} rows a step",
             job.plan.steps
         )?;
         write!(text, "{}", program.plan)?;
@@ -176,16 +183,16 @@ impl Subject {
         let PresetModel { config, settings, tokenizer, .. } = PresetModel::new(preset, version)?;
         let spec = |(component, name, dtype, shape): (Component, String, DType, Shape)| (component, name, Spec { dtype, shape });
         let tensors = config.checkpoint().into_iter().map(spec).collect();
-        Ok(Subject { config, settings, tokenizer, files: vec![], tensors })
+        Ok(Subject { config, settings, rules: Rules::Official, tokenizer, files: vec![], tensors })
     }
 
     fn of_folder(path: &ModelPath) -> Result<Subject> {
-        let Model { folder, config, settings, tokenizer, .. } = Model::open_parts(path)?;
+        let Model { folder, config, settings, rules, tokenizer, .. } = Model::open_parts(path)?;
         let files = folder.files().map(|(path, bytes, tensors)| (path.display().to_string(), bytes, tensors)).collect();
         let components = [Component::Dit, Component::Vae, Component::Qwen];
         let of = |component| folder.tensors(component).map(move |(name, spec)| (component, name.to_string(), spec.clone()));
         let tensors = components.into_iter().flat_map(of).collect();
-        Ok(Subject { config, settings, tokenizer, files, tensors })
+        Ok(Subject { config, settings, rules, tokenizer, files, tensors })
     }
 
     /// Looks at LoRA files, and whether they fit the transformer.
@@ -218,7 +225,7 @@ impl Subject {
         Ok(text)
     }
 
-    fn json(&self, plan: &Plan) -> Value {
+    fn json(&self, rules: Rules, plan: &Plan) -> Value {
         let component = |c: Component| {
             let (tensors, parameters, bytes) = self.totals(c);
             json!({"name": c.to_string(), "tensors": tensors, "parameters": parameters, "bytes": bytes})
@@ -232,7 +239,7 @@ impl Subject {
         json!({
             "model": self.config.version.to_string(), "files": files.collect::<Vec<_>>(),
             "components": components,
-            "plan": {"precision": plan.precision.to_string(), "itinerary": plan.itinerary.named(&plan.graph).to_string(), "arena_bytes": plan.arena_bytes, "weight_bytes": plan.weight_bytes(),
+            "plan": {"rules": rules.to_string(), "precision": plan.precision.to_string(), "itinerary": plan.itinerary.named(&plan.graph).to_string(), "arena_bytes": plan.arena_bytes, "weight_bytes": plan.weight_bytes(),
                      "device": device(plan), "stages": stages.collect::<Vec<_>>()},
         })
     }
@@ -258,6 +265,9 @@ fn device(plan: &Plan) -> Value {
 /// # Errors
 /// Sizes, prompts or dimensions that cannot be planned.
 pub fn plan_edit(config: &Config, settings: &PromptSettings, tokenizer: &Tokenizer, job: &PlanJob) -> Result<Program> {
+    let rules = job.rules.unwrap_or_default();
+    rules.check(config.version)?;
+    let settings = &rules.prompt(settings);
     let size = image::working_size(job.size.0, job.size.1, job.size_level).map_err(usage)?;
     let [_, (height, width)] = prompt::fit(size.1, size.0, settings).map_err(usage)?;
     let grid = (height / 14, width / 14);
@@ -269,8 +279,9 @@ pub fn plan_edit(config: &Config, settings: &PromptSettings, tokenizer: &Tokeniz
         tokens: &[encode(&job.prompt)?, encode("")?],
         steps: job.steps,
         noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
-        sample_posterior: false,
+        sample_posterior: rules.samples_posterior(),
         savings: job.savings,
+        conventions: rules.conventions(),
     };
     let target = if job.precision == Precision::Bf16 { Target::Cuda(Arch(90)) } else { Target::Cpu };
     Program::new(config, EditInputs::new(config, settings, &request)?.spec, job.precision, target)

@@ -17,7 +17,7 @@ use self::cases::{Case, Pictures};
 use self::report::Judged;
 use crate::error::usage;
 use crate::image::{self, Format, Output, Rgb};
-use crate::pipeline::{EditParameters, Engine, LoraChoice, Model, ModelPath, Place, PlaceChoice, Progress};
+use crate::pipeline::{Chosen, EditParameters, Engine, LoraChoice, Model, ModelPath, Place, PlaceChoice, Progress};
 
 /// A folder of cases to edit and judge.
 #[derive(Clone, Debug)]
@@ -52,7 +52,8 @@ pub fn run(job: &JudgeJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Re
     }
     let model = Model::open_or_demo(job.model.as_ref(), progress)?;
     model.adapt(&job.loras, progress)?;
-    let size_level = job.edit.size_level.unwrap_or(model.size_level);
+    let chosen = job.edit.with(&model)?;
+    let size_level = chosen.size_level;
     for case in &cases {
         Pictures::read(&job.cases, case, size_level).map_err(usage)?;
     }
@@ -70,8 +71,8 @@ pub fn run(job: &JudgeJob, progress: &mut dyn Progress, bar: &ProgressBar) -> Re
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let (place, guidance) = (&engine.place, job.edit.cfg_scale_with(&engine.model));
-    let title = format!("{}, {}, {} steps, guidance {guidance}", place.name(), place.precision, job.edit.steps);
+    let (place, Chosen { rules, cfg_scale, .. }) = (&engine.place, chosen);
+    let title = format!("{}, {}, {rules} rules, {} steps, guidance {cfg_scale}", place.name(), place.precision, job.edit.steps);
     Ok(if job.json { format!("{}\n", report::report(&title, &judged)) } else { report::table(&title, &judged) })
 }
 

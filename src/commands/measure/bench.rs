@@ -15,7 +15,9 @@ use super::{cuda, gpu, sample};
 use crate::cuda::{Ceilings, Device};
 use crate::exec::Executor;
 use crate::graph::BodyId;
-use crate::pipeline::{Edited, Engine, LoraChoice, Made, Material, Model, ModelPath, Place, PlaceChoice, Progress, Purpose};
+use crate::pipeline::{
+    Edited, Engine, LoraChoice, Made, Material, Model, ModelPath, Place, PlaceChoice, Progress, Purpose, Rules,
+};
 use crate::plan::Itinerary;
 
 /// Edits to time.
@@ -29,6 +31,8 @@ pub struct BenchJob {
     pub sizes: Vec<(usize, usize)>,
     /// What to do.
     pub prompt: String,
+    /// The rules that the edit follows; none: the model's.
+    pub rules: Option<Rules>,
     /// Denoising steps of the edit.
     pub steps: usize,
     /// Timed runs of each stage.
@@ -70,14 +74,14 @@ impl Bench<'_> {
         let model = Model::open_parts(&self.job.model)?;
         model.adapt(&self.job.loras, progress)?;
         let open = opening.elapsed().as_secs_f64();
-        let edit = sample(&model, self.size, &self.job.prompt, self.job.steps)?;
+        let edit = sample(&model, self.size, &self.job.prompt, self.job.steps, self.job.rules)?;
         let before = self.place.device_bytes_in_use();
         let mut engine = Engine::open(model, self.place.clone())?;
         let meter = Meter::new(self.device);
         let (cold, first) = meter.watch(|| engine.make(&edit, progress));
         let (cold, made) = (cold?, engine.made());
         let warming = Instant::now();
-        let edit = sample(&engine.model, self.size, &self.job.prompt, self.job.steps)?;
+        let edit = sample(&engine.model, self.size, &self.job.prompt, self.job.steps, self.job.rules)?;
         let inputs = warming.elapsed().as_secs_f64();
         let (warm, second) = meter.watch(|| engine.make(&edit, progress));
         let warm = warm?;
@@ -91,6 +95,7 @@ impl Bench<'_> {
             device: self.place.name(),
             size: [self.size.0, self.size.1],
             steps: self.job.steps,
+            rules: edit.chosen().rules,
             rows,
             seconds: EditSeconds { open, cold: seconds(&cold), warm },
             again,
@@ -142,6 +147,7 @@ struct Report {
     /// Width and height.
     size: [usize; 2],
     steps: usize,
+    rules: Rules,
     /// Rows of the transformer in a step.
     rows: usize,
     seconds: EditSeconds,
@@ -223,7 +229,7 @@ impl fmt::Display for Report {
         let ([width, height], bytes) = (self.size, &self.device_bytes);
         let gb = |bytes: usize| bytes as f64 / 1e9;
         let (planned, peak, before) = (gb(bytes.planned), gb(bytes.peak.unwrap_or(0)), gb(bytes.before.unwrap_or(0)));
-        writeln!(f, "{} {width}x{height}, {} steps, {} rows a step", self.device, self.steps, self.rows)?;
+        writeln!(f, "{} {width}x{height}, {} steps, {} rules, {} rows a step", self.device, self.steps, self.rules, self.rows)?;
         writeln!(f, "device memory: {planned:.2} GB planned, peak {peak:.2} GB in use, {before:.2} GB before")?;
         match (self.joules.cold, self.joules.warm) {
             (Some(cold), Some(warm)) => writeln!(f, "energy of an edit: {cold:.0} J cold, {warm:.0} J warm")?,
@@ -261,6 +267,7 @@ mod tests {
             device: "cuda:0 Made-up".into(),
             size: [64, 48],
             steps: 4,
+            rules: Rules::Official,
             rows: 12,
             seconds: EditSeconds {
                 open: 0.5,
@@ -298,7 +305,7 @@ mod tests {
     #[test]
     fn the_object_has_the_same_numbers() {
         let expected = json!({
-            "device": "cuda:0 Made-up", "size": [64, 48], "steps": 4, "rows": 12, "copy_gb_per_s": 3000.0,
+            "device": "cuda:0 Made-up", "size": [64, 48], "steps": 4, "rules": "official", "rows": 12, "copy_gb_per_s": 3000.0,
             "seconds": {"open": 0.5, "cold": {"edit": 5.0, "prepare": 1.0, "step": 4.0}, "warm": {"edit": 3.5, "step": 3.25}},
             "again": {"programs": 1, "modules": 0, "launches": 0, "captures": 0, "uploaded_bytes": 0}, "host_ms": 12.34,
             "joules": {"cold": null, "warm": null},

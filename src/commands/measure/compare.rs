@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use super::{check_stages, cuda, gpu, sample};
 use crate::exec::{self, Executor, unwatched};
 use crate::graph::BodyId;
-use crate::pipeline::{Engine, Model, ModelPath, PlaceChoice, Purpose};
+use crate::pipeline::{Engine, Model, ModelPath, PlaceChoice, Purpose, Rules};
 
 /// An edit whose nodes to compare.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub struct CompareJob {
     pub size: (usize, usize),
     /// What to do.
     pub prompt: String,
+    /// The rules that the edit follows; none: the model's.
+    pub rules: Option<Rules>,
     /// Stages to compare; empty: all.
     pub stages: Vec<String>,
     /// Go on after a node that differs.
@@ -31,7 +33,7 @@ pub struct CompareJob {
 pub fn run(job: &CompareJob, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
     let (place, _) = gpu("compare", &job.place)?;
     let mut engine = Engine::open(Model::open_parts(&job.model)?, place)?;
-    let edit = sample(&engine.model, job.size, &job.prompt, 3)?;
+    let edit = sample(&engine.model, job.size, &job.prompt, 3, job.rules)?;
     let (program, exec) = cuda(engine.ready(&edit, Purpose::Edit)?)?;
     let graph = &program.plan.graph;
     check_stages(&job.stages, graph)?;

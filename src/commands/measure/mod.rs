@@ -21,7 +21,7 @@ use crate::error::usage;
 use crate::exec::Cuda;
 use crate::graph::Graph;
 use crate::image::Rgb;
-use crate::pipeline::{DeviceChoice, EditParameters, Loaded, Material, Model, Place, PlaceChoice, Program, SIDES, Silent};
+use crate::pipeline::{DeviceChoice, EditParameters, Loaded, Material, Model, Place, PlaceChoice, Program, Rules, SIDES, Silent};
 
 /// The GPU that was asked for; `who` needs it.
 pub(super) fn gpu(who: &str, choice: &PlaceChoice) -> Result<(Place, Arc<Device>)> {
@@ -44,17 +44,17 @@ fn check_stages(wanted: &[String], graph: &Graph) -> Result<()> {
     }
 }
 
-/// The edit that is measured: a made-up picture of this working size, a real prompt, the defaults of `edit`.
+/// The edit that is measured: a made-up picture of this working size, a real prompt, otherwise the defaults of `edit`.
 ///
 /// # Errors
 /// A usage error for sides or a prompt that do not fit.
-fn sample(model: &Model, (width, height): (usize, usize), prompt: &str, steps: usize) -> Result<Material> {
+fn sample(model: &Model, (width, height): (usize, usize), prompt: &str, steps: usize, rules: Option<Rules>) -> Result<Material> {
     let fits = |side: usize| side.is_multiple_of(16) && SIDES.contains(&side);
     if !(fits(width) && fits(height)) {
         return Err(usage(anyhow::anyhow!("--size {width}x{height}: sides are multiples of 16 up to {}", SIDES.end())));
     }
     let picture = Rgb { width, height, data: (0..width * height * 3).map(|i| (i / 3 * 7 + i / width) as u8).collect() };
-    let edit = EditParameters { steps, ..EditParameters::new(prompt) };
+    let edit = EditParameters { steps, rules, ..EditParameters::new(prompt) };
     Material::of_working_size(&edit, model, picture, &mut Silent)
 }
 

@@ -16,7 +16,7 @@ use crate::exec::{Cuda, Executor};
 use crate::graph::BodyId;
 use crate::image::Output;
 use crate::ops::Values;
-use crate::pipeline::{Engine, Loaded, LoraChoice, Model, ModelPath, PlaceChoice, Program, Progress, Purpose};
+use crate::pipeline::{Engine, Loaded, LoraChoice, Model, ModelPath, PlaceChoice, Program, Progress, Purpose, Rules};
 use crate::plan::Itinerary;
 use crate::tensor::DType;
 
@@ -31,6 +31,8 @@ pub struct ProfileJob {
     pub size: (usize, usize),
     /// What to do.
     pub prompt: String,
+    /// The rules that the edit follows; none: the model's.
+    pub rules: Option<Rules>,
     /// Stages to profile.
     pub stages: Vec<String>,
     /// Denoising steps of the edit.
@@ -60,7 +62,7 @@ pub fn run(job: &ProfileJob, progress: &mut dyn Progress, print: &mut dyn FnMut(
     let model = Model::open_parts(&job.model)?;
     model.adapt(&job.loras, progress)?;
     let mut engine = Engine::open(model, place)?;
-    let edit = sample(&engine.model, job.size, &job.prompt, job.steps)?;
+    let edit = sample(&engine.model, job.size, &job.prompt, job.steps, job.rules)?;
     let loaded = engine.ready(&edit, Purpose::Measure)?;
     let rows = loaded.program.spec.step_rows().total();
     let stages = time_stages(job, loaded, progress)?;

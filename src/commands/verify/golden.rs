@@ -9,7 +9,7 @@ use half::bf16;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::image::Rgb;
-use crate::pipeline::{CFG_SCALES, EditParameters, Rng, SIDES, STEPS};
+use crate::pipeline::{CFG_SCALES, EditParameters, Rng, Rules, SIDES, STEPS};
 use crate::weights::{ModelError, shown};
 
 /// Most bytes of a recorded file, which is read whole; those of an edit at 1024x1024 have 40 million.
@@ -146,8 +146,21 @@ pub fn parameters(metadata: &HashMap<String, String>) -> Result<EditParameters> 
         return Err(ModelError::new(text).into());
     }
     let seed = seed.parse().map_err(|_| wrong("seed", seed, "a whole number that is not negative".into()))?;
-    // The host gives the noise.
-    Ok(EditParameters { steps, cfg_scale: Some(cfg_scale), seed, rng: Rng::Cpu, ..EditParameters::new(text("prompt")?) })
+    let named = |name: &String| Rules::ALL.into_iter().find(|rules| rules.to_string() == *name);
+    let rules = match metadata.get("rules") {
+        None => Rules::Official,
+        Some(name) => named(name).ok_or_else(|| wrong("rules", name, "official or diffusers".into()))?,
+    };
+    // The host gives the noise, and the reference was the posterior's mean.
+    Ok(EditParameters {
+        steps,
+        cfg_scale: Some(cfg_scale),
+        rules: Some(rules),
+        seed,
+        rng: Rng::Cpu,
+        sample_posterior: Some(false),
+        ..EditParameters::new(text("prompt")?)
+    })
 }
 
 #[cfg(test)]
@@ -167,7 +180,9 @@ mod tests {
         };
         let sound = with("seed", Some("18446744073709551615")).unwrap();
         assert_eq!((sound.steps, sound.cfg_scale, sound.seed, sound.prompt.as_str()), (28, Some(6.0), u64::MAX, "x"));
+        assert_eq!((sound.rules, sound.sample_posterior), (Some(Rules::Official), Some(false)));
         assert_eq!(with("steps", Some("1000")).unwrap().steps, 1000);
+        assert_eq!(with("rules", Some("diffusers")).unwrap().rules, Some(Rules::Diffusers));
         assert_eq!(with("cfg", Some("-100")).unwrap().cfg_scale, Some(-100.0));
         for (key, value, words) in [
             ("steps", Some("1001"), "from 1 to 1000"),
@@ -180,6 +195,7 @@ mod tests {
             ("cfg", Some("1e9"), "from -100 to 100"),
             ("cfg", Some("1.0"), "guidance scale of 1"),
             ("seed", Some("-1"), "not negative"),
+            ("rules", Some("comfy"), r#"rules as "comfy"; it must be official or diffusers"#),
             ("prompt", None, "does not give prompt"),
             ("steps", None, "does not give steps"),
         ] {

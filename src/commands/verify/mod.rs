@@ -23,12 +23,12 @@ use crate::graph::{BodyId, TensorId};
 use crate::model::edit::EditBodies;
 use crate::ops::{HostValues, Values};
 use crate::pipeline::{
-    EditParameters, Engine, Loaded, Material, Model, ModelPath, Place, PlaceChoice, Program, Progress, Purpose, Silent,
-    run_program,
+    Chosen, EditParameters, Engine, Loaded, Material, Model, ModelPath, Place, PlaceChoice, Program, Progress, Purpose, Rules,
+    Silent, run_program,
 };
 use crate::plan::Itinerary;
 use crate::prompt;
-use crate::sampling::{pack_noise, schedule};
+use crate::sampling::pack_noise;
 use crate::tensor::DType;
 use crate::weights::ModelError;
 
@@ -41,6 +41,8 @@ pub struct VerifyJob {
     pub golden: PathBuf,
     /// Name of the run.
     pub name: String,
+    /// The rules that the run followed; none: as its header says, else those of the official script.
+    pub rules: Option<Rules>,
     /// Where to run.
     pub place: PlaceChoice,
     /// Report as one JSON object instead of a table.
@@ -63,7 +65,8 @@ const OWN_EMBEDDINGS_DB: f64 = 38.0;
 /// Files that are missing or do not fit each other or the model, or whatever stops an edit.
 pub fn run(job: &VerifyJob, progress: &mut dyn Progress) -> Result<(String, Result<()>)> {
     let golden = Golden::open(&job.golden, &job.name)?;
-    let edit = golden.official.parameters()?;
+    let recorded = golden.official.parameters()?;
+    let edit = EditParameters { rules: job.rules.or(recorded.rules), ..recorded };
     let place = Place::open(&job.place)?;
     let mut engine = Engine::open(Model::open_parts(&job.model)?, place)?;
     progress.place(&engine.place);
@@ -102,9 +105,14 @@ impl<'a> Recorded<'a> {
     fn new(golden: &'a Golden, edit: &EditParameters, model: &Model) -> Result<Recorded<'a>> {
         let inputs = &golden.inputs;
         let working = inputs.picture("rgb")?;
-        let patches = prompt::patches(&working, &model.settings)?;
+        let Chosen { prompt: settings, guided, rules, .. } = edit.with(model)?;
+        if !guided {
+            let text = format!("with {rules} rules one branch runs at the recorded guidance scale; record the run at another");
+            return Err(golden.official.fault(&text));
+        }
+        let patches = prompt::patches(&working, &settings)?;
         for (branch, text) in BRANCHES.iter().zip([edit.prompt.as_str(), ""]) {
-            let ours = model.tokenizer.encode_prompt(text, patches.image_tokens(), &model.settings)?;
+            let ours = model.tokenizer.encode_prompt(text, patches.image_tokens(), &settings)?;
             let recorded = inputs.integers(&format!("{branch}.input_ids"))?;
             let same = ours.ids.len() == recorded.len() && ours.ids.iter().zip(&recorded).all(|(a, b)| *a as i64 == *b as i64);
             if !same {
@@ -133,7 +141,7 @@ impl<'a> Recorded<'a> {
         let (official, truth) = (&self.golden.official, &self.golden.truth);
         let Loaded { program, exec, .. } = self.ready(engine)?;
         let t = &program.tensors;
-        let times = schedule(self.steps, program.spec.step_rows().tokens());
+        let times = self.material.chosen().clock.times(self.steps, program.spec.step_rows().tokens());
         let same = times.iter().zip(official.so_many("timesteps", times.len())?).all(|(a, b)| (a - b).abs() < 1e-6);
         if !same {
             let text = format!("the recorded times are not those of {} steps; record the run again", self.steps);

@@ -20,7 +20,7 @@ use super::super::json::{CONFIG_BYTES, read_json};
 use super::super::words::shown;
 use super::super::{ModelError, Result};
 use super::parts::{Autoencoder, CONFIG, Named, STEM, TEXT_ENCODER, TextEncoder, VAE};
-use super::{Layout, Weights, incomplete};
+use super::{Layout, LayoutKind, Weights, incomplete};
 use crate::tensor::Component;
 
 /// What says that a folder has this layout.
@@ -90,7 +90,9 @@ pub(super) fn find(dir: PathBuf, dit: Option<Weights>, named: Named) -> Result<L
         given => given,
     };
     match (dit, vae, text) {
-        (Some(dit), Some(vae), Some(text)) if missing.is_empty() => Ok(Layout::of(dir, dit, Some(config), vae, text)),
+        (Some(dit), Some(vae), Some(text)) if missing.is_empty() => {
+            Ok(Layout::of(LayoutKind::Diffusers, dir, dit, Some(config), vae, text))
+        }
         _ => {
             let places = [(&dir, Component::Dit), (&transformer, Component::Dit), (&vae_folder, Component::Vae)];
             let places = places.into_iter().chain([(&text_folder, Component::Qwen)]);

@@ -108,6 +108,7 @@ impl LayoutKind {
 /// The files of one model; all but the settings exist.
 #[derive(Debug)]
 pub(super) struct Layout {
+    pub kind: LayoutKind,
     pub dir: PathBuf,
     pub dit: Weights,
     pub vae: Weights,
@@ -183,14 +184,17 @@ impl Layout {
             given => given,
         };
         match (dit, vae, text_encoder) {
-            (Some(dit), Some(vae), Some(text)) if missing.is_empty() => Ok(Layout::of(dir, dit, None, vae, text)),
+            (Some(dit), Some(vae), Some(text)) if missing.is_empty() => {
+                Ok(Layout::of(LayoutKind::Official, dir, dit, None, vae, text))
+            }
             _ => Err(incomplete(&dir, &[(&dir, Component::Dit), (&folder, Component::Qwen)], &missing)),
         }
     }
 
-    fn of(dir: PathBuf, dit: Weights, config: Option<PathBuf>, vae: Autoencoder, text: TextEncoder) -> Layout {
+    fn of(kind: LayoutKind, dir: PathBuf, dit: Weights, config: Option<PathBuf>, vae: Autoencoder, text: TextEncoder) -> Layout {
         let declared = [(Component::Dit, config), (Component::Vae, vae.config)];
         Layout {
+            kind,
             dit,
             vae: vae.weights,
             qwen: text.weights,
