@@ -102,6 +102,11 @@ impl Rules {
         self.set().conventions
     }
 
+    /// What makes the times.
+    pub fn clock(self) -> Clock {
+        self.set().clock
+    }
+
     /// Whether a reference's latent is sampled unless the user says otherwise.
     pub fn samples_posterior(self) -> bool {
         self.set().sample_posterior

@@ -10,12 +10,11 @@ use step1x_edit::exec::{Executor, Watch, unwatched};
 use step1x_edit::image::Rgb;
 use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
-use step1x_edit::model::edit::{Conventions, NoiseSource, Savings};
+use step1x_edit::model::edit::{NoiseSource, Savings};
 use step1x_edit::ops::{H100_GRID_THREADS, HostValues};
-use step1x_edit::pipeline::{EditInputs, HostInputs, LoraChoice, Model, Program, Request};
+use step1x_edit::pipeline::{EditInputs, HostInputs, LoraChoice, Model, Program, Request, Rules};
 use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::prompt::{self, Patches};
-use step1x_edit::sampling::Clock;
 use step1x_edit::tensor::{Component, Shape};
 use step1x_edit::weights::{Lora, WeightSource};
 
@@ -31,6 +30,7 @@ pub struct TinyEdit {
     inputs: EditInputs,
     picture: Rgb,
     patches: Patches,
+    rules: Rules,
 }
 
 impl TinyEdit {
@@ -40,13 +40,19 @@ impl TinyEdit {
     }
 
     pub fn planned(precision: Precision, target: Target, version: Version, savings: Savings) -> TinyEdit {
+        TinyEdit::by(Rules::Official, precision, target, version, savings)
+    }
+
+    /// By a set of rules.
+    pub fn by(rules: Rules, precision: Precision, target: Target, version: Version, savings: Savings) -> TinyEdit {
         let model = PresetModel::new(Preset::Tiny, version).unwrap();
         let data = (0..SIZE.0 * SIZE.1 * 3).map(|i| (i * i / 7 + i / 3) as u8).collect();
         let picture = Rgb { width: SIZE.0, height: SIZE.1, data };
-        let patches = prompt::patches(&picture, &model.settings).unwrap();
+        let settings = rules.prompt(&model.settings);
+        let patches = prompt::patches(&picture, &settings).unwrap();
         // A lone `!` is hidden from all others.
-        let tokens = ["Make it snow!", "blurry"]
-            .map(|p| model.tokenizer.encode_prompt(p, patches.image_tokens(), &model.settings).unwrap());
+        let tokens =
+            ["Make it snow!", "blurry"].map(|p| model.tokenizer.encode_prompt(p, patches.image_tokens(), &settings).unwrap());
         let request = Request {
             size: SIZE,
             reference: true,
@@ -54,18 +60,26 @@ impl TinyEdit {
             tokens: &tokens,
             steps: STEPS,
             noise: NoiseSource::Philox { grid_threads: H100_GRID_THREADS },
-            sample_posterior: false,
+            sample_posterior: rules.samples_posterior(),
             savings,
-            conventions: Conventions::OFFICIAL,
+            conventions: rules.conventions(),
         };
-        let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap_or_else(|e| panic!("{e:#}"));
+        let inputs = EditInputs::new(&model.config, &settings, &request).unwrap_or_else(|e| panic!("{e:#}"));
         let program = Program::new(&model.config, inputs.spec.clone(), precision, target).unwrap_or_else(|e| panic!("{e:#}"));
         assert_eq!(program.plan.overlaps(), []);
-        TinyEdit { program, inputs, picture, patches }
+        TinyEdit { program, inputs, picture, patches, rules }
     }
 
     pub fn plan(&self) -> &Arc<Plan> {
         &self.program.plan
+    }
+
+    /// Times above it are limited: with the rules of diffusers, all.
+    fn limit(&self) -> f64 {
+        match self.rules {
+            Rules::Official => 0.93,
+            Rules::Diffusers => 0.0,
+        }
     }
 
     pub fn weights(&self) -> SyntheticWeights {
@@ -74,7 +88,8 @@ impl TinyEdit {
 
     pub fn write_inputs(&self, exec: &mut dyn Executor) -> anyhow::Result<()> {
         let (working, patches) = (Some(&self.picture), &self.patches);
-        let host = HostInputs { working, patches, seed: SEED, cfg_scale: 6.0, guidance_limit: 0.93, clock: Clock::Official };
+        let host =
+            HostInputs { working, patches, seed: SEED, cfg_scale: 6.0, guidance_limit: self.limit(), clock: self.rules.clock() };
         let values = self.inputs.values(&self.program, &host);
         values.iter().try_for_each(|(id, values)| exec.write(*id, values.values()))
     }

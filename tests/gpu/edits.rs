@@ -7,6 +7,7 @@ use step1x_edit::graph::BodyId;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::Savings;
 use step1x_edit::ops::HostValues;
+use step1x_edit::pipeline::Rules;
 use step1x_edit::plan::{Itinerary, Leg, Plan, Policy, Precision, Target, Turns};
 
 use crate::common::relative_l2;
@@ -17,31 +18,26 @@ use crate::support::{Gpu, gpu};
 /// their errors are draws of one size, over a few thousand values; the farthest measured is 1.09.
 const FARTHER: f64 = 1.2;
 
-/// Versions and savings, of which every saving and none.
-fn edits(gpu: &Gpu) -> Vec<(String, TinyEdit)> {
-    let of = |(version, savings, name): (Version, Savings, &str)| {
-        (format!("{version}, {name}"), TinyEdit::new(gpu.target(), version, savings))
-    };
-    [
-        (Version::V1_1, Savings::ALL, "all savings"),
-        (Version::V1_1, Savings::NONE, "no savings"),
-        (Version::V1_0, Savings::ALL, "all savings"),
-    ]
-    .map(of)
-    .into()
+/// Rules, versions and savings, of which every saving and none.
+const KINDS: [(Rules, Version, Savings, &str); 4] = [
+    (Rules::Official, Version::V1_1, Savings::ALL, "v1.1"),
+    (Rules::Official, Version::V1_1, Savings::NONE, "v1.1 without savings"),
+    (Rules::Official, Version::V1_0, Savings::ALL, "v1.0"),
+    (Rules::Diffusers, Version::V1_1, Savings::ALL, "v1.1 by the rules of diffusers"),
+];
+
+fn edits(gpu: &Gpu) -> Vec<(&'static str, TinyEdit)> {
+    let of = |(rules, version, savings, name)| (name, TinyEdit::by(rules, Precision::Bf16, gpu.target(), version, savings));
+    KINDS.map(of).into()
 }
 
 #[test]
 fn every_stage_is_as_near_to_float32_as_the_cpu_in_bf16() {
     let Some(gpu) = gpu() else { return };
     let mut far = Vec::new();
-    for (version, savings, what) in [
-        (Version::V1_1, Savings::ALL, "v1.1"),
-        (Version::V1_1, Savings::NONE, "v1.1 without savings"),
-        (Version::V1_0, Savings::ALL, "v1.0"),
-    ] {
-        let edit = TinyEdit::new(gpu.target(), version, savings);
-        let float32 = TinyEdit::planned(Precision::F32, Target::Cpu, version, savings);
+    for (rules, version, savings, what) in KINDS {
+        let edit = TinyEdit::by(rules, Precision::Bf16, gpu.target(), version, savings);
+        let float32 = TinyEdit::by(rules, Precision::F32, Target::Cpu, version, savings);
         let weights = Arc::new(edit.weights());
         let ours = edit.run(&mut gpu.executor(edit.plan(), weights.clone())).unwrap_or_else(|e| panic!("{what}: {e:#}"));
         let cpu = edit.run(&mut Reference::new(edit.plan().clone(), weights.clone()).unwrap()).unwrap();
