@@ -2,7 +2,7 @@
 //! such a name is read from. Nothing is downloaded here.
 //!
 //! A Hugging Face cache has `models--<org>--<name>/{refs,snapshots}`, a ModelScope cache `<org>/<name>`, with three underscores for
-//! each dot.
+//! each dot, or, of its newer client, `<org>--<name>/snapshots`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -137,19 +137,19 @@ impl Caches {
         let mut seen = Vec::new();
         for place in self.places(&name) {
             match &place {
-                Place::HuggingFace(dir) if dir.is_dir() => match revision(dir, name.revision)? {
+                Place::Snapshots(dir) if dir.is_dir() => match revision(dir, name.revision)? {
                     Some(snapshot) => match with_dit(snapshot, &name) {
                         Ok(place) => return Ok(place),
                         Err(lack) => seen.push(lack),
                     },
                     None => seen.push(format!("{}: it has {}", dir.display(), revisions(dir))),
                 },
-                Place::ModelScope(dir) if dir.is_dir() && name.revision.is_none() => match with_dit(dir.clone(), &name) {
+                Place::Plain(dir) if dir.is_dir() && name.revision.is_none() => match with_dit(dir.clone(), &name) {
                     Ok(place) => return Ok(place),
                     Err(lack) => seen.push(lack),
                 },
-                Place::ModelScope(dir) if dir.is_dir() => seen.push(format!("{}: it has no revisions", dir.display())),
-                Place::HuggingFace(dir) | Place::ModelScope(dir) => seen.push(dir.display().to_string()),
+                Place::Plain(dir) if dir.is_dir() => seen.push(format!("{}: it has no revisions", dir.display())),
+                Place::Snapshots(dir) | Place::Plain(dir) => seen.push(dir.display().to_string()),
             }
         }
         let path = std::path::absolute(named).unwrap_or_else(|_| named.to_path_buf());
@@ -169,19 +169,23 @@ impl Caches {
     /// Where the model may be.
     fn places(&self, name: &HubName) -> Vec<Place> {
         let (org, rest) = name.repository.split_once('/').unwrap_or_default();
-        let hugging_face = self.hugging_face.iter().map(|hub| Place::HuggingFace(hub.join(format!("models--{org}--{rest}"))));
-        let folders = [rest.to_string(), rest.replace('.', "___")];
-        let mut modelscope: Vec<PathBuf> =
-            self.modelscope.iter().flat_map(|root| folders.iter().map(|folder| root.join(org).join(folder))).collect();
-        modelscope.dedup();
-        hugging_face.chain(modelscope.into_iter().map(Place::ModelScope)).collect()
+        let hugging_face = self.hugging_face.iter().map(|hub| Place::Snapshots(hub.join(format!("models--{org}--{rest}"))));
+        let mut folders = vec![rest.to_string(), rest.replace('.', "___")];
+        folders.dedup();
+        let modelscope = self.modelscope.iter().flat_map(|root| {
+            let plain = folders.iter().map(|folder| Place::Plain(root.join(org).join(folder)));
+            plain.chain([Place::Snapshots(root.join(format!("{org}--{rest}")))])
+        });
+        hugging_face.chain(modelscope).collect()
     }
 }
 
 /// Where a cache would have a model.
 enum Place {
-    HuggingFace(PathBuf),
-    ModelScope(PathBuf),
+    /// In `snapshots`, by revisions.
+    Snapshots(PathBuf),
+    /// As it is.
+    Plain(PathBuf),
 }
 
 /// The snapshot of a revision: one that `refs` names or a commit; without a name that of `main`.
@@ -258,6 +262,9 @@ mod tests {
         fs::write(at(&format!("{official}/refs/refs/pr/1")), "abc\n").unwrap();
         fs::write(at(&format!("{official}/refs/odd")), "../../..").unwrap();
         fs::create_dir_all(at("scope/models/org/model-1___5")).unwrap();
+        for branch in ["master", "v2"] {
+            fs::create_dir_all(at("scope/models/org--newer/snapshots").join(branch)).unwrap();
+        }
         let caches = Caches { hugging_face: Some(at("hub")), modelscope: vec![at("scope"), at("scope/models")] };
         let found = |name: &str| caches.locate(Path::new(name)).unwrap();
         let snapshot = |commit: &str| at(&format!("{official}/snapshots/{commit}"));
@@ -266,6 +273,8 @@ mod tests {
         assert_eq!(found("stepfun-ai/Step1X-Edit@abc"), snapshot("abc"));
         assert_eq!(found("v1.1"), snapshot("def").join(DIT_V1_1));
         assert_eq!(found("org/model-1.5"), at("scope/models/org/model-1___5"));
+        assert_eq!(found("org/newer"), at("scope/models/org--newer/snapshots/master"));
+        assert_eq!(found("org/newer@v2"), at("scope/models/org--newer/snapshots/v2"));
         assert_eq!(found("no/name/at/all"), Path::new("no/name/at/all"));
 
         let refused = |name: &str, words: &[&str]| {

@@ -13,7 +13,8 @@
 //! named.
 //!
 //! In a Hugging Face cache, `<model>` is `models--<org>--<name>/snapshots/<hash>` and the Qwen folder a
-//! `models--Qwen--…` beside it; in a ModelScope cache they are `<org>/<name>` and `Qwen/<name>`.
+//! `models--Qwen--…` beside it; in a ModelScope cache they are `<org>/<name>` and `Qwen/<name>`, or, of its newer client,
+//! `<org>--<name>/snapshots/<branch>` and `Qwen--…`.
 
 mod diffusers;
 mod listing;
@@ -246,7 +247,8 @@ fn foreign_in(dir: &Path, folder: &Path, usual: Component) -> Vec<String> {
     names.iter().filter(weights).take(MOST_LOOKED_AT).filter_map(foreign).collect()
 }
 
-/// The folder itself, or for `models--<org>--<name>` of a Hugging Face cache the snapshot that `main` means.
+/// The folder itself, or for `models--<org>--<name>` of a Hugging Face cache the snapshot that `main` means, and for `<org>--<name>`
+/// of a ModelScope cache that of the main branch.
 pub(super) fn snapshot(dir: &Path) -> Result<PathBuf> {
     let snapshots = dir.join("snapshots");
     if !snapshots.is_dir() {
@@ -258,6 +260,9 @@ pub(super) fn snapshot(dir: &Path) -> Result<PathBuf> {
         if is_plain_name(revision) && at_main.is_dir() {
             return Ok(at_main);
         }
+    }
+    if let Some(branch) = ["master", "main"].map(|branch| snapshots.join(branch)).into_iter().find(|branch| branch.is_dir()) {
+        return Ok(branch);
     }
     match &names_in(&snapshots)?[..] {
         [only] => Ok(snapshots.join(only)),
@@ -299,8 +304,8 @@ fn find_qwen(dir: &Path) -> Result<PathBuf> {
     let in_hub = above(1)
         .filter(|snapshots| snapshots.ends_with("snapshots"))
         .and(above(3))
-        .map(|hub| hub.join(format!("models--Qwen--{QWEN}")));
-    if let Some(repository) = in_hub.filter(|p| p.is_dir()) {
+        .and_then(|hub| ["models--Qwen", "Qwen"].map(|org| hub.join(format!("{org}--{QWEN}"))).into_iter().find(|p| p.is_dir()));
+    if let Some(repository) = in_hub {
         return snapshot(&repository);
     }
     // ModelScope writes the dot of a name as three underscores.

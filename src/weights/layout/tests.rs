@@ -117,6 +117,13 @@ fn a_modelscope_cache_is_resolved() {
     let qwen = root.path().join("Qwen/Qwen2___5-VL-7B-Instruct");
     qwen_at(&qwen);
     assert_eq!(find(&model).unwrap().qwen.path(), qwen.join("model.safetensors"));
+
+    let newer = root.path().join("models/stepfun-ai--Step1X-Edit");
+    touch(&newer.join("snapshots/master"), &[DIT_V1_1, VAE]);
+    fs::create_dir_all(newer.join("snapshots/other")).unwrap();
+    let qwen = root.path().join("models/Qwen--Qwen2.5-VL-7B-Instruct/snapshots/master");
+    qwen_at(&qwen);
+    assert_eq!(find(&newer).unwrap().qwen.path(), qwen.join("model.safetensors"));
 }
 
 fn index_of(text: &[u8]) -> Result<Index> {
