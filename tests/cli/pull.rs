@@ -74,6 +74,28 @@ fn a_model_is_listed_fetched_and_found() {
     assert!(again.stdout.contains(", is there") && again.stdout.contains(" 0 B to fetch"), "{}", again.stdout);
 }
 
+/// What is fetched by names is what is read: a folder of diffusers, among files that its other programs read.
+#[test]
+fn a_folder_of_diffusers_is_fetched_and_found() {
+    let place = Place::new();
+    let made = place.run(&["synth", "--preset", "tiny", "--layout", "diffusers", "-q", "-o", "made"]);
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    let paths = place.names().into_iter().filter(|name| place.path(name).is_file());
+    let mut files: std::collections::BTreeMap<String, Vec<u8>> =
+        paths.map(|path| (path.strip_prefix("made/").unwrap().to_string(), place.read(&path))).collect();
+    for other in ["tokenizer/tokenizer.json", "vae/diffusion_pytorch_model.fp16.safetensors", "README.md"] {
+        files.insert(other.into(), b"not read".to_vec());
+    }
+    let hub = Hub::new([("stepfun-ai/Step1X-Edit-v1p1-diffusers".to_string(), files)].into(), plain());
+    let told = hub.pull(&place, &["v1.1-diffusers", "--json"]).json();
+    let fetched_names = told["repositories"][0]["files"].as_array().unwrap().iter().map(|file| file["path"].as_str().unwrap());
+    let others = ["scheduler/scheduler_config.json", "tokenizer/tokenizer.json", "fp16", "README.md"];
+    fetched_names.for_each(|name| assert!(!others.iter().any(|other| name.contains(other)), "{name}"));
+    let mut command = place.command(&["inspect", "-m", "v1.1-diffusers", "--verify"]);
+    let inspected: Answer = command.env("HF_HUB_CACHE", place.path("hub")).output().unwrap().into();
+    fetched(&inspected);
+}
+
 /// The hub's own client for Python finds the same files, if it is installed here.
 #[test]
 fn python_finds_what_was_fetched() {
