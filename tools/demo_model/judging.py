@@ -115,7 +115,7 @@ class Judges:
         for held_out in self.ready().values():
             held_out.ceiling(vae)
 
-    def visit(self, averaged: EditModel, vae, plan):
+    def visit(self, averaged, plan):
         """Judges the averaged weights as they would be shipped, rounded to bf16; `plan` lists sets, steps and guidance."""
         if self.rounded is None:
             self.rounded = copy.deepcopy(averaged)
@@ -124,6 +124,6 @@ class Judges:
                 p.copy_(exact.bfloat16())
         seen, sets = {}, self.ready()
         for name, steps, scale in plan:
-            seen[name] = sets[name].visit(self.rounded, vae, steps, scale)
+            seen[name] = sets[name].visit(self.rounded.edit, self.rounded.vae, steps, scale)
         chosen = [picture for name in seen for picture in random.Random(1).sample(seen[name], min(22, len(seen[name])))]
         judge.sheet(chosen).save(self.run.options.out / "sheet.png")

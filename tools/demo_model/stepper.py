@@ -90,7 +90,7 @@ class Stepper:
             torch._foreach_mul_(change, self.gain)
             torch._foreach_add_(averaged, change)
             for name, value in parts.items():
-                self.sums.setdefault(name, torch.zeros_like(value)).add_(value)
+                self.sums.setdefault(name, torch.zeros(2, device=value.device)).add_(torch.stack([value.float(), torch.ones_like(value)]))
 
     def set_rates(self):
         now = min(1.0, (self.steps + 1) / WARMUP) * max(self.rate(), 0.01)
@@ -117,7 +117,7 @@ class Stepper:
 
     def means(self) -> dict:
         """Of the parts of the loss since the last call, the rate and the steps a second."""
-        values = {name: value.item() / self.summed for name, value in self.sums.items()}
+        values = {name: (total / times).item() for name, (total, times) in self.sums.items()}
         values |= {"rate": self.last_rate, "per_second": self.summed / (time.time() - self.since)}
         self.restart()
         return values

@@ -26,7 +26,9 @@ from checkpoint import Log, State, load_weights, save_weights
 from config import VAE_BLOCKS, VAE_CHANNELS
 from draw import Drawer
 from edit_model import EditModel, initialise
+from flow import Whole, flow_loss
 from frames import FRAMES, SQUARE, Frame
+from judge import changed_region
 from judging import Judges, unit
 from prompt import Prompter, enlarge, tokenizer_at
 from render import Renderer
@@ -34,17 +36,12 @@ from stepper import Stepper
 from stream import GRID, Stream, workers
 from vae import AutoEncoder, ResnetBlock
 
-EMPTY_SHARE = 0.03  # of prompts replaced by the empty one; what they ask for nobody can know, so that they are mostly noise
-BEYOND_SHARE = 0.3  # of samples that begin beyond their target
-OWN_SHARE = 0.5  # of samples that begin where a step of the model itself leads
-CHANGED_WEIGHT = 4.0  # of tokens that the edit changes, above that of others
-LABEL_WEIGHT = 0.003
 DECAY = 0.7  # of a stage's time, in which its rates go to nothing
 PREFETCHED = 24  # times that a rendered and encoded case is used, with other noise
 RENEWED = 6  # batches of a size between two renewals of its pool
 SAVED = 60  # seconds between two checkpoints
-SQUARE_SHARE = 0.55  # of batches; the other frames share the rest
-GRID_SHARE = 0.5  # of the cases in square batches; the others are wide ones
+SQUARE_SHARE = 0.5  # of batches; the other frames share the rest
+GRID_SHARE = 0.35  # of the cases in square batches; the others are wide ones
 FIRST = 0.125  # of a pool is filled before training begins
 POLLED = 64  # steps between two looks for new cases
 
@@ -132,12 +129,13 @@ class Run:
         """Rows of a source's scenes as pictures, uint8 [B, 3, H, W]."""
         return self.render(rows) if source == GRID else self.draw(rows, frame.width, frame.height)
 
-    def save(self, name: str, averaged: torch.nn.Module, steps: int):
-        weights = averaged.state_dict()
-        if not all(tensor.isfinite().all() for tensor in weights.values()):
+    def save(self, stage: str, averaged: dict[str, torch.nn.Module], steps: int):
+        weights = {name: module.state_dict() for name, module in averaged.items()}
+        if not all(tensor.isfinite().all() for tensors in weights.values() for tensor in tensors.values()):
             raise SystemExit("weights are not finite any more; call again to go on from the last checkpoint")
-        save_weights(self.options.out, name, weights)
-        self.state.values[f"{name}_steps"] = steps
+        for name, tensors in weights.items():
+            save_weights(self.options.out, name, tensors)
+        self.state.values[f"{stage}_steps"] = steps
         self.state.values["seconds"] = self.seconds()
         self.state.save()
 
@@ -167,7 +165,7 @@ def decay(run: Run, span: tuple[float, float]):
     return lambda: min(1.0, (1 - run.progress(*span)) / DECAY)
 
 
-def learn(run: Run, stage: str, stepper: Stepper, span: tuple[float, float], done: int, next_loss, judged):
+def learn(run: Run, stage: str, stepper: Stepper, span: tuple[float, float], done: int, next_loss, averaged: dict, judged):
     """Steps until the stage's share of the time, or this call, is over; checkpoints, of which `judged()` sees all but the last."""
     visited = saved = time.time()
     stepper.prepare()
@@ -181,14 +179,14 @@ def learn(run: Run, stage: str, stepper: Stepper, span: tuple[float, float], don
             if not all(math.isfinite(value) for value in means.values()):
                 raise SystemExit("losses are not finite any more; call again to go on from the last checkpoint")
             if time.time() - saved > SAVED:
-                run.save(stage, stepper.averaged, done + stepper.steps)
+                run.save(stage, averaged, done + stepper.steps)
                 saved = time.time()
         if time.time() - visited > run.options.eval_seconds:
-            run.save(stage, stepper.averaged, done + stepper.steps)
+            run.save(stage, averaged, done + stepper.steps)
             judged()
             stepper.restart()
             visited = time.time()
-    run.save(stage, stepper.averaged, done + stepper.steps)
+    run.save(stage, averaged, done + stepper.steps)
 
 
 def train_autoencoder(run: Run):
@@ -213,7 +211,7 @@ def train_autoencoder(run: Run):
     stepper = Stepper(vae, {"square": loss}, decay(run, span), options.vae_rate, filters(vae), options.vae_matrix_rate)
     if run.compiled:
         compile_each((module for module in vae.modules() if isinstance(module, ResnetBlock)), dynamic=False)
-    learn(run, "vae", stepper, span, done, lambda: "square", lambda: run.judges.ceiling(stepper.averaged))
+    learn(run, "vae", stepper, span, done, lambda: "square", {"vae": stepper.averaged}, lambda: run.judges.ceiling(stepper.averaged))
     run.judges.ceiling(stepper.averaged)
     return stepper.averaged
 
@@ -243,7 +241,10 @@ class Latents:
             latents = self.vae.encode(unit(torch.cat([source, target]))).float()
         reference, wanted = sampler.pack(latents).chunk(2)
         texts = {name: torch.cat([cases[name] for cases in picked.values()]) for name in ("ids", "length", "labels")}
-        return {"reference": reference.bfloat16(), "target": wanted.bfloat16(), "picture": enlarge(source, self.frame)} | texts
+        encoded = {"reference": reference.bfloat16(), "target": wanted.bfloat16(), "picture": enlarge(source, self.frame)}
+        if self.frame == SQUARE:
+            encoded |= {"wanted": target, "changed": changed_region(source, target)}
+        return encoded | texts
 
     def renew(self):
         places = (self.at + self.fresh) % self.size
@@ -257,48 +258,6 @@ class Latents:
     def batch(self) -> dict:
         places = (torch.rand(self.run.options.batch, device=self.run.device) * self.filled).long()
         return {name: values[places] for name, values in self.store.items()}
-
-
-@torch.no_grad()
-def own_step(model: EditModel, target, noise, reference, rows, valid, earlier, t, frame: Frame):
-    """Where a step of the model from times `earlier` to times t leads, which are at least half as large."""
-    start = torch.lerp(target, noise, earlier[:, None, None])
-    velocity = model.dit(torch.cat([start, reference], dim=1), rows, valid, earlier, frame.grid).float()
-    return start + (t - earlier)[:, None, None] * velocity
-
-
-def flow_loss(model: EditModel, batch: dict, frame: Frame):
-    """Flow matching: x = (1 − t)·target + t·noise has the velocity noise − target. Gives the loss and its parts."""
-    target, reference, count = batch["target"].float(), batch["reference"].float(), len(batch["ids"])
-    device = target.device
-    empty = torch.rand(count, device=device) < EMPTY_SHARE
-    ids = torch.where(empty[:, None], model.empty, batch["ids"].long())
-    length = torch.where(empty, model.empty_length, batch["length"].long())
-    rows, valid = model.embed(ids, length, batch["picture"], frame)
-    named = (model.label_losses(rows, valid, batch["labels"]) * ~empty).mean()
-
-    even = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count  # less noise than any times
-    t = sampler.bend(even.clamp(min=1e-4), frame.tokens)
-    noise, change = torch.randn_like(target), target - reference
-    # Strong guidance overshoots in the direction of the edit by up to about min(5·(1 − t), t) times its size. Some
-    # samples begin beyond their target in that way, so that the model has learnt the way back.
-    wide = t[:, None, None]
-    beyond = torch.rand(count, 1, 1, device=device) * (torch.rand(count, 1, 1, device=device) < BEYOND_SHARE)
-    beyond = beyond * torch.minimum(5 * (1 - wide), wide) * change
-    x = (1 - wide) * target + wide * noise + beyond
-    velocity = noise - target + beyond / wide
-    # A sampler's later steps begin with the errors of its earlier ones, and the model must not take them for the target.
-    wide, earlier = t[:, None, None], t + torch.rand(count, device=device) * torch.minimum(t, 1 - t)
-    own = own_step(model, target, noise, reference, rows, valid, earlier, t, frame)
-    led = torch.rand(count, 1, 1, device=device) < OWN_SHARE
-    x, velocity = torch.where(led, own, x), torch.where(led, (own - target) / wide, velocity)
-    weight = 1 + CHANGED_WEIGHT * (change.abs().mean(2) > 0.15) * ~empty[:, None]  # without a prompt, any change is as likely
-    predicted = model.dit(torch.cat([x, reference], dim=1), rows, valid, t, frame.grid).float()
-    # An edit has one right result, and x − t·velocity should be that at every t: errors of it count alike. As errors of the velocity
-    # they would count for more the less noise there is, where most of them are of the noise.
-    errors = (wide * (predicted - velocity)).square().mean(2)
-    target_loss = (errors * weight / weight.mean(1, keepdim=True)).mean()
-    return target_loss + LABEL_WEIGHT * named, {"target": target_loss, "named": named}
 
 
 def blocks_of(model: EditModel) -> list:
@@ -319,6 +278,7 @@ def train_edits(run: Run, vae):
     model = EditModel(run.prompter).to(run.device)
     initialise(model)
     done = run.restore("edit", model)
+    whole = Whole(model, vae)
     square = copy.deepcopy(vae)
     if run.compiled:  # for square pictures alone: each of its levels is compiled for its own size
         compile_each((module for module in square.encoder.modules() if isinstance(module, ResnetBlock)), dynamic=False)
@@ -328,14 +288,16 @@ def train_edits(run: Run, vae):
         def loss():
             batch = latents[frame].batch()
             with run.amp:
-                return flow_loss(model, batch, frame)
+                return flow_loss(whole, batch, frame)
 
         return loss
 
     losses = {frame: loss_of(frame) for frame in run.frames}
-    stepper = Stepper(model, losses, decay(run, span), options.learning_rate, block_matrices(model), options.matrix_rate)
+    matrices = [*block_matrices(model), *filters(vae.decoder)]
+    stepper = Stepper(whole, losses, decay(run, span), options.learning_rate, matrices, options.matrix_rate)
     if run.compiled:
         compile_each(blocks_of(model))
+        compile_each((module for module in vae.decoder.modules() if isinstance(module, ResnetBlock)), dynamic=False)
     run.log(event="edits", step=done, seconds=run.seconds(), parameters=sum(p.numel() for p in model.parameters()))
     rng, others, used = random.Random(run.state.values["calls"]), run.frames[1:], Counter()
 
@@ -347,11 +309,11 @@ def train_edits(run: Run, vae):
         return frame
 
     def judged(*plan):
-        run.judges.visit(stepper.averaged, vae, plan)
+        run.judges.visit(stepper.averaged, plan)
 
-    steps = options.judge_steps
+    averaged, steps = {"edit": stepper.averaged.edit, "vae": stepper.averaged.vae}, options.judge_steps
     few = [(name, steps, 1.0) for name in SETS]
-    learn(run, "edit", stepper, span, done, next_loss, lambda: judged(*few, ("grid", steps, sampler.SCALE)))
+    learn(run, "edit", stepper, span, done, next_loss, averaged, lambda: judged(*few, ("grid", steps, sampler.SCALE)))
     finished = run.progress(*span) >= 1
     judged(*few, *((name, steps, sampler.SCALE) for name, *_ in few if finished or name == "grid"))
     return finished
@@ -362,9 +324,9 @@ def main():
     vae = train_autoencoder(run)
     finished = False
     if not run.must_stop():
-        for p in vae.parameters():
+        for p in vae.encoder.parameters():
             p.data = p.data.bfloat16().float()  # as it is shipped
-        finished = train_edits(run, vae.requires_grad_(False))
+        finished = train_edits(run, vae)
     run.state.values["seconds"] = run.seconds()
     run.state.save()
     run.log(event="done" if finished else "stopped", seconds=run.seconds())
