@@ -11,7 +11,7 @@ PART_BYTES = 13_000_000
 
 def write_aside(path: Path, write):
     """A file is there whole or not at all, whenever the process is killed."""
-    aside = path.with_name(path.name + ".new")
+    aside = path.with_name(f"{path.name}.{os.getpid()}.new")
     write(aside)
     os.replace(aside, path)
 

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 import sampler
 from edit_model import EditModel
-from frames import SQUARE, Frame
+from frames import Frame
 from judge import MARGIN
 from judging import unit
 from train_vae import NOISE_MOST, edges
@@ -17,7 +17,7 @@ BEYOND_SHARE = 0.4  # of the others, that begin beyond their target
 TWICE_EVERY = 2  # every second of those that are led is led in two steps
 CHANGED_WEIGHT = 4.0  # of tokens that the edit changes, above that of others
 LABEL_WEIGHT = 0.003
-SEEN_EVERY = 6  # samples of square batches, of which one is decoded and compared as a picture
+SEEN_EVERY = 6  # samples, of which one is decoded and compared as a picture
 CLEAN_EVERY = 4  # of those, how many targets are decoded without an edit, to one each
 PICTURE_WEIGHT = 1.0
 
@@ -110,7 +110,5 @@ def flow_loss(whole: Whole, batch: dict, frame: Frame):
     target_loss = errors.mean()
     loss, parts = target_loss + LABEL_WEIGHT * named, {"target": target_loss, "named": named}
     parts |= {name: errors[part].mean() for name, part in {"first": slice(first), "led": own, "held": slice(held, None)}.items()}
-    if frame != SQUARE:
-        return loss, parts
     parts["seen"] = seen_loss(whole.vae, guesses, ~empty, batch, frame)
     return loss + PICTURE_WEIGHT * parts["seen"], parts

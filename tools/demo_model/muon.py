@@ -33,8 +33,6 @@ class Muon(torch.optim.Optimizer):
     def step(self):
         for group in self.param_groups:
             params = group["params"]
-            if params[0].grad is None:  # no part of this loss, nor are the others of its shape
-                continue
             grads = torch.stack([p.grad for p in params])
             state = self.state[params[0]]
             if "momentum" not in state:

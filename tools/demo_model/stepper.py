@@ -8,6 +8,7 @@ from collections import Counter
 
 import torch
 
+import ranks
 from muon import Muon
 
 EMA = 0.999
@@ -42,9 +43,21 @@ class Graphs:
     def capture(self, name, work):
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):  # other threads look after other ranks
             work()
         self.graphs[name], self.pool = graph, graph.pool()
+
+
+def one_buffer(parameters) -> torch.Tensor:
+    """Gradients of all parameters side by side, with the layouts that theirs have, so that one operation reaches all."""
+    places, size = [], 0
+    for p in parameters:
+        places.append(size)
+        size += -(-p.numel() // 4) * 4  # 16 bytes, for wide loads
+    buffer = torch.zeros(size, device=parameters[0].device)
+    for p, at in zip(parameters, places):
+        p.grad = buffer.as_strided(p.shape, p.stride(), at)
+    return buffer
 
 
 class Stepper:
@@ -73,24 +86,36 @@ class Stepper:
         self.averaged = copy.deepcopy(module).requires_grad_(False)
         self.pairs = list(self.averaged.parameters()), list(module.parameters())
         self.gain = scalar(1.0)  # of the averaged weights
+        self.gradient = one_buffer([p for p in module.parameters() if p.requires_grad])
         self.sums, self.summed, self.since = {}, 0, time.time()
 
-    def once(self, name):
-        """A step. Nothing in it waits for the device or comes from the host."""
-        self.module.zero_grad(set_to_none=True)
+    def sum_up(self, parts: dict):
+        for name, value in parts.items():
+            value = value.detach().float()
+            self.sums.setdefault(name, torch.zeros(2, device=value.device)).add_(torch.stack([value, torch.ones_like(value)]))
+
+    def backward(self, name):
+        """Gradients of a loss. Nothing in it, or in `update`, waits for the device or comes from the host."""
+        self.gradient.zero_()
         loss, parts = self.losses[name]()
         loss.backward()
-        parts = {name: value.detach() for name, value in parts.items()}
-        parts["gradient"] = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.sum_up(parts)
+
+    @torch.no_grad()
+    def update(self):
+        norm = self.gradient.norm()
+        self.gradient.mul_((1 / (norm + 1e-6)).clamp(max=1))
         for optimiser in self.optimisers:
             optimiser.step()
-        with torch.no_grad():
-            averaged, weights = self.pairs
-            change = torch._foreach_sub(weights, averaged)
-            torch._foreach_mul_(change, self.gain)
-            torch._foreach_add_(averaged, change)
-            for name, value in parts.items():
-                self.sums.setdefault(name, torch.zeros(2, device=value.device)).add_(torch.stack([value.float(), torch.ones_like(value)]))
+        averaged, weights = self.pairs
+        change = torch._foreach_sub(weights, averaged)
+        torch._foreach_mul_(change, self.gain)
+        torch._foreach_add_(averaged, change)
+        self.sum_up({"gradient": norm})
+
+    def once(self, name):
+        self.backward(name)
+        self.update()
 
     def set_rates(self):
         now = min(1.0, (self.steps + 1) / WARMUP) * max(self.rate(), 0.01)
@@ -107,7 +132,12 @@ class Stepper:
 
     def step(self, name):
         self.last_rate = self.set_rates()
-        self.graphs.run(name, lambda: self.once(name))
+        if ranks.COUNT == 1:
+            self.graphs.run(name, lambda: self.once(name))
+        else:
+            self.graphs.run(name, lambda: self.backward(name))
+            ranks.average(self.gradient)
+            self.graphs.run("update", self.update)
         self.steps, self.summed = self.steps + 1, self.summed + 1
         if self.cuda and self.steps % AHEAD == 0:
             torch.cuda.synchronize()

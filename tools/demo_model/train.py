@@ -2,6 +2,7 @@
 
     python train.py --out run --minutes 9 --total 24                  # again until it is done, the last time with --last
     python train.py --out run --from ../../assets/demo-model ...      # begins with a model folder's weights
+    torchrun --standalone --nproc-per-node 4 train.py --out run ...   # on four GPUs, each with its share of a batch
 
 The schedule follows the clock: of `total` minutes over all calls, the first fifth goes to the autoencoder, the rest to text
 model, vision tower, connector and transformer by flow matching. A call ends by itself after `minutes`; one that is killed
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 
 import export
+import ranks
 import sampler
 import train_vae
 from cases import SETS
@@ -40,10 +42,12 @@ DECAY = 0.7  # of a stage's time, in which its rates go to nothing
 PREFETCHED = 24  # times that a rendered and encoded case is used, with other noise
 RENEWED = 6  # batches of a size between two renewals of its pool
 SAVED = 60  # seconds between two checkpoints
-SQUARE_SHARE = 0.5  # of batches; the other frames share the rest
+SQUARE_SHARE = 0.4  # of batches; the other frames share the rest
 GRID_SHARE = 0.35  # of the cases in square batches; the others are wide ones
 FIRST = 0.125  # of a pool is filled before training begins
 POLLED = 64  # steps between two looks for new cases
+TICKED = 16  # steps between two looks at the clock
+RANKS_MOST = 64  # processes
 
 
 def parse():
@@ -70,16 +74,19 @@ def parse():
     parser.add_argument("--vae-matrix-rate", type=float, default=3e-3, help="of the autoencoder's filters, by Muon")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name in ("batch", "vae_batch", "cases", "pool"):  # of all processes together
+        setattr(options, name, max(1, getattr(options, name) // ranks.COUNT))
+    return options
 
 
 class Run:
     """What all stages share: options, clock, state, log, cases, renderers."""
 
     def __init__(self, options):
-        self.options, self.device, self.began = options, options.device, time.time()
+        self.options, self.device, self.began, self.elapsed = options, options.device, time.time(), 0.0
         options.out.mkdir(parents=True, exist_ok=True)
-        self.state, self.log = State(options.out), Log(options.out / "log.jsonl")
+        self.state, self.log = State(options.out), Log(options.out / "log.jsonl") if ranks.FIRST else lambda **values: None
         self.state.values["calls"] += 1
         self.before = self.state.values["seconds"]
         self.total = self.before + 60 * options.minutes if options.last else 60 * options.total
@@ -89,9 +96,13 @@ class Run:
             export.copy_tokenizer(options.folder, tokenizer)
         self.prompter = Prompter(tokenizer_at(tokenizer))
         self.frames = FRAMES[: options.frames]
-        pool = workers(options.workers, tokenizer)  # before the GPU is opened
-        self.stream = Stream(pool, call, self.counts())
-        self.judges = Judges(self, pool, {"grid": options.held_out, "wide": options.held_out, "drawn": options.held_out or 450})
+        pool = workers(max(1, options.workers // ranks.COUNT), tokenizer)  # before the GPU is opened
+        ranks.start(self.device)
+        self.tick()
+        self.stream = Stream(pool, call * RANKS_MOST + ranks.RANK, self.counts())
+        held_out = {"grid": options.held_out, "wide": options.held_out, "drawn": options.held_out or 450}
+        self.judges = Judges(self, pool, held_out if ranks.FIRST else {})
+        self.noise = call * RANKS_MOST + ranks.RANK
         torch.manual_seed(call)
         torch.set_float32_matmul_precision("high")
         torch.backends.cuda.enable_cudnn_sdp(False)  # its gradients are not finite where logits are large
@@ -116,20 +127,26 @@ class Run:
 
     def seconds(self) -> float:
         """Of all calls so far."""
-        return self.before + time.time() - self.began
+        return self.before + self.elapsed
+
+    def tick(self):
+        """Looks at the clock, so that all processes see the same time."""
+        self.elapsed = ranks.agreed(time.time() - self.began)
 
     def progress(self, first: float, last: float) -> float:
         """How much of a stage's share of the total time is over."""
         return min(1.0, (self.seconds() / self.total - first) / (last - first))
 
     def must_stop(self) -> bool:
-        return time.time() - self.began > 60 * self.options.minutes
+        return self.elapsed > 60 * self.options.minutes
 
     def pictures(self, source: str, rows, frame: Frame):
         """Rows of a source's scenes as pictures, uint8 [B, 3, H, W]."""
         return self.render(rows) if source == GRID else self.draw(rows, frame.width, frame.height)
 
     def save(self, stage: str, averaged: dict[str, torch.nn.Module], steps: int):
+        if not ranks.FIRST:
+            return
         weights = {name: module.state_dict() for name, module in averaged.items()}
         if not all(tensor.isfinite().all() for tensors in weights.values() for tensor in tensors.values()):
             raise SystemExit("weights are not finite any more; call again to go on from the last checkpoint")
@@ -168,11 +185,17 @@ def decay(run: Run, span: tuple[float, float]):
 def learn(run: Run, stage: str, stepper: Stepper, span: tuple[float, float], done: int, next_loss, averaged: dict, judged):
     """Steps until the stage's share of the time, or this call, is over; checkpoints, of which `judged()` sees all but the last."""
     visited = saved = time.time()
+    torch.manual_seed(run.noise)  # weights began alike in all processes; their cases and noise are not
     stepper.prepare()
+    run.tick()
     while run.progress(*span) < 1 and not run.must_stop():
         stepper.step(next_loss())
+        if stepper.steps % TICKED == 0:
+            run.tick()
         if stepper.steps % POLLED == 0:
             run.stream.poll()
+        if not ranks.FIRST:
+            continue
         if stepper.due():
             means = stepper.means()
             run.log(stage=stage, step=done + stepper.steps, seconds=run.seconds(), **means)
@@ -242,9 +265,7 @@ class Latents:
         reference, wanted = sampler.pack(latents).chunk(2)
         texts = {name: torch.cat([cases[name] for cases in picked.values()]) for name in ("ids", "length", "labels")}
         encoded = {"reference": reference.bfloat16(), "target": wanted.bfloat16(), "picture": enlarge(source, self.frame)}
-        if self.frame == SQUARE:
-            encoded |= {"wanted": target, "changed": changed_region(source, target)}
-        return encoded | texts
+        return encoded | {"wanted": target, "changed": changed_region(source, target)} | texts
 
     def renew(self):
         places = (self.at + self.fresh) % self.size
@@ -297,7 +318,7 @@ def train_edits(run: Run, vae):
     stepper = Stepper(whole, losses, decay(run, span), options.learning_rate, matrices, options.matrix_rate)
     if run.compiled:
         compile_each(blocks_of(model))
-        compile_each((module for module in vae.decoder.modules() if isinstance(module, ResnetBlock)), dynamic=False)
+        compile_each((module for module in vae.decoder.modules() if isinstance(module, ResnetBlock)), dynamic=True)
     run.log(event="edits", step=done, seconds=run.seconds(), parameters=sum(p.numel() for p in model.parameters()))
     rng, others, used = random.Random(run.state.values["calls"]), run.frames[1:], Counter()
 
@@ -309,7 +330,8 @@ def train_edits(run: Run, vae):
         return frame
 
     def judged(*plan):
-        run.judges.visit(stepper.averaged, plan)
+        if ranks.FIRST:
+            run.judges.visit(stepper.averaged, plan)
 
     averaged, steps = {"edit": stepper.averaged.edit, "vae": stepper.averaged.vae}, options.judge_steps
     few = [(name, steps, 1.0) for name in SETS]
@@ -327,9 +349,12 @@ def main():
         for p in vae.encoder.parameters():
             p.data = p.data.bfloat16().float()  # as it is shipped
         finished = train_edits(run, vae)
+    run.tick()
     run.state.values["seconds"] = run.seconds()
-    run.state.save()
+    if ranks.FIRST:
+        run.state.save()
     run.log(event="done" if finished else "stopped", seconds=run.seconds())
+    ranks.end()
 
 
 if __name__ == "__main__":
