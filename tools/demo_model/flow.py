@@ -13,6 +13,7 @@ from vae import AutoEncoder
 
 FIRST_SHARE, LED_SHARE = 0.25, 0.5  # of samples of pure noise, and of those to which the model itself leads; the others hold their target
 EMPTY_SHARE = 0.25  # of the others: prompts replaced by the empty one, with which x alone says what to make
+EMPTY_EVERY = 4  # of those led to t below 0.5, likewise
 BEYOND_SHARE = 0.4  # of the others, that begin beyond their target
 TWICE_EVERY = 2  # every second of those that are led is led in two steps
 CHANGED_WEIGHT = 4.0  # of tokens that the edit changes, above that of others
@@ -89,12 +90,18 @@ def flow_loss(whole: Whole, batch: dict, frame: Frame):
     length = torch.where(empty, model.empty_length, batch["length"].long())
     rows, valid = model.embed(ids, length, batch["picture"], frame)
     named = (model.label_losses(rows, valid, batch["labels"]) * ~empty).mean()
+    unprompted = slice(first, (first + held) // 2, EMPTY_EVERY)  # times of those that are led ascend
+    without = model.embed(model.empty.expand_as(ids[unprompted]), torch.full_like(length[unprompted], model.empty_length),
+                          batch["picture"][unprompted], frame)
 
     noise, change = torch.randn_like(target), target - reference
     t = torch.cat([torch.ones(first, device=device), strata(held - first, device), sampler.bend(strata(count - held, device), frame.tokens)])
     own = slice(first, held)
     x = noise.clone()
     x[own] = led(model, noise[own], reference[own], rows[own], valid[own], t[own], frame)
+    rows, valid, empty = rows.clone(), valid.clone(), empty.clone()
+    rows[unprompted], valid[unprompted] = without
+    empty[unprompted] = True
     # Strong guidance overshoots in the direction of the edit by up to about min(5·(1 − t), t) times its size. Some
     # samples begin beyond their target in that way, so that the model has learnt the way back.
     wide = t[:, None, None]

@@ -22,9 +22,10 @@ from words import LANGUAGES, instruction
 GRID = "grid"
 BY_NAME = {str(frame): frame for frame in FRAMES}
 # How often a kind occurs in training, for one of 1; hard kinds more often. Held-out cases have all alike.
-GRID_OFTEN = {"recolor": 1.5, "remove": 0.6, "add": 0.6, "replace": 1.6, "move": 1.4, "resize": 1.2, "background": 1.3, "outline": 1.2,
-              "swap": 2.0, "write": 0.5}
-WIDE_OFTEN = {"recolor": 1.0, "remove": 0.6, "replace": 1.4, "move": 2.2, "swap": 2.2}
+GRID_OFTEN = {"recolor": 1.5, "remove": 0.6, "add": 0.6, "replace": 1.6, "move": 1.2, "resize": 1.4, "background": 1.8, "outline": 1.0,
+              "swap": 1.8, "write": 0.7, "letter": 1.4}
+WIDE_OFTEN = {"recolor": 0.7, "remove": 0.7, "add": 0.9, "replace": 1.3, "move": 1.8, "resize": 0.9, "background": 1.5, "outline": 0.9,
+              "swap": 2.4, "letter": 1.7}
 AFTER = 2  # rows of the connector before the picture
 TAIL = MAX_TEXT - AFTER - PICTURE_TOKENS  # ids after a square picture that the connector takes
 CHUNK = 2048
