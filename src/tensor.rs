@@ -13,6 +13,8 @@ pub enum DType {
     F16,
     /// 4 exponent and 3 mantissa bits, no infinities (e4m3fn), unscaled; appears in files only.
     F8E4M3,
+    /// 5 exponent and 2 mantissa bits, the upper half of a binary16; appears in files only.
+    F8E5M2,
     /// Signed 32-bit integer: row indices, token ids.
     I32,
     /// Unsigned 8-bit integer: pixels.
@@ -20,6 +22,11 @@ pub enum DType {
 }
 
 impl DType {
+    /// Whether it is one of the two of eight bits, which may have scales.
+    pub const fn is_fp8(self) -> bool {
+        matches!(self, DType::F8E4M3 | DType::F8E5M2)
+    }
+
     /// Whether values are real numbers, so that a result may be rounded to this type.
     pub const fn is_float(self) -> bool {
         !matches!(self, DType::I32 | DType::U8)
@@ -33,7 +40,7 @@ impl DType {
             DType::F16 => 2,
             DType::I32 => 3,
             DType::U8 => 4,
-            DType::F8E4M3 => return None,
+            DType::F8E4M3 | DType::F8E5M2 => return None,
         })
     }
 
@@ -42,7 +49,7 @@ impl DType {
         match self {
             DType::F32 | DType::I32 => 4,
             DType::BF16 | DType::F16 => 2,
-            DType::F8E4M3 | DType::U8 => 1,
+            DType::F8E4M3 | DType::F8E5M2 | DType::U8 => 1,
         }
     }
 }
@@ -54,6 +61,7 @@ impl fmt::Display for DType {
             DType::BF16 => "bf16",
             DType::F16 => "f16",
             DType::F8E4M3 => "f8_e4m3",
+            DType::F8E5M2 => "f8_e5m2",
             DType::I32 => "i32",
             DType::U8 => "u8",
         })

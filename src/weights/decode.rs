@@ -1,7 +1,7 @@
-//! Floats as stored in files, widened to f32, and back; and the one narrow format no crate here covers, e4m3.
+//! Floats as stored in files, widened to f32, and back; and the narrow formats that no crate here covers.
 //!
 //! e4m3 ("e4m3fn"): 1 sign, 4 exponent (bias 7), 3 mantissa bits, subnormals, no infinities;
-//! 0x7f and 0xff are NaN, the largest value is 448.
+//! 0x7f and 0xff are NaN, the largest value is 448. e5m2 is the upper half of a binary16.
 
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -55,7 +55,23 @@ pub fn f32_to_e4m3(value: f32) -> u8 {
     sign | ((rounded >> 20) - (120 << 3)) as u8
 }
 
-/// Widens little-endian BF16, F16, F32 or F8E4M3 elements to f32, exactly; `bytes` need no alignment.
+/// The e5m2 byte nearest to `value`, ties to even; infinity from 61,440 on, which is nearer to what would be 65,536.
+pub fn f32_to_e5m2(value: f32) -> u8 {
+    let sign = (value.to_bits() >> 24) as u8 & 0x80;
+    let magnitude = value.abs();
+    if magnitude.is_nan() {
+        return sign | 0x7f;
+    }
+    if magnitude < 1.0 / 16384.0 {
+        // Subnormals are multiples of 2^-16; 4 of them is the code of the smallest normal, 2^-14.
+        return sign | (magnitude * 65536.0).round_ties_even() as u8;
+    }
+    let bits = magnitude.to_bits().min(0x4780_0000);
+    let rounded = bits + 0xf_ffff + ((bits >> 21) & 1);
+    sign | ((rounded >> 21) - (112 << 2)).min(0x7c) as u8
+}
+
+/// Widens little-endian elements of any float type to f32, exactly; `bytes` need no alignment.
 ///
 /// Panics when `dtype` is not a float or `bytes` does not hold `out.len()` elements.
 pub fn decode_f32(dtype: DType, bytes: &[u8], out: &mut [f32]) {
@@ -79,6 +95,7 @@ fn decode_chunk(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         DType::BF16 => widen(bytes, out, |b| f32::from_bits((u16::from_le_bytes(b) as u32) << 16)),
         DType::F16 => widen(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
         DType::F8E4M3 => widen(bytes, out, |[b]| e4m3_to_f32(b)),
+        DType::F8E5M2 => widen(bytes, out, |[b]| f16::from_le_bytes([0, b]).to_f32()),
         DType::I32 | DType::U8 => panic!("decode_f32 is for floats, not {dtype}"),
     }
 }
@@ -89,7 +106,7 @@ fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) 
     }
 }
 
-/// Rounds f32 to little-endian BF16, F16, F32 or F8E4M3 elements, ties to even.
+/// Rounds f32 to little-endian elements of any float type, ties to even.
 ///
 /// Panics when `dtype` is not a float or `bytes` does not hold as many elements as there are values.
 pub fn encode_f32(dtype: DType, values: &[f32], bytes: &mut [u8]) {
@@ -102,6 +119,7 @@ pub fn encode_f32(dtype: DType, values: &[f32], bytes: &mut [u8]) {
         DType::BF16 => each(values, bytes, |v| bf16::from_f32(v).to_le_bytes()),
         DType::F16 => each(values, bytes, |v| f16::from_f32(v).to_le_bytes()),
         DType::F8E4M3 => each(values, bytes, |v| [f32_to_e4m3(v)]),
+        DType::F8E5M2 => each(values, bytes, |v| [f32_to_e5m2(v)]),
         DType::I32 | DType::U8 => panic!("encode_f32 is for floats, not {dtype}"),
     }
 }
@@ -144,6 +162,31 @@ mod tests {
         assert_eq!(f32_to_e4m3(1.1875), 0x3a);
     }
 
+    #[test]
+    fn e5m2_is_the_upper_half_of_a_binary16() {
+        let value = |code: u8| {
+            let mut out = [0.0];
+            decode_f32(DType::F8E5M2, &[code], &mut out);
+            out[0]
+        };
+        for (code, wanted) in
+            [(0x3c, 1.0), (0xbe, -1.5), (0x7b, 57344.0), (0x04, 2.0f32.powi(-14)), (0x83, -3.0 * 2.0f32.powi(-16))]
+        {
+            assert_eq!(value(code), wanted);
+        }
+        assert_eq!((value(0x7c), value(0xfc)), (f32::INFINITY, f32::NEG_INFINITY));
+        assert!([0x7d, 0x7e, 0x7f, 0xfd, 0xff].iter().all(|code| value(*code).is_nan()));
+        for code in 0..=255u8 {
+            let nan = value(code).is_nan();
+            assert_eq!(f32_to_e5m2(value(code)), if nan { code & 0x80 | 0x7f } else { code }, "0x{code:02x}");
+        }
+        for (value, code) in [(1.125, 0x3c), (1.375, 0x3e), (61439.0, 0x7b), (61440.0, 0x7c), (1e9, 0x7c), (2.0f32.powi(-17), 0)]
+        {
+            assert_eq!(f32_to_e5m2(value), code, "{value}");
+        }
+        assert_eq!(f32_to_e5m2(f32::NEG_INFINITY), 0xfc);
+    }
+
     proptest! {
         #[test]
         fn e4m3_is_the_nearest(value in -448.0f32..448.0) {
@@ -159,11 +202,12 @@ mod tests {
     fn values_encode_and_unaligned_and_parallel_inputs_decode_exactly() {
         let n = CHUNK * 2 + 17;
         let values: Vec<f32> = (0..n).map(|i| (i % 251) as f32 - 125.0).collect();
-        let stored: [(DType, Vec<u8>); 4] = [
+        let stored: [(DType, Vec<u8>); 5] = [
             (DType::F32, encode(&values, |v| v.to_le_bytes())),
             (DType::BF16, encode(&values, |v| bf16::from_f32(v).to_le_bytes())),
             (DType::F16, encode(&values, |v| f16::from_f32(v).to_le_bytes())),
             (DType::F8E4M3, encode(&values, |v| [f32_to_e4m3(v)])),
+            (DType::F8E5M2, encode(&values, |v| [f32_to_e5m2(v)])),
         ];
         for (dtype, bytes) in stored {
             let mut encoded = vec![0; bytes.len()];
@@ -175,6 +219,7 @@ mod tests {
             decode_f32(dtype, &shifted[1..], &mut out);
             let want: Vec<f32> = match dtype {
                 DType::F8E4M3 => values.iter().map(|&v| e4m3_to_f32(f32_to_e4m3(v))).collect(),
+                DType::F8E5M2 => bytes.iter().map(|&b| f16::from_bits(u16::from(b) << 8).to_f32()).collect(),
                 _ => values.clone(),
             };
             assert_eq!(out, want, "{dtype}");

@@ -28,7 +28,7 @@ mod words;
 mod write;
 
 pub use check::{Expected, check};
-pub use decode::{decode_f32, e4m3_to_f32, encode_f32, f32_to_e4m3};
+pub use decode::{decode_f32, e4m3_to_f32, encode_f32, f32_to_e4m3, f32_to_e5m2};
 pub use digest::{Known, Published, RunningDigest, published_files};
 pub use file::{Entry, WeightFile, parse_header};
 pub use folder::ModelFolder;

@@ -11,7 +11,7 @@ pub(super) fn largest(dtype: DType, bytes: &[u8]) -> u32 {
         DType::F32 => most(bytes, |b| i32::from_le_bytes(b) & 0x7fff_ffff) as u32,
         // Signed, since the smallest vector units compare 16 bits as signed only.
         DType::BF16 | DType::F16 => most(bytes, |b| i16::from_le_bytes(b) & 0x7fff) as u32,
-        DType::F8E4M3 => most(bytes, |[b]: [u8; 1]| b & 0x7f).into(),
+        DType::F8E4M3 | DType::F8E5M2 => most(bytes, |[b]: [u8; 1]| b & 0x7f).into(),
         DType::I32 | DType::U8 => 0,
     }
 }
@@ -27,6 +27,7 @@ pub(super) fn is_infinite(dtype: DType, largest: u32) -> bool {
         DType::BF16 => 0x7f80,
         DType::F16 => 0x7c00,
         DType::F8E4M3 => 0x7f,
+        DType::F8E5M2 => 0x7c,
         DType::I32 | DType::U8 => return false,
     };
     largest >= infinity
@@ -38,7 +39,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const FLOATS: [DType; 4] = [DType::F32, DType::BF16, DType::F16, DType::F8E4M3];
+    const FLOATS: [DType; 5] = [DType::F32, DType::BF16, DType::F16, DType::F8E4M3, DType::F8E5M2];
 
     #[test]
     fn zeros_of_both_signs_are_zero() {

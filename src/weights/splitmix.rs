@@ -12,7 +12,7 @@
 use half::f16;
 use rayon::prelude::*;
 
-use super::decode::f32_to_e4m3;
+use super::decode::{f32_to_e4m3, f32_to_e5m2};
 use crate::hash::fnv1a64;
 use crate::tensor::{DType, Shape};
 
@@ -66,6 +66,7 @@ impl Splitmix {
                 DType::BF16 => self.store(first, out, |v| bf16_bits(v).to_le_bytes()),
                 DType::F16 => self.store(first, out, |v| f16::from_f32(v).to_le_bytes()),
                 DType::F8E4M3 => self.store(first, out, |v| [f32_to_e4m3(v)]),
+                DType::F8E5M2 => self.store(first, out, |v| [f32_to_e5m2(v)]),
                 DType::I32 | DType::U8 => panic!("synthetic weights are floats, not {dtype}"),
             }
         });
@@ -163,7 +164,7 @@ mod tests {
     fn a_part_equals_the_whole() {
         let shape = Shape::from([7, 11]);
         let values = Splitmix::new("txt_in.weight", &shape, 1);
-        for dtype in [DType::F32, DType::F16, DType::F8E4M3] {
+        for dtype in [DType::F32, DType::F16, DType::F8E4M3, DType::F8E5M2] {
             let size = dtype.bytes();
             let mut whole = vec![0; 77 * size];
             values.fill(0, dtype, &mut whole);

@@ -6,55 +6,10 @@ use std::path::Path;
 use half::f16;
 use serde_json::{Map, Value, json};
 use step1x_edit::tensor::Shape;
-use step1x_edit::weights::{WeightFile, decode_f32, e4m3_to_f32, f32_to_e4m3};
+use step1x_edit::weights::f32_to_e4m3;
 
 use super::support::*;
-
-/// A tensor as it is stored.
-#[derive(Clone)]
-struct Stored {
-    name: String,
-    dtype: &'static str,
-    shape: Shape,
-    bytes: Vec<u8>,
-}
-
-/// The tensors of one of the model's files, each value through `store`.
-fn stored(file: &str, dtype: &'static str, store: impl Fn(f32) -> Vec<u8>) -> Vec<Stored> {
-    stored_at(&model().join(file), dtype, store)
-}
-
-fn stored_at(path: &Path, dtype: &'static str, store: impl Fn(f32) -> Vec<u8>) -> Vec<Stored> {
-    let file = WeightFile::open(path).unwrap();
-    let names: Vec<String> = file.tensors().map(|(name, _)| name.to_string()).collect();
-    let convert = |name: String| {
-        let spec = file.spec(&name).unwrap();
-        let mut values = vec![0.0; spec.shape.elements()];
-        decode_f32(spec.dtype, &file.read(&name).unwrap(), &mut values);
-        Stored { name, dtype, shape: spec.shape.clone(), bytes: values.into_iter().flat_map(&store).collect() }
-    };
-    names.into_iter().map(convert).collect()
-}
-
-fn bf16(value: f32) -> Vec<u8> {
-    half::bf16::from_f32(value).to_le_bytes().to_vec()
-}
-
-fn write(path: &Path, tensors: &[Stored]) {
-    write_all(path, &tensors.iter().collect::<Vec<_>>());
-}
-
-fn write_all(path: &Path, tensors: &[&Stored]) {
-    let mut header = Map::new();
-    let mut data = Vec::new();
-    for t in tensors {
-        let range = [data.len(), data.len() + t.bytes.len()];
-        header.insert(t.name.clone(), json!({"dtype": t.dtype, "shape": t.shape.0, "data_offsets": range}));
-        data.extend_from_slice(&t.bytes);
-    }
-    let header = Value::Object(header).to_string();
-    fs::write(path, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()).unwrap();
-}
+use super::tensors::*;
 
 /// Shards of these tensors and the index that lists them.
 fn shards(folder: &Path, stem: &str, parts: &[Vec<Stored>]) {
@@ -107,43 +62,6 @@ fn exact_values_make_the_same_picture_in_every_type() {
     place.edited(&["-m", "model", "-i", &fixture("grey.png"), "-o", "form.png", "-f"]);
     pictures.push(place.read("form.png"));
     assert!(pictures.iter().all(|picture| *picture == pictures[0]));
-}
-
-/// Bytes with scales make the picture of the values that they stand for; ComfyUI's prefix and marks change nothing.
-#[test]
-fn scaled_fp8_with_the_names_of_comfyui_makes_the_picture_of_its_values() {
-    let place = Place::new();
-    let dir = place.linked_model("model", &[DIT]);
-    let path = dir.join("step1x-edit-v1p1-fp8_scaled.safetensors");
-    let (mut scaled, mut values) = (vec![], vec![]);
-    for t in stored(DIT, "F32", |v| v.to_le_bytes().to_vec()) {
-        let module = t.name.strip_suffix(".weight").filter(|_| t.shape.0.len() == 2);
-        let name = |name: &str| format!("model.diffusion_model.{name}");
-        let Some(module) = module else {
-            scaled.push(Stored { name: name(&t.name), ..t.clone() });
-            values.push(t);
-            continue;
-        };
-        let floats: Vec<f32> = t.bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        let scale = floats.iter().fold(0f32, |most, v| most.max(v.abs())) / 448.0;
-        let codes: Vec<u8> = floats.iter().map(|v| f32_to_e4m3(v / scale)).collect();
-        let back = codes.iter().flat_map(|code| (e4m3_to_f32(*code) * scale).to_le_bytes()).collect();
-        values.push(Stored { bytes: back, ..t.clone() });
-        let scale = Stored {
-            name: name(module) + ".scale_weight",
-            shape: Shape(vec![]),
-            bytes: scale.to_le_bytes().into(),
-            dtype: "F32",
-        };
-        scaled.extend([Stored { name: name(&t.name), dtype: "F8_E4M3", bytes: codes, ..t }, scale]);
-    }
-    scaled.push(Stored { name: "model.diffusion_model.scaled_fp8".into(), dtype: "F8_E4M3", shape: [0].into(), bytes: vec![] });
-    write(&path, &scaled);
-    place.edited(&["-m", "model", "-i", &fixture("grey.png"), "-o", "scaled.png"]);
-    write(&path, &values);
-    let [shared, of_values] = pictures(&place);
-    assert_eq!(place.read("scaled.png"), of_values);
-    assert_ne!(shared, of_values);
 }
 
 #[cfg(unix)]

@@ -5,6 +5,7 @@
 mod demo;
 mod doctor;
 mod edit;
+mod eight_bits;
 mod faults;
 mod flags;
 #[cfg(feature = "pull")]
@@ -25,4 +26,5 @@ mod pull;
 mod rules;
 mod support;
 mod synth;
+mod tensors;
 mod verify;

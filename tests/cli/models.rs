@@ -213,8 +213,8 @@ fn other_models_are_named_by_their_tensors() {
     refused(DIT, &comfyui, 3, &[DIT, "this is FLUX, not Step1X-Edit"]);
     let flux = renamed(|name| name.replace("connector.", "other."));
     refused(DIT, &flux, 3, &[DIT, "this is FLUX, not Step1X-Edit"]);
-    let scaled = renamed(|name| name.replace("img_in.bias", "img_in.weight_scale_inv"));
-    refused(DIT, &scaled, 3, &[DIT, "this is a checkpoint with scales of blocks"]);
+    let scaled = renamed(|name| name.replace("img_in.bias", "img_in.weight_scale_2"));
+    refused(DIT, &scaled, 3, &[DIT, "this is a checkpoint with two scales a weight"]);
     let swapped = fs::read(model().join(VAE)).unwrap();
     refused(DIT, &swapped, 3, &[DIT, "this is FLUX's autoencoder"]);
     refused(TEXT, &swapped, 3, &["model.safetensors", "this is FLUX's autoencoder", "put Qwen2.5-VL-7B-Instruct in its place"]);

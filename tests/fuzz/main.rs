@@ -59,7 +59,8 @@ fn header_of(file: &[u8]) -> &[u8] {
 /// Accepted tensors lie in the file, apart from each other, each as long as its shape says.
 #[test]
 fn header() {
-    let words = words("F32 BF16 F16 F8_E4M3 I32 U8 I64 dtype shape data_offsets __metadata__ a b \\u0000 \\ud800 [[[[[[[[");
+    let words =
+        words("F32 BF16 F16 F8_E4M3 F8_E5M2 I32 U8 I64 dtype shape data_offsets __metadata__ a b \\u0000 \\ud800 [[[[[[[[");
     let seeds = [
         file_of(
             br#"{"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]}}"#,

@@ -343,10 +343,11 @@ fn dtype(name: &str) -> std::result::Result<DType, String> {
         "BF16" => DType::BF16,
         "F16" => DType::F16,
         "F8_E4M3" => DType::F8E4M3,
+        "F8_E5M2" => DType::F8E5M2,
         "I32" => DType::I32,
         "U8" => DType::U8,
         _ => {
-            return Err(format!("dtype \"{}\" is unknown; BF16, F16, F32, F8_E4M3, I32 and U8 are read", shown(name)));
+            return Err(format!("dtype \"{}\" is unknown; BF16, F16, F32, F8_E4M3, F8_E5M2, I32 and U8 are read", shown(name)));
         }
     })
 }
@@ -358,6 +359,7 @@ pub(super) fn dtype_name(dtype: DType) -> &'static str {
         DType::BF16 => "BF16",
         DType::F16 => "F16",
         DType::F8E4M3 => "F8_E4M3",
+        DType::F8E5M2 => "F8_E5M2",
         DType::I32 => "I32",
         DType::U8 => "U8",
     }

@@ -76,8 +76,8 @@ fn one(dtype: &str, shape: &str, begin: u64, end: u64) -> String {
 
 #[test]
 fn faults_of_an_entry_are_told() {
-    let dtype = fault_of(&one("F8_E5M2", "[4]", 0, 4), 4);
-    assert!(dtype.contains(r#"tensor "w": dtype "F8_E5M2" is unknown"#), "{dtype}");
+    let dtype = fault_of(&one("F8_E8M0", "[4]", 0, 4), 4);
+    assert!(dtype.contains(r#"tensor "w": dtype "F8_E8M0" is unknown"#), "{dtype}");
     let size = fault_of(&one("BF16", "[4]", 0, 4), 4);
     assert!(size.contains("bf16[4] needs 8 bytes, but its offsets 0..4 hold 4"), "{size}");
     let reversed = fault_of(&one("U8", "[4]", 4, 0), 4);

@@ -91,11 +91,17 @@ pub fn what_names<'n>(names: impl Iterator<Item = &'n str>, wanted: Option<Compo
         return Some(Foreign { is_lora: true, ..Foreign::new("a LoRA, which changes a model, not a model", remedy) });
     }
     if share(is_scale) > 0 {
-        let remedy = "FP8 is read with one scale a tensor or a row; or use the file of the official release (docs/models.md)";
-        return Some(Foreign::new("a checkpoint with scales of blocks: it has tensors such as .weight_scale_inv", remedy));
+        let remedy = "FP8 is read with one scale a weight; or use the file of the official release (docs/models.md)";
+        return Some(Foreign::new(
+            "a checkpoint with two scales a weight, as NVFP4 and AWQ have: it has tensors such as .weight_scale_2",
+            remedy,
+        ));
     }
     if share(is_quantised) > 0 {
-        return Some(Foreign::new("a checkpoint quantised to four or eight bits (bitsandbytes, GPTQ, AWQ, Nunchaku)", OFFICIAL));
+        return Some(Foreign::new(
+            "a checkpoint quantised to four or eight bits (bitsandbytes, GPTQ, AWQ, Nunchaku, Quanto)",
+            OFFICIAL,
+        ));
     }
     let bare: BTreeSet<&str> = names.iter().map(|name| name.strip_prefix(COMFYUI).unwrap_or(name)).collect();
     let kind = known(&bare)?;
@@ -124,10 +130,10 @@ fn is_lora(name: &str) -> bool {
 }
 
 fn is_scale(name: &str) -> bool {
-    [".weight_scale_inv", ".weight_scale_2", ".pre_quant_scale"].iter().any(|s| name.ends_with(s))
+    [".weight_scale_2", ".pre_quant_scale"].iter().any(|s| name.ends_with(s))
 }
 
 fn is_quantised(name: &str) -> bool {
-    let within = [".quant_state.", ".quant_map", ".absmax", ".qweight", ".qzeros", ".wscales", ".SCB"];
+    let within = [".quant_state.", ".quant_map", ".absmax", ".qweight", ".qzeros", ".wscales", ".SCB", ".weight._data"];
     within.iter().any(|part| name.contains(part))
 }

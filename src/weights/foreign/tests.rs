@@ -63,7 +63,7 @@ fn models_are_known_by_their_tensors() {
         (&["encoder.block.0.layer.0.SelfAttention.q.weight"], "T5"),
         (&["decoder.conv_in.weight", "decoder.mid.attn_1.q.weight"], "FLUX's autoencoder"),
         (&["decoder.conv_in.weight", "decoder.mid_block.attentions.0.to_q.weight"], "an autoencoder in the diffusers layout"),
-        (&["img_in.weight", "img_in.weight_scale_inv"], "scales of blocks"),
+        (&["img_in.weight", "img_in.weight_scale_2"], "two scales a weight"),
         (&["img_in.qweight", "img_in.qzeros", "img_in.scales"], "quantised"),
         (&["lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight", "lora_unet_a.alpha"], "a LoRA"),
         (&["transformer.a.lora_A.weight", "transformer.a.lora_B.weight"], "a LoRA"),

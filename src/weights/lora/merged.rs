@@ -64,7 +64,7 @@ impl Merged {
 
 /// A weight with its changes, rounded once: to its own type, or to bf16 where that has eight bits.
 fn merge(base: &Recipe, changes: Vec<Matched>) -> Result<Recipe> {
-    let dtype = if base.spec().dtype == DType::F8E4M3 { DType::BF16 } else { base.spec().dtype };
+    let dtype = if base.spec().dtype.is_fp8() { DType::BF16 } else { base.spec().dtype };
     let (mut plain, mut swapped) = (vec![], vec![]);
     for Matched { target, change } in changes {
         match (target.swapped, change) {

@@ -1,8 +1,8 @@
-//! FP8 checkpoints with scales, as ComfyUI and others write them: a value is that of the e4m3 byte times a scale.
+//! FP8 checkpoints with scales, as ComfyUI, DeepSeek, Qwen and others write them: a value is that of the byte times a scale.
 //!
-//! Beside `M.weight` stands `M.scale_weight` or `M.weight_scale`: one number, or one for each row. What scales the inputs of a
-//! product on FP8 units (`M.scale_input`, `M.input_scale`) and the mark `scaled_fp8` change no weight and are passed over.
-//! `M.comfy_quant` holds JSON that names the format.
+//! Beside `M.weight` stands `M.scale_weight`, `M.weight_scale` or `M.weight_scale_inv`, which is multiplied as well, whatever its
+//! name says: one number, one for each row, or one for each block. What scales the inputs of a product on FP8 units and the mark
+//! `scaled_fp8` change no weight and are passed over. `M.comfy_quant` holds JSON that names the format.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +16,9 @@ use super::super::{ModelError, Result};
 
 /// Most bytes of a note on a format; one has about 30.
 const NOTE_BYTES: usize = 4096;
+
+/// The formats of ComfyUI that are read.
+const FORMATS: [&str; 2] = ["float8_e4m3fn", "float8_e5m2"];
 
 /// What a tensor's name says that is about another tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +34,11 @@ enum Aside<'n> {
 fn aside(name: &str) -> Option<Aside<'_>> {
     let (module, last) = name.rsplit_once('.').unwrap_or(("", name));
     match last {
-        "scale_weight" | "weight_scale" => Some(Aside::Scale(module)),
+        "scale_weight" | "weight_scale" | "weight_scale_inv" => Some(Aside::Scale(module)),
         "comfy_quant" => Some(Aside::Note),
-        "scale_input" | "input_scale" | "scaled_fp8" => Some(Aside::Idle),
+        "scale_input" | "input_scale" | "input_scale_ub" | "activation_scale" | "output_scale" | "scaled_fp8" => {
+            Some(Aside::Idle)
+        }
         _ => None,
     }
 }
@@ -74,17 +79,27 @@ impl<'f> Scales<'f> {
         Ok(Scales(scales))
     }
 
-    /// The weight with its scale, if it has one.
+    /// The weight with its scale, if it has one. Where any weight has one, every matrix of bytes must: without it, the values
+    /// would be wrong by a factor.
     ///
     /// # Errors
-    /// A weight that is not of bytes, or a scale that does not fit it.
+    /// A weight that is not of bytes, or a scale that does not fit it or is missing.
     pub fn of(&self, name: &str, weight: &Stored) -> Result<Option<Scaled>> {
-        let Some((file, scale)) = self.0.get(name) else { return Ok(None) };
-        Scaled::new(weight.clone(), &Stored::new(file, scale)?).map(Some)
+        if let Some((file, scale)) = self.0.get(name) {
+            return Scaled::new(weight.clone(), &Stored::new(file, scale)?).map(Some);
+        }
+        let spec = weight.spec();
+        match self.0.values().next() {
+            Some((_, other)) if spec.dtype.is_fp8() && spec.shape.0.len() > 1 => {
+                let usual = format!("other weights here have one, such as {}", shown(other));
+                Err(weight.named(&format!("its scale is missing: it is {spec}, and {usual}; fetch all files again")))
+            }
+            _ => Ok(None),
+        }
     }
 }
 
-/// Refuses a format whose bytes mean something else than e4m3 values times a scale.
+/// Refuses a format whose bytes mean something else than floats times a scale.
 fn check_note(file: &WeightFile, name: &str) -> Result<()> {
     #[derive(Deserialize)]
     struct Note {
@@ -98,9 +113,10 @@ fn check_note(file: &WeightFile, name: &str) -> Result<()> {
         return fault(format!("has {bytes} bytes, where JSON of at most {NOTE_BYTES} is read"));
     }
     match serde_json::from_slice::<Note>(&file.read(name)?) {
-        Ok(Note { format, convrot: false }) if format == "float8_e4m3fn" => Ok(()),
+        Ok(Note { format, convrot: false }) if FORMATS.contains(&format.as_str()) => Ok(()),
         Ok(Note { format, .. }) => {
-            fault(format!("says that the weight has the format {}; of ComfyUI's formats float8_e4m3fn is read", shown(&format)))
+            let read = FORMATS.join(" and ");
+            fault(format!("says that the weight has the format {}; of ComfyUI's formats {read} are read", shown(&format)))
         }
         Err(e) => fault(format!("is not the JSON expected: {}", remark(e))),
     }

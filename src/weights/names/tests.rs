@@ -164,7 +164,7 @@ fn f32s(values: &[f32]) -> Vec<u8> {
 }
 
 #[test]
-fn e4m3_values_are_multiplied_by_their_scales() {
+fn eight_bit_values_are_multiplied_by_their_scales() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.safetensors");
     let weight = |name| (name, "F8_E4M3", &[2, 2][..], vec![0x38, 0xb8, 0x40, 0x30]); // 1, -1, 2, 0.5
@@ -178,16 +178,20 @@ fn e4m3_values_are_multiplied_by_their_scales() {
             weight("model.diffusion_model.b.weight"),
             ("model.diffusion_model.b.weight_scale", "F32", &[2, 1], f32s(&[3.0, 10.0])),
             ("model.diffusion_model.b.comfy_quant", "U8", &[note.len()], note),
-            weight("c.weight"),
+            ("c.bias", "F8_E4M3", &[2], vec![0x38, 0xb8]),
+            ("d.weight", "F8_E5M2", &[2, 2], vec![0x3c, 0xbc, 0x40, 0x38]),
+            ("d.weight_scale_inv", "BF16", &[1, 2], vec![0x40, 0x40, 0x80, 0x3f]), // 3, 1
+            ("d.activation_scale", "F32", &[], f32s(&[9.0])),
             ("scaled_fp8", "F8_E4M3", &[2], vec![0, 0]),
         ],
     );
     let recipes = recipes(Component::Dit, &[file]).unwrap();
-    assert_eq!(recipes.keys().collect::<Vec<_>>(), ["a.weight", "b.weight", "c.weight"]);
+    assert_eq!(recipes.keys().collect::<Vec<_>>(), ["a.weight", "b.weight", "c.bias", "d.weight"]);
     assert_eq!(*recipes["a.weight"].spec(), Spec::new(DType::F32, [2, 2]));
     assert_eq!(bytes(&recipes["a.weight"]), f32s(&[0.5, -0.5, 1.0, 0.25]));
     assert_eq!(bytes(&recipes["b.weight"]), f32s(&[3.0, -3.0, 20.0, 5.0]));
-    assert_eq!(recipes["c.weight"].spec().dtype, DType::F8E4M3);
+    assert_eq!(recipes["c.bias"].spec().dtype, DType::F8E4M3);
+    assert_eq!(bytes(&recipes["d.weight"]), f32s(&[3.0, -1.0, 6.0, 0.5]));
     let mut part = [0; 8];
     recipes["b.weight"].read_at(4, &mut part).unwrap();
     assert_eq!(part[..], f32s(&[-3.0, 20.0]));
@@ -205,7 +209,12 @@ fn scales_that_do_not_fit_are_refused_by_name() {
         (vec![scale(&[], &[1.0])], "a.scale_weight is the scale of a.weight, which is not there"),
         (
             vec![weight.clone(), scale(&[3], &[1.0; 3])],
-            "a.scale_weight: it is f32[3]; a.weight has one scale, or one for each of its 2 rows",
+            "a.scale_weight: it is f32[3]; a.weight, f8_e4m3[2, 2], can have one scale, one for each of its 2 rows, or [1, 1] of blocks of",
+        ),
+        (vec![weight.clone(), scale(&[2, 3], &[1.0; 6])], "a.scale_weight: it is f32[2, 3]; a.weight"),
+        (
+            vec![weight.clone(), ("b.weight", "F8_E5M2", &[1, 1], vec![0x38]), scale(&[], &[1.0])],
+            "b.weight: its scale is missing: it is f8_e5m2[1, 1], and other weights here have one, such as a.scale_weight",
         ),
         (vec![weight.clone(), scale(&[], &[0.0])], "a.scale_weight: a scale is 0; it must be above 0"),
         (vec![weight.clone(), scale(&[], &[f32::NAN])], "the tensor a.scale_weight, f32[], has values that are not finite"),

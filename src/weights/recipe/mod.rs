@@ -5,12 +5,14 @@
 //! elements of a bias.
 
 mod change;
+mod scaled;
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use self::change::{Change, Factor, Magnitudes, Pair, PlusLora, Product};
+pub use self::scaled::Scaled;
 use super::decode::{decode_f32, encode_f32};
 use super::file::WeightFile;
 use super::words::shown;
@@ -201,7 +203,7 @@ impl Stored {
         Ok(())
     }
 
-    fn named(&self, fault: &str) -> ModelError {
+    pub(in crate::weights) fn named(&self, fault: &str) -> ModelError {
         ModelError::new(format!("{}: {fault}", shown(&self.name))).at(self.file.path())
     }
 
@@ -220,53 +222,6 @@ impl Stored {
             return Ok(Stored { spec, ..self });
         }
         Err(self.named(&format!("it is {}, which cannot become {}", self.spec, spec.shape)))
-    }
-}
-
-/// An e4m3 tensor with its scales, in f32.
-#[derive(Clone, Debug)]
-pub struct Scaled {
-    base: Stored,
-    /// One, or one for each row.
-    scales: Arc<[f32]>,
-    spec: Spec,
-}
-
-impl Scaled {
-    /// Each value of `base` times its row's of `scales`, or times the only one, which are read now.
-    ///
-    /// # Errors
-    /// A base of another type, another number of scales, or such that are not above zero.
-    pub fn new(base: Stored, scales: &Stored) -> Result<Scaled> {
-        let (rows, n) = (base.spec.shape.0.first().copied().unwrap_or(1), scales.spec.shape.elements());
-        if base.spec.dtype != DType::F8E4M3 {
-            return Err(base.named(&format!(
-                "it is {}, which has no scale; {} is one of e4m3 values",
-                base.spec,
-                shown(&scales.name)
-            )));
-        }
-        if !scales.spec.dtype.is_float() || n != 1 && n != rows {
-            let fault = format!("it is {}; {} has one scale, or one for each of its {rows} rows", scales.spec, shown(&base.name));
-            return Err(scales.named(&fault));
-        }
-        let mut values = vec![0.0; n];
-        scales.values(0, &mut values)?;
-        if let Some(wrong) = values.iter().find(|scale| **scale <= 0.0) {
-            return Err(scales.named(&format!("a scale is {wrong}; it must be above 0; fetch the file again")));
-        }
-        let spec = Spec { dtype: DType::F32, shape: base.spec.shape.clone() };
-        Ok(Scaled { base, scales: values.into(), spec })
-    }
-
-    fn values(&self, first: usize, values: &mut [f32]) -> Result<()> {
-        self.base.values(first, values)?;
-        let row = row_elements(&self.spec.shape).max(1);
-        match &self.scales[..] {
-            [scale] => values.iter_mut().for_each(|value| *value *= scale),
-            scales => values.iter_mut().enumerate().for_each(|(i, value)| *value *= scales[(first + i) / row]),
-        }
-        Ok(())
     }
 }
 

@@ -334,6 +334,40 @@ fn relatives_of_lora_are_what_their_papers_say_however_they_are_cut() {
     }
 }
 
+/// Edges of the weight that are no whole blocks, as in a released file: [300, 200] has 3 × 2 blocks.
+#[test]
+fn scales_are_of_rows_columns_or_blocks_however_they_are_cut() {
+    let (rows, columns) = (300, 200);
+    let grids = [[1, 1], [rows, 1], [1, columns], [3, 2], [rows, 2], [3, 1], [1, 2]];
+    for (dtype, [down, across]) in [DType::F8E4M3, DType::F8E5M2].into_iter().flat_map(|dtype| grids.map(|grid| (dtype, grid))) {
+        let source = source(&[("w", dtype, &[rows, columns]), ("s", DType::F32, &[down, across])]);
+        let scales: Vec<f32> = (0..down * across).map(|i| 0.25 + i as f32).collect();
+        overwrite_all(&source, "s", &scales);
+        let [w, s] = ["w", "s"].map(|name| Stored::new(&source.file, name).unwrap());
+        let scaled = Recipe::Scaled(Scaled::new(w, &s).unwrap());
+        let block = |count: usize, all: usize| {
+            if count == all {
+                1
+            } else if count == 1 {
+                all
+            } else {
+                128
+            }
+        };
+        let at = |i: usize| i / columns / block(down, rows) * across + i % columns / block(across, columns);
+        let wanted: Vec<f32> = source.values("w").iter().enumerate().map(|(i, v)| v * scales[at(i)]).collect();
+        assert!(whole(&scaled) == wanted.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>(), "{dtype} {down} {across}");
+        assert_cuts_agree(&scaled, [0, 1, 127, 128, 199, 200, 25_599, 25_600, 25_728, 60_000].map(|at| 4 * at).into_iter());
+    }
+    let source = source(&[("w", DType::F8E4M3, &[rows, columns]), ("s", DType::F32, &[2, 2])]);
+    let [w, s] = ["w", "s"].map(|name| Stored::new(&source.file, name).unwrap());
+    let text = fault(Scaled::new(w, &s));
+    assert!(
+        text.contains("s: it is f32[2, 2]; w, f8_e4m3[300, 200], can have one scale, one for each of its 300 rows, or [3, 2]"),
+        "{text}"
+    );
+}
+
 #[test]
 fn integers_are_no_factors() {
     let header = r#"{"w":{"dtype":"I32","shape":[1,1],"data_offsets":[0,4]}}"#;
@@ -359,6 +393,15 @@ fn overwrite(source: &Source, name: &str, share: Range<f64>, with: &[u8]) {
     let mut file = std::fs::File::options().write(true).open(source.file.path()).unwrap();
     file.seek(SeekFrom::Start((entry.range.start + at(share.start)) as u64)).unwrap();
     file.write_all(&with.repeat((at(share.end) - at(share.start)) / with.len())).unwrap();
+}
+
+/// Writes the values of a tensor of f32.
+fn overwrite_all(source: &Source, name: &str, values: &[f32]) {
+    let n = values.len() as f64;
+    for (i, value) in values.iter().enumerate() {
+        // From the middle of an element: what is cut off is less than one.
+        overwrite(source, name, (i as f64 + 0.5) / n..(i as f64 + 1.5) / n, &value.to_le_bytes());
+    }
 }
 
 /// Elements of several parts.
@@ -408,6 +451,7 @@ fn values_that_are_not_finite_are_refused_by_name() {
         (DType::F16, &[0, 0xfc], &[1, 0x7c]),
         (DType::F32, &[0, 0, 0x80, 0x7f], &[0, 0, 0xc0, 0x7f]),
         (DType::F8E4M3, &[0x7f], &[0xff]),
+        (DType::F8E5M2, &[0x7c], &[0xfd]),
     ] {
         for wrong in [infinity, nan] {
             let source = source(&[("m", dtype, &[MANY, 64]), ("v", dtype, &[200])]);
