@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::register;
 use signal_hook::low_level::exit;
-use step1x_edit::cli::{self, Command, EditArgs};
+use step1x_edit::cli::{self, BenchChoice, Command, EditArgs};
 use step1x_edit::commands::{demo, doctor, inspect, judge, measure, op, pull, synth, verify};
 use step1x_edit::error::{Interrupted, ResourceError, UsageError, no_thread, printable};
 use step1x_edit::image::{Stream, quieten_decoders};
@@ -62,7 +62,10 @@ fn run(command: &Command) -> Result<u8> {
             print(&text)?;
             return Ok(code);
         }
-        Command::Bench(args) => measure::bench(&args.job()?, silent, &mut print)?,
+        Command::Bench(args) => match args.job()? {
+            BenchChoice::Edits(job) => measure::bench(&job, silent, &mut print)?,
+            BenchChoice::Link(job) => measure::link(&job, &mut print)?,
+        },
         Command::Profile(args) => measure::profile(&args.job()?, silent, &mut print)?,
         Command::Op(args) => op::run(&args.job(), &mut print)?,
         Command::Verify(args) => {

@@ -8,7 +8,7 @@ use clap::Args;
 use super::model::PartsArgs;
 use super::place::{LoraArgs, MemoryArgs, RulesArgs};
 use super::{setup, values};
-use crate::commands::measure::{BenchJob, CompareJob, ProfileJob};
+use crate::commands::measure::{BenchJob, CompareJob, LinkJob, ProfileJob};
 use crate::commands::verify::VerifyJob;
 use crate::pipeline::{DeviceChoice, PlaceChoice, STEPS};
 
@@ -104,8 +104,11 @@ impl CompareArgs {
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// Model folder
-    #[arg(short, long, alias = "model-path", value_name = "PATH")]
-    model: PathBuf,
+    #[arg(short, long, alias = "model-path", value_name = "PATH", required_unless_present = "link")]
+    model: Option<PathBuf>,
+    /// Measure copies to the GPU and the locking of memory instead; no model is needed
+    #[arg(long, conflicts_with_all = ["model", "vae", "text_encoder", "lora", "size", "prompt", "rules", "steps", "runs", "max_vram"])]
+    link: bool,
     #[command(flatten)]
     parts: PartsArgs,
     #[command(flatten)]
@@ -134,23 +137,33 @@ pub struct BenchArgs {
     memory: MemoryArgs,
 }
 
+/// What `bench` measures.
+pub enum BenchChoice {
+    /// Edits.
+    Edits(BenchJob),
+    /// The link between host and device.
+    Link(LinkJob),
+}
+
 impl BenchArgs {
     /// The validated job.
     ///
     /// # Errors
     /// A usage error: flags that do not fit each other.
-    pub fn job(&self) -> Result<BenchJob> {
-        Ok(BenchJob {
-            model: self.parts.of(&self.model)?,
+    pub fn job(&self) -> Result<BenchChoice> {
+        let place = self.memory.choice(self.device)?;
+        let Some(model) = &self.model else { return Ok(BenchChoice::Link(LinkJob { place, json: self.json })) };
+        Ok(BenchChoice::Edits(BenchJob {
+            model: self.parts.of(model)?,
             loras: self.lora.lora.clone(),
             sizes: self.size.clone(),
             prompt: self.prompt.clone(),
             rules: self.rules.choice(),
             steps: self.steps,
             runs: self.runs,
-            place: self.memory.choice(self.device)?,
+            place,
             json: self.json,
-        })
+        }))
     }
 }
 

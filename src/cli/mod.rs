@@ -24,7 +24,7 @@ pub use self::environment::{setup, threads};
 pub use self::help::parse;
 pub use self::judge::JudgeArgs;
 pub use self::look::{DoctorArgs, InspectArgs, SynthArgs};
-pub use self::measure::{BenchArgs, CompareArgs, ProfileArgs, VerifyArgs};
+pub use self::measure::{BenchArgs, BenchChoice, CompareArgs, ProfileArgs, VerifyArgs};
 pub use self::op::OpArgs;
 pub use self::place::PlaceArgs;
 pub use self::pull::PullArgs;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use crate::cuda::{Compiler, Device, Found, Gemms, Module, Nvml, Setup, cache};
+use crate::cuda::{Compiler, Device, Found, Gemms, Module, Nvml, Pcie, Setup, cache};
 use crate::pipeline::LEAST_CAPABILITY;
 use crate::plan::format_bytes;
 
@@ -45,6 +45,8 @@ struct Card {
     multiprocessors: u32,
     free_bytes: usize,
     total_bytes: usize,
+    /// How it is linked to the host, by NVML.
+    link: Option<Pcie>,
 }
 
 /// What is there, or why not, in words.
@@ -65,8 +67,9 @@ impl Findings {
         let driver = Found::driver().map_err(words);
         let devices = if driver.is_ok() { devices().map_err(words) } else { Err("not known without a driver".into()) };
         let first = devices.iter().flatten().find(|device| device.capability >= LEAST_CAPABILITY);
+        let nvml = Nvml::open();
         Findings {
-            release: Nvml::open().and_then(|nvml| nvml.driver_version()),
+            release: nvml.as_ref().and_then(Nvml::driver_version),
             driver,
             nvrtc: compiler(setup, first).map_err(words),
             cublaslt: products(setup, first).map_err(words),
@@ -75,7 +78,7 @@ impl Findings {
                 |folder| cache_folder(folder).map_err(words),
             ),
             searched: setup.libraries.clone(),
-            cards: devices.and_then(|devices| devices.iter().map(|device| card(device).map_err(words)).collect()),
+            cards: devices.and_then(|devices| devices.iter().map(|device| card(device, nvml.as_ref()).map_err(words)).collect()),
         }
     }
 
@@ -171,6 +174,7 @@ impl Findings {
             json!({
                 "ordinal": card.ordinal, "name": card.name, "capability": format!("{}.{}", card.capability / 10, card.capability % 10),
                 "multiprocessors": card.multiprocessors, "free_bytes": card.free_bytes, "total_bytes": card.total_bytes,
+                "pcie": card.link,
                 "usable": card.capability >= LEAST_CAPABILITY,
             })
         };
@@ -192,8 +196,9 @@ impl Findings {
 impl Card {
     fn text(&self) -> String {
         let old = if self.capability < LEAST_CAPABILITY { "; too old for the kernels" } else { "" };
+        let link = self.link.map_or_else(String::new, |link| format!(", {link}"));
         format!(
-            "{}, compute capability {}.{}, {} multiprocessors, {} of {} free{old}",
+            "{}, compute capability {}.{}, {} multiprocessors, {} of {} free{link}{old}",
             self.name,
             self.capability / 10,
             self.capability % 10,
@@ -208,11 +213,12 @@ fn devices() -> Result<Vec<Arc<Device>>> {
     (0..Device::count()?).map(Device::open).collect()
 }
 
-fn card(device: &Arc<Device>) -> Result<Card> {
+fn card(device: &Arc<Device>, nvml: Option<&Nvml>) -> Result<Card> {
     device.make_current()?;
+    let link = nvml.and_then(|nvml| nvml.pcie(&device.bus().ok()?));
     let (free_bytes, total_bytes) = device.memory()?;
     let Device { ordinal, capability, multiprocessors, .. } = **device;
-    Ok(Card { ordinal, name: device.name.clone(), capability, multiprocessors, free_bytes, total_bytes })
+    Ok(Card { ordinal, name: device.name.clone(), capability, multiprocessors, free_bytes, total_bytes, link })
 }
 
 /// NVRTC, if it compiles a small kernel and the device, where there is one, loads it. The cache is left out.
@@ -266,7 +272,8 @@ mod tests {
 
     fn h100() -> Card {
         let name = "NVIDIA H100 80GB HBM3".to_string();
-        Card { ordinal: 0, name, capability: 90, multiprocessors: 132, free_bytes: 80 << 30, total_bytes: 81 << 30 }
+        let link = Some(Pcie { generation: 5, width: 16, most_generation: 5, most_width: 16 });
+        Card { ordinal: 0, name, capability: 90, multiprocessors: 132, free_bytes: 80 << 30, total_bytes: 81 << 30, link }
     }
 
     fn findings(missing: u8) -> Findings {
@@ -313,6 +320,15 @@ mod tests {
         assert!(old.advice()[0].contains("8.0") && old.text().contains("too old"), "{}", old.text());
         let both = Findings { cards: Ok(vec![Card { capability: 75, ..h100() }, h100()]), ..findings(0) };
         assert_eq!(both.exit_code(), 0);
+    }
+
+    #[test]
+    fn a_card_says_how_it_is_linked() {
+        let text = findings(0).text();
+        assert!(text.contains(" free, PCIe 5 x16\n"), "{text}");
+        assert_eq!(findings(0).json()["devices"][0]["pcie"]["width"], 16);
+        let unknown = Findings { cards: Ok(vec![Card { link: None, ..h100() }]), ..findings(0) };
+        assert!(unknown.text().contains(" free\n") && unknown.json()["devices"][0]["pcie"].is_null());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Error, Result, ensure};
 use cudarc::driver::{result, sys};
+use memmap2::MmapMut;
 use sys::CUdevice_attribute_enum as Attribute;
 
 use super::fault::{OutOfMemory, describe, of, size};
@@ -398,5 +399,45 @@ impl Drop for Pinned {
         let _ = self.device.make_current();
         // SAFETY: taken by `new`; no copy from it is under way, as `Stream::upload` asks.
         let _ = unsafe { result::free_host(self.pointer) };
+    }
+}
+
+/// Memory of the process, page-locked where it lies, so that the device copies from it by itself.
+#[derive(Debug)]
+pub struct Locked {
+    device: Arc<Device>,
+    map: MmapMut,
+}
+
+impl Locked {
+    /// Locks memory that is there already; what was never touched is fetched first, by one thread.
+    ///
+    /// # Errors
+    /// A [`ResourceError`] if the system does not lock so much.
+    pub fn new(device: &Arc<Device>, mut map: MmapMut) -> Result<Locked> {
+        // SAFETY: the range is the map's, which stays where it is until it is unlocked.
+        let code = unsafe { sys::cuMemHostRegister_v2(map.as_mut_ptr().cast(), map.len(), 0) };
+        code.result().map_err(|e| match e.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY | sys::CUresult::CUDA_ERROR_NOT_PERMITTED => Error::new(ResourceError(format!(
+                "the system does not lock {} of memory for copies ({}); end other programs, or raise the limit of the container",
+                size(map.len()),
+                describe(e)
+            ))),
+            _ => of("lock host memory")(e),
+        })?;
+        Ok(Locked { device: device.clone(), map })
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let _ = self.device.make_current();
+        // SAFETY: locked by `new`; no copy from it is under way, as `Stream::upload` asks. It is unmapped after this.
+        let _ = unsafe { sys::cuMemHostUnregister(self.map.as_mut_ptr().cast()) };
     }
 }

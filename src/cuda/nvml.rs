@@ -2,8 +2,10 @@
 //! without it measures no energy, nothing else is lost.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::fmt;
 
 use libloading::Library;
+use serde::Serialize;
 
 /// `NVML_SUCCESS`.
 const SUCCESS: c_int = 0;
@@ -19,6 +21,30 @@ pub struct Nvml(Library);
 pub struct EnergyMeter {
     nvml: Nvml,
     device: *mut c_void,
+}
+
+/// A PCIe link, as it is now and as device and slot allow. A device with nothing to do may have slowed its link down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Pcie {
+    /// Generation, which sets the rate of a lane.
+    pub generation: u32,
+    /// Lanes.
+    pub width: u32,
+    /// Highest generation.
+    pub most_generation: u32,
+    /// Most lanes.
+    pub most_width: u32,
+}
+
+impl fmt::Display for Pcie {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Pcie { generation, width, most_generation, most_width } = *self;
+        write!(f, "PCIe {generation} x{width}")?;
+        match (generation, width) == (most_generation, most_width) {
+            true => Ok(()),
+            false => write!(f, " (of {most_generation} x{most_width})"),
+        }
+    }
 }
 
 impl Nvml {
@@ -53,6 +79,24 @@ impl Nvml {
         (code == SUCCESS).then_some(total_free_used[2])
     }
 
+    /// The link of the device at this place on the bus; none where the driver does not tell.
+    pub fn pcie(&self, bus: &str) -> Option<Pcie> {
+        type Get = unsafe extern "C" fn(*mut c_void, *mut c_uint) -> c_int;
+        let handle = self.find(bus)?;
+        let number = |name: &CStr| {
+            let mut number = 0;
+            // SAFETY: the type is that of nvml.h for these functions; the handle is this library's.
+            let code = unsafe { self.0.get::<Get>(name).ok()?(handle, &mut number) };
+            (code == SUCCESS).then_some(number)
+        };
+        Some(Pcie {
+            generation: number(c"nvmlDeviceGetCurrPcieLinkGeneration")?,
+            width: number(c"nvmlDeviceGetCurrPcieLinkWidth")?,
+            most_generation: number(c"nvmlDeviceGetMaxPcieLinkGeneration")?,
+            most_width: number(c"nvmlDeviceGetMaxPcieLinkWidth")?,
+        })
+    }
+
     /// The handle of the device at a place on the bus, since NVML may count devices otherwise than the driver.
     fn find(&self, bus: &str) -> Option<*mut c_void> {
         type Find = unsafe extern "C" fn(*const c_char, *mut *mut c_void) -> c_int;
@@ -85,5 +129,16 @@ impl Drop for Nvml {
     fn drop(&mut self) {
         // SAFETY: the type is that of nvml.h; the library was initialised.
         let _ = unsafe { self.0.get::<unsafe extern "C" fn() -> c_int>(c"nvmlShutdown").map(|shutdown| shutdown()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_that_is_slower_than_it_could_be_says_so() {
+        let link = |generation, width| Pcie { generation, width, most_generation: 5, most_width: 16 }.to_string();
+        assert_eq!([link(5, 16), link(5, 8), link(1, 16)], ["PCIe 5 x16", "PCIe 5 x8 (of 5 x16)", "PCIe 1 x16 (of 5 x16)"]);
     }
 }

@@ -62,6 +62,10 @@ fn measuring_commands_say_what_they_lack() {
     let place = Place::new();
     place.run(&["verify", "-m", "nowhere", "--golden", "no-such-folder"]).refused(3, &["full_512_inputs.safetensors"]);
     place.run(&["bench", "-m", "nowhere", "--device", "cpu"]).refused(2, &["bench needs a GPU"]);
+    place.run(&["bench", "--device", "cpu"]).refused(2, &["--model <PATH>"]);
+    place.run(&["bench", "--link", "--device", "cpu"]).refused(2, &["bench --link needs a GPU"]);
+    place.run(&["bench", "--link", "--device", "cuda:999"]).refused(4, &["driver"]);
+    place.run(&["bench", "--link", "--runs", "3"]).refused(2, &["--runs", "--link"]);
     place.run(&["compare", "-m", "nowhere", "--device", "cpu"]).refused(2, &["compare needs a GPU"]);
     place.run(&["bench", "-m", "nowhere", "--device", "cuda:999"]).refused(4, &["driver"]);
     place.run(&["profile", "-m", "nowhere", "--device", "cpu"]).refused(2, &["profile needs a GPU"]);

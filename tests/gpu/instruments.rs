@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use step1x_edit::cuda::{Ceilings, Nvml};
+use step1x_edit::cuda::{Ceilings, Link, Nvml};
 use step1x_edit::plan::{CONTEXT_BYTES, KERNEL_BYTES};
 use step1x_edit::tensor::DType;
 
@@ -48,6 +48,20 @@ fn ceilings_are_rates_of_a_gpu() {
     let (small, large) = (ceilings.copy_milliseconds(64).unwrap(), ceilings.copy_milliseconds(1 << 30).unwrap());
     assert!(small > 0.0 && small < 0.1 && small < large, "{small} and {large} ms");
     assert!(ceilings.tflops(DType::U8).is_err());
+}
+
+#[test]
+fn the_link_is_measured_and_its_memory_is_given_back() {
+    let Some(gpu) = gpu() else { return };
+    for _ in 0..2 {
+        let link = Link::new(&gpu.device).unwrap();
+        let [small, large] = [1 << 20, 1 << 28].map(|piece| link.upload_gb_per_s(piece).unwrap());
+        assert!(small > 0.5 && large > 0.8 * small && large < 1000.0, "{small} and {large} GB/s");
+        assert!((1e-3..10.0).contains(&link.touch_s_per_gb) && (1e-5..10.0).contains(&link.lock_s_per_gb));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let report = json_of(&run(dir.path(), &["bench", "--link", "--json"]));
+    assert!(number(&report["copies"][2]["gb_per_s"]) > 0.5, "{report}");
 }
 
 #[test]

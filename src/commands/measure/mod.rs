@@ -2,6 +2,7 @@
 
 mod bench;
 mod compare;
+mod link;
 mod meter;
 pub(super) mod profile;
 mod report;
@@ -14,6 +15,7 @@ use anyhow::{Context, Result};
 
 pub use bench::{BenchJob, run as bench};
 pub use compare::{CompareJob, run as compare};
+pub use link::{LinkJob, run as link};
 pub use profile::{ProfileJob, run as profile};
 
 use crate::cuda::Device;
