@@ -19,7 +19,7 @@ fn picture(width: usize, height: usize) -> Rgb {
 }
 
 fn edit(prompt: &str, seed: u64) -> EditParameters {
-    EditParameters { steps: 2, seed, size_level: Some(64), ..EditParameters::new(prompt) }
+    EditParameters { steps: 2, seed, size_level: Some(64), cfg_scale: Some(6.0), ..EditParameters::new(prompt) }
 }
 
 #[test]

@@ -26,8 +26,8 @@ pub const LORA_SCALES: RangeInclusive<f32> = -100.0..=100.0;
 const CFG_SCALE: f32 = 6.0;
 
 /// What the user should know who has not named a model.
-const DEMO_NOTICE: &str = "this is the built-in demo model, which knows pictures of 128x128 pixels with simple shapes; for real pictures \
-                           give the folder of the released model with -m (docs/models.md)";
+const DEMO_NOTICE: &str = "this is the built-in demo model, which knows pictures of simple shapes and edits them at about 128x128 \
+                           pixels; for real pictures give the folder of the released model with -m (docs/models.md)";
 
 /// A model folder, opened and checked.
 pub struct Model {

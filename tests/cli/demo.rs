@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use image::{Rgb, RgbImage};
 use serde_json::Value;
 
 use crate::support::{Answer, Place, parameters, pixels};
@@ -21,7 +22,7 @@ fn the_first_command_turns_the_circle_blue() {
         let (place, begun) = (Place::new(), Instant::now());
         let answer = edit(&place, &["-p", prompt]);
         assert_eq!(answer.code, Some(0), "{}", answer.stderr);
-        assert!(begun.elapsed().as_secs() < 15, "{:?}", begun.elapsed()); // 1.1 s on 2 cores that do nothing else
+        assert!(begun.elapsed().as_secs() < 15, "{:?}", begun.elapsed()); // about 1 s on 2 cores that do nothing else
         assert_eq!(answer.stderr.matches("demo model").count(), 1, "{}", answer.stderr);
         assert!(answer.stderr.contains("-m"), "how to name another: {}", answer.stderr);
         let (width, height, source) = pixels(&std::fs::read(example()).unwrap());
@@ -42,6 +43,31 @@ fn the_first_command_turns_the_circle_blue() {
     }
 }
 
+/// As someone draws one to try the program: hard edges, on white, in the middle, at any size.
+#[test]
+fn a_red_disc_becomes_blue_to_its_rim_and_white_stays_white() {
+    const RIM: f32 = 2.0; // pixels at the working size, 128x128, on either side, in which colours may mix
+    for (side, radius) in [(128, 10.0), (128, 28.0), (128, 56.0), (256, 40.0), (512, 28.0)] {
+        let place = Place::new();
+        let off = |x: u32, y: u32| {
+            let from_middle = |at: u32| (at as f32 + 0.5) * 128.0 / side as f32 - 64.0;
+            from_middle(x).hypot(from_middle(y)) - radius
+        };
+        let paint = |x, y| Rgb(if off(x, y) <= 0.0 { [220, 30, 30] } else { [255; 3] });
+        RgbImage::from_fn(side, side, paint).save(place.path("disc.png")).unwrap();
+        let answer = place.run(&["edit", "-i", "disc.png", "-p", "make the circle blue", "-o", "out.png", "--device", "cpu"]);
+        assert_eq!(answer.code, Some(0), "{}", answer.stderr);
+        let edited = image::load_from_memory(&place.read("out.png")).unwrap().to_rgb8();
+        assert_eq!(edited.dimensions(), (side, side));
+        for (x, y, Rgb(colour)) in edited.enumerate_pixels() {
+            let (expected, most) = if off(x, y) < 0.0 { ([40, 80, 210], 25) } else { ([255; 3], 12) };
+            let error = colour.iter().zip(expected).map(|(a, b): (&u8, u8)| a.abs_diff(b)).max().unwrap();
+            let right = error <= most || off(x, y).abs() < RIM;
+            assert!(right, "{side} pixels, radius {radius}: ({x}, {y}) is {colour:?}, not {expected:?}");
+        }
+    }
+}
+
 #[test]
 fn only_pictures_are_edited() {
     let place = Place::new();
@@ -58,27 +84,48 @@ fn the_gallery_has_a_result_beside_every_source() {
     let asset = |name: &str| std::fs::read(format!("{}/assets/gallery/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
     let cells: Vec<Value> = serde_json::from_slice(&asset("cases.json")).unwrap();
     assert!(answer.stderr.contains(&format!("{} edits, 1 steps", cells.len())), "{}", answer.stderr);
-    let area: u64 = cells.iter().map(|cell| cell["size"][0].as_u64().unwrap() * cell["size"][1].as_u64().unwrap()).sum();
-    let (template, made) = (pixels(&asset("template.png")), pixels(&place.read("gallery.png")));
-    assert_eq!((template.0, template.1), (made.0, made.1));
-    let changed = template.2.chunks_exact(3).zip(made.2.chunks_exact(3)).filter(|(a, b)| a != b).count() as u64;
-    assert!(100 * changed > 96 * area && changed <= area, "{changed} of {area} pixels differ");
+    let open = |bytes: &[u8]| image::load_from_memory(bytes).unwrap().to_rgb8();
+    let (template, made) = (open(&asset("template.png")), open(&place.read("gallery.png")));
+    assert_eq!(template.dimensions(), made.dimensions());
+    let mut changes = template.pixels().zip(made.pixels()).filter(|(a, b)| a != b).count();
+    let (mut coloured, mut filled) = (0, 0); // pixels that are not white in a source, as an empty result is; of these, changed in the result
+    for cell in &cells {
+        let [size, source, result] =
+            ["size", "source", "result"].map(|key| [0, 1].map(|i| cell[key][i].as_u64().unwrap() as u32));
+        let places = || (0..size[1]).flat_map(|y| (0..size[0]).map(move |x| (x, y)));
+        let changed = |&(x, y): &(u32, u32)| {
+            let at = (result[0] + x, result[1] + y);
+            template.get_pixel(at.0, at.1) != made.get_pixel(at.0, at.1)
+        };
+        let shown: Vec<_> = places().filter(|(x, y)| template.get_pixel(source[0] + x, source[1] + y).0 != [255; 3]).collect();
+        let changed_there = shown.iter().filter(|at| changed(at)).count();
+        assert!(2 * changed_there > shown.len(), "{cell}: {changed_there} of {} pixels differ", shown.len());
+        (coloured, filled) = (coloured + shown.len(), filled + changed_there);
+        changes -= places().filter(changed).count();
+    }
+    assert!(100 * filled > 96 * coloured, "{filled} of {coloured} pixels differ");
+    assert_eq!(changes, 0, "outside the results");
     place.run(&args).refused(2, &["gallery.png", "--force"]);
     let quiet = place.run(&[&args[..], &["-f", "-q"]].concat());
     assert_eq!((quiet.code, quiet.stderr.as_str()), (Some(0), ""));
     place.run(&["demo", "-o", "gallery.txt"]).refused(2, &["gallery.txt"]);
 }
 
-/// The first 22 held-out cases of tools/demo_model, each kind in both languages, with fewer steps than `edit` takes.
+/// Cases of tools/demo_model, all sets, with fewer steps than `edit` takes. The last bits of a sum, which differ from processor to
+/// processor, can decide a close one.
 #[test]
 fn held_out_edits_are_right() {
-    let (place, cases) = (Place::new(), format!("{}/tests/data/demo_cases", env!("CARGO_MANIFEST_DIR")));
-    let answer = place.run(&["judge", "--cases", &cases, "--steps", "8", "--device", "cpu", "--json"]);
-    assert_eq!(answer.code, Some(0), "{}", answer.stderr);
-    let report: Value = answer.json();
-    assert_eq!(report["cases"], 22);
-    assert!(report["right"].as_u64().unwrap() >= RIGHT, "{}", answer.stdout);
+    for (set, count, least) in [
+        ("demo", 22, 18), // the model gets 20: the first cases of the grid, each kind in both languages
+        ("wide", 22, 16), // 18
+        ("drawn", 9, 8),  // 9
+    ] {
+        let (place, cases) = (Place::new(), format!("{}/tests/data/{set}_cases", env!("CARGO_MANIFEST_DIR")));
+        let answer = place.run(&["judge", "--cases", &cases, "--steps", "8", "--device", "cpu", "--json"]);
+        assert_eq!(answer.code, Some(0), "{}", answer.stderr);
+        let report: Value = answer.json();
+        assert_eq!(report["cases"], count, "{set}");
+        assert_eq!(report["run"], "cpu, f32, official rules, 8 steps, guidance 1", "the model's own");
+        assert!(report["right"].as_u64().unwrap() >= least, "{set}: {}", answer.stdout);
+    }
 }
-
-/// Of 22. The model gets 19; the last bits of a sum, which differ from processor to processor, can decide a close one.
-const RIGHT: u64 = 17;

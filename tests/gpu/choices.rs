@@ -77,7 +77,12 @@ fn an_edit_has_the_same_bytes_whatever_the_cache_holds() {
         let setup = step1x_edit::cuda::Setup { cache: cache.map(Into::into), ..gpu.setup.clone() };
         let choice = PlaceChoice { device: DeviceChoice::Cuda(0), setup, ..PlaceChoice::default() };
         let mut engine = Engine::open(Model::demo().unwrap(), Place::open(&choice).unwrap()).unwrap();
-        let wanted = EditParameters { steps: 4, size_level: Some(128), ..EditParameters::new("make the circle blue") };
+        let wanted = EditParameters {
+            steps: 4,
+            size_level: Some(128),
+            cfg_scale: Some(6.0),
+            ..EditParameters::new("make the circle blue")
+        };
         engine.edit(&wanted, Some(&picture), &mut Silent).unwrap().picture
     };
     let files = || fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();

@@ -26,7 +26,7 @@ fn picture(width: usize, height: usize) -> Rgb {
 }
 
 fn edit(prompt: &str, seed: u64) -> EditParameters {
-    EditParameters { steps: 4, seed, size_level: Some(128), ..EditParameters::new(prompt) }
+    EditParameters { steps: 4, seed, size_level: Some(128), cfg_scale: Some(6.0), ..EditParameters::new(prompt) }
 }
 
 #[test]

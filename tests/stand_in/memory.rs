@@ -43,7 +43,8 @@ fn engine(stand_in: &StandIn) -> Engine {
 
 fn edit(engine: &mut Engine, heard: &mut Heard) -> Result<Edited> {
     let picture = Rgb { width: 64, height: 64, data: vec![100; 64 * 64 * 3] };
-    let wanted = EditParameters { steps: 3, size_level: Some(64), ..EditParameters::new("make the circle blue") };
+    let wanted =
+        EditParameters { steps: 3, size_level: Some(64), cfg_scale: Some(6.0), ..EditParameters::new("make the circle blue") };
     engine.edit(&wanted, Some(&picture), heard)
 }
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cases import OBLONGS, SQUARES, grid_cases, wide_case
 
-COUNT, COLUMNS, MOST = 24, 4, 256  # grid cases, in a row; pixels along a side of wide ones
+COUNT, COLUMNS, MOST = 12, 4, 256  # grid cases, in a row; pixels along a side of wide ones
 GAP, TEXT, ARROW = 14, 36, 24  # pixels between cells, for two lines of text, between source and result
 WIDTH = GAP + COLUMNS * (2 * 128 + ARROW + GAP)
 INK, PAPER = (40, 40, 40), (255, 255, 255)
