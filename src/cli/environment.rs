@@ -13,6 +13,7 @@ use super::values;
 use crate::commands::pull::{HubEnvironment, Token};
 use crate::cuda::Setup;
 use crate::pipeline::Caches;
+use crate::tensor::Component;
 
 /// Folders of libraries: those of STEP1X_CUDA_LIB, then those of Python environments (VIRTUAL_ENV, CONDA_PREFIX, that of
 /// `python3`), then those of installed toolkits. The cache: STEP1X_CACHE, or `step1x-edit` in the user's cache folder.
@@ -41,12 +42,12 @@ fn threads_of(wanted: Option<&str>, cores: usize, most: usize) -> (usize, Option
     }
 }
 
-/// What `-m` names: a path, else a model by its name in the cache of a hub.
+/// What `-m`, `--vae` or `--text-encoder` names: a path, else a model by its name in the cache of a hub, or a part of it.
 ///
 /// # Errors
 /// A model error: neither is there.
-pub(super) fn model(named: &Path) -> Result<PathBuf> {
-    Ok(caches(&|name| env::var_os(name).filter(|value| !value.is_empty())).locate(named)?)
+pub(super) fn located(named: &Path, what: Component) -> Result<PathBuf> {
+    Ok(caches(&|name| env::var_os(name).filter(|value| !value.is_empty())).locate(named, what)?)
 }
 
 type Variable<'a> = &'a dyn Fn(&str) -> Option<OsString>;

@@ -7,14 +7,15 @@ use clap::Args;
 
 use super::environment;
 use crate::pipeline::ModelPath;
+use crate::tensor::Component;
 
 /// Parts that are elsewhere than beside the transformer.
 #[derive(Clone, Debug, Args)]
 pub struct PartsArgs {
-    /// Autoencoder, where it is not beside the transformer: its .safetensors or its folder
+    /// Autoencoder, where it is not beside the transformer: its .safetensors, its folder, or a name as of -m
     #[arg(long, value_name = "PATH", requires = "model", hide_short_help = true)]
     vae: Option<PathBuf>,
-    /// Text encoder, where it is not beside the transformer: its folder, or the .safetensors in it
+    /// Text encoder, where it is not beside the transformer: its folder, the .safetensors in it, or a name as of -m
     #[arg(long, value_name = "PATH", requires = "model", hide_short_help = true)]
     text_encoder: Option<PathBuf>,
 }
@@ -23,9 +24,13 @@ impl PartsArgs {
     /// The model of a path or a name, with these parts.
     ///
     /// # Errors
-    /// A model error: no cache has the model of this name.
+    /// A model error: no cache has the model, or a part, of this name.
     pub(super) fn of(&self, model: &Path) -> Result<ModelPath> {
-        let model = environment::model(model)?.as_path().into();
-        Ok(ModelPath { vae: self.vae.clone(), text_encoder: self.text_encoder.clone(), ..model })
+        let part = |named: &Option<PathBuf>, what| named.as_deref().map(|named| environment::located(named, what)).transpose();
+        Ok(ModelPath {
+            model: environment::located(model, Component::Dit)?,
+            vae: part(&self.vae, Component::Vae)?,
+            text_encoder: part(&self.text_encoder, Component::Qwen)?,
+        })
     }
 }

@@ -11,6 +11,7 @@ use super::json::read;
 use super::layout::{DIT_V1_0, DIT_V1_1, Listed, REVISION_BYTES, is_plain_name, names_in, read_of, snapshot};
 use super::words::{listed, shown};
 use super::{ModelError, Result};
+use crate::tensor::Component;
 
 /// Most characters of a name, with its revision.
 const NAME_CHARACTERS: usize = 200;
@@ -107,8 +108,19 @@ impl<'a> HubName<'a> {
         }
     }
 
-    /// How the model of this name, written so, is got, and how much that is.
-    fn remedy(&self, written: &str) -> String {
+    /// How what is meant by this name, written so, is got, and how much that is.
+    fn remedy(&self, written: &str, what: Component) -> String {
+        if what != Component::Dit {
+            let whole = RELEASED.iter().rfind(|(_, repository, _)| *repository == self.repository);
+            return match (whole.filter(|_| self.unread().is_none()), what) {
+                (Some((short, ..)), _) => format!("`step1x-edit pull {short}` gets it with its model: 42 GB, licence Apache-2.0"),
+                (None, _) if self.repository == TEXT_ENCODER_REPOSITORY => {
+                    format!("`step1x-edit pull {TEXT_ENCODER_REPOSITORY}` gets it: 17 GB, licence Apache-2.0")
+                }
+                (None, Component::Qwen) => format!("if it is one on Hugging Face, `step1x-edit pull {written}` gets it"),
+                (None, _) => format!("if it is one on Hugging Face, `step1x-edit pull {written} --all` gets its repository"),
+            };
+        }
         if let Some(why) = self.unread() {
             return why.into();
         }
@@ -125,15 +137,22 @@ impl<'a> HubName<'a> {
 
 impl Caches {
     /// The folder or file that `named` means: what there is at this path, else the place of the model of this name in a cache. What is no
-    /// name either comes back as it is.
+    /// name either comes back as it is. `what` is wanted of it: the whole model, by its transformer, or one part, whose folder it may also
+    /// be. A short name of the authors' repository means, for the text encoder, that of Qwen's.
     ///
     /// # Errors
     /// No cache has the model, or not this revision of it, or not its transformer.
-    pub fn locate(&self, named: &Path) -> Result<PathBuf> {
+    pub fn locate(&self, named: &Path, what: Component) -> Result<PathBuf> {
         let name = named.to_str().filter(|_| !named.exists()).and_then(HubName::parse);
-        let Some(name) = name else {
+        let Some(mut name) = name else {
             return Ok(named.to_path_buf());
         };
+        if what != Component::Dit {
+            name.dit = None;
+        }
+        if what == Component::Qwen && name.repository == OFFICIAL && name.revision.is_none() {
+            name.repository = TEXT_ENCODER_REPOSITORY;
+        }
         let mut seen = Vec::new();
         for place in self.places(&name) {
             match &place {
@@ -154,15 +173,15 @@ impl Caches {
         }
         let path = std::path::absolute(named).unwrap_or_else(|_| named.to_path_buf());
         seen.insert(0, path.display().to_string());
-        let what = match named.to_str() == Some(name.repository) {
+        let meaning = match named.to_str() == Some(name.repository) {
             true => String::new(),
             false => format!(", which is {}{}", name.repository, name.revision.map_or(String::new(), |r| format!(" at {r}"))),
         };
         let looked = listed("looked for", &seen);
         Err(ModelError::new(format!(
-            "{}{what}: there is no such folder or file, and no cache of a hub has it{looked}\n{}",
+            "{}{meaning}: there is no such folder or file, and no cache of a hub has it{looked}\n{}",
             named.display(),
-            name.remedy(named.to_str().unwrap_or_default())
+            name.remedy(named.to_str().unwrap_or_default(), what)
         )))
     }
 
@@ -266,7 +285,7 @@ mod tests {
             fs::create_dir_all(at("scope/models/org--newer/snapshots").join(branch)).unwrap();
         }
         let caches = Caches { hugging_face: Some(at("hub")), modelscope: vec![at("scope"), at("scope/models")] };
-        let found = |name: &str| caches.locate(Path::new(name)).unwrap();
+        let found = |name: &str| caches.locate(Path::new(name), Component::Dit).unwrap();
         let snapshot = |commit: &str| at(&format!("{official}/snapshots/{commit}"));
         assert_eq!(found("stepfun-ai/Step1X-Edit"), snapshot("def"));
         assert_eq!(found("stepfun-ai/Step1X-Edit@refs/pr/1"), snapshot("abc"));
@@ -278,7 +297,7 @@ mod tests {
         assert_eq!(found("no/name/at/all"), Path::new("no/name/at/all"));
 
         let refused = |name: &str, words: &[&str]| {
-            let fault = caches.locate(Path::new(name)).unwrap_err().to_string();
+            let fault = caches.locate(Path::new(name), Component::Dit).unwrap_err().to_string();
             words.iter().for_each(|word| assert!(fault.contains(word), "{name}: {word}: {fault}"));
         };
         refused(
@@ -298,5 +317,39 @@ mod tests {
         fs::create_dir_all(&other).unwrap();
         fs::write(other.join(DIT_V1_0), "").unwrap();
         assert_eq!(found("v1.0"), other.join(DIT_V1_0));
+    }
+
+    #[test]
+    fn parts_are_found_in_caches() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        let caches = Caches { hugging_face: Some(at("hub")), modelscope: vec![] };
+        let locate = |name: &str, what| caches.locate(Path::new(name), what);
+        let refused = |name: &str, what, words: &str| {
+            let fault = locate(name, what).unwrap_err().to_string();
+            assert!(fault.contains(words) && fault.contains("no cache of a hub has it"), "{name}: {fault}");
+        };
+        let whole = "`step1x-edit pull v1.1` gets it with its model: 42 GB, licence Apache-2.0";
+        for (name, what, words) in [
+            ("v1.1", Component::Vae, whole),
+            (OFFICIAL, Component::Vae, whole),
+            ("v1.1", Component::Qwen, "`step1x-edit pull Qwen/Qwen2.5-VL-7B-Instruct` gets it: 17 GB, licence Apache-2.0"),
+            (TEXT_ENCODER_REPOSITORY, Component::Qwen, "`step1x-edit pull Qwen/Qwen2.5-VL-7B-Instruct` gets it: 17 GB"),
+            ("v1.1-diffusers", Component::Qwen, "`step1x-edit pull v1.1-diffusers` gets it with its model"),
+            ("org/vae@x", Component::Vae, "if it is one on Hugging Face, `step1x-edit pull org/vae@x --all` gets its repository"),
+            ("org/text", Component::Qwen, "if it is one on Hugging Face, `step1x-edit pull org/text` gets it"),
+            ("v1p2", Component::Vae, "`step1x-edit pull v1p2 --all`"),
+        ] {
+            refused(name, what, words);
+        }
+        let snapshot = |repository: &str| at(&format!("hub/models--{}/snapshots/abc", repository.replace('/', "--")));
+        for repository in [OFFICIAL, TEXT_ENCODER_REPOSITORY, "org/vae"] {
+            fs::create_dir_all(snapshot(repository)).unwrap();
+        }
+        assert_eq!(locate("v1.1", Component::Vae).unwrap(), snapshot(OFFICIAL), "the folder, whatever transformer it lacks");
+        assert_eq!(locate("v1.0", Component::Qwen).unwrap(), snapshot(TEXT_ENCODER_REPOSITORY));
+        assert_eq!(locate("org/vae@abc", Component::Vae).unwrap(), snapshot("org/vae"));
+        assert_eq!(locate("ae.safetensors", Component::Vae).unwrap(), Path::new("ae.safetensors"));
+        refused("v1.1@abd", Component::Qwen, "it has abc");
     }
 }

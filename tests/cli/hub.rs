@@ -54,6 +54,8 @@ pub struct Reply {
     pub sent: Option<usize>,
     /// How long the connection stays open then.
     pub then: Duration,
+    /// The body comes again and again, of no length that is said, with this pause after each time.
+    pub again: Option<Duration>,
 }
 
 impl Reply {
@@ -75,11 +77,19 @@ impl Reply {
     }
 
     fn send(&self, mut to: impl Write) {
-        let mut head = format!("HTTP/1.1 {} x\r\nContent-Length: {}\r\nConnection: close\r\n", self.status, self.body.len());
+        let mut head = format!("HTTP/1.1 {} x\r\nConnection: close\r\n", self.status);
+        if self.again.is_none() {
+            head += &format!("Content-Length: {}\r\n", self.body.len());
+        }
         self.headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         let body = &self.body[..self.sent.unwrap_or(self.body.len())];
         // Who asked may have gone away.
         let _ = to.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| to.write_all(body)).and_then(|()| to.flush());
+        while let Some(pause) = self.again
+            && to.write_all(body).and_then(|()| to.flush()).is_ok()
+        {
+            std::thread::sleep(pause);
+        }
         std::thread::sleep(self.then);
     }
 }
@@ -261,6 +271,9 @@ fn usual(repositories: &Repositories, asked: &Asked, elsewhere: &str) -> Reply {
             let file = |(name, bytes): (&String, &Vec<u8>)| json!({"Path": name, "Name": name, "Size": bytes.len(), "Sha256": sha256(bytes), "Type": "blob"});
             let files = files.iter().map(file).chain([json!({"Path": "assets", "Name": "assets", "Type": "tree"})]);
             return Reply::json(&json!({"Code": 200, "Data": {"Files": files.collect::<Vec<_>>()}}));
+        }
+        if path == format!("api/v1/models/{id}") {
+            return Reply::json(&json!({"Code": 200, "Data": {"Name": id, "License": "Apache License 2.0"}}));
         }
         if path == format!("api/v1/models/{id}/repo") {
             let name = query.split('&').find_map(|part| part.strip_prefix("FilePath=")).unwrap_or_default();

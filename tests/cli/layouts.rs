@@ -237,6 +237,53 @@ fn parts_elsewhere_are_taken_where_they_are_named() {
     place.run(&["edit", "-i", &fixture("grey.png"), "-p", "x", "-o", "x.png", "--vae", "model/vae"]).refused(2, &["--model"]);
 }
 
+/// Parts by the names of their repositories, in the cache of a hub.
+#[test]
+fn parts_are_named_as_models_are() {
+    let place = Place::new();
+    place.edited(&["-i", &fixture("grey.png"), "-o", "shared.png"]);
+    fs::create_dir(place.path("alone")).unwrap();
+    fs::hard_link(model().join(DIT), place.path("alone/dit.safetensors")).unwrap();
+    fs::hard_link(model().join(SETTINGS), place.path("alone/step1x.json")).unwrap();
+    let edit = |vae: &str, text: &str, output: &str| -> Answer {
+        let picture = fixture("grey.png");
+        let args = ["-m", "alone/dit.safetensors", "--vae", vae, "--text-encoder", text, "-i", &picture, "-o", output];
+        place.command(&place.edit_args(&args)).env("HF_HUB_CACHE", place.path("hub")).output().unwrap().into()
+    };
+    edit("v1.1", "v1.1", "out.png")
+        .refused(3, &["no cache of a hub has it", "`step1x-edit pull v1.1` gets it with its model: 42 GB"]);
+    let commit = |repository: &str| {
+        let folder = place.path("hub").join(repository);
+        fs::create_dir_all(folder.join("refs")).unwrap();
+        fs::create_dir_all(folder.join("snapshots/abc")).unwrap();
+        fs::write(folder.join("refs/main"), "abc").unwrap();
+        folder.join("snapshots/abc")
+    };
+    fs::hard_link(model().join(VAE), commit("models--stepfun-ai--Step1X-Edit").join(VAE)).unwrap();
+    edit("v1.1", "v1.1", "out.png").refused(3, &["`step1x-edit pull Qwen/Qwen2.5-VL-7B-Instruct` gets it: 17 GB"]);
+    let qwen = commit("models--Qwen--Qwen2.5-VL-7B-Instruct");
+    for file in [CONFIG, TOKENIZER, TEXT] {
+        fs::hard_link(model().join(file), qwen.join(Path::new(file).file_name().unwrap())).unwrap();
+    }
+    for (i, (vae, text)) in [
+        ("v1.1", "v1.1"),
+        ("stepfun-ai/Step1X-Edit@abc", "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ("v1.0@main", "Qwen/Qwen2.5-VL-7B-Instruct@abc"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let output = format!("{i}.png");
+        let answer = edit(vae, text, &output);
+        assert_eq!(answer.code, Some(0), "{vae} and {text}: {}", answer.stderr);
+        assert_eq!(place.read("shared.png"), place.read(&output), "{vae} and {text}");
+    }
+    edit("v1.1@def", "v1.1", "out.png").refused(3, &["it has main, abc"]);
+    edit("org/other", "v1.1", "out.png").refused(3, &["models--org--other", "`step1x-edit pull org/other --all`"]);
+    edit("Qwen/Qwen2.5-VL-7B-Instruct", "v1.1", "out.png").refused(3, &["this is no complete autoencoder"]);
+    assert!(!place.path("out.png").exists());
+}
+
 /// In a folder of diffusers, the transformer's folder, its file and any of its shards stand for the model.
 #[test]
 fn a_transformer_of_diffusers_finds_the_rest_around_it() {

@@ -108,3 +108,63 @@ fn inspect_says_what_a_file_is_and_whether_it_fits() {
     let looked = &answer.json()["loras"][0];
     assert_eq!((&looked["fits"], &looked["ranks"], &looked["alphas"]), (&json!(true), &json!({"4": 1}), &json!([2.0, 2.0])));
 }
+
+/// Cases are edited as `edit` does it with the same file.
+#[test]
+fn judge_edits_with_a_lora() {
+    let place = Place::new();
+    write(&place, "a.safetensors", &[QKV, TO_K], &[]);
+    let data = format!("{}/tests/data/demo_cases", env!("CARGO_MANIFEST_DIR"));
+    let judged = |output: &str, loras: &[&str]| {
+        let common = ["judge", "-m", model().to_str().unwrap(), "--cases", &data, "--limit", "1", "--steps", "1", "-o", output];
+        place.run(&[&common[..], &["--size-level", "64", "--device", "cpu"], loras].concat())
+    };
+    for (output, loras) in [("plain", &[][..]), ("with", &["--lora", "a.safetensors:1"])] {
+        let answer = judged(output, loras);
+        assert_eq!(answer.code, Some(0), "{}", answer.stderr);
+    }
+    let pixels = |name: &str| crate::support::pixels(&place.read(name));
+    assert_ne!(pixels("with/000.png"), pixels("plain/000.png"));
+    let list: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(format!("{data}/cases.json")).unwrap()).unwrap();
+    let (source, instruction) = (format!("{data}/000.source.png"), list[0]["instruction"].as_str().unwrap());
+    let args = ["-i", &source, "-p", instruction, "--steps", "1", "--lora", "a.safetensors", "-o", "one.png", "--device", "cpu"];
+    place.edited(&args);
+    assert_eq!(pixels("with/000.png"), pixels("one.png"));
+    write(&place, "part.safetensors", &[QKV], &["guidance_in.lora_A.weight"]);
+    judged("none", &["--lora", "part.safetensors"]).refused(3, &["1 modules fit", "guidance_in.lora_A.weight"]);
+    judged("none", &["--lora", "a.safetensors:101"]).refused(2, &["give a scale from -100 to 100"]);
+    assert!(!place.path("none").exists());
+}
+
+/// `bench` and `profile` take a file, and need a GPU for what they do with it.
+#[test]
+fn measuring_commands_take_a_lora_and_say_what_is_wrong_with_it() {
+    let place = Place::new();
+    write(&place, "a.safetensors", &[QKV], &[]);
+    let model = model().to_str().unwrap();
+    for command in ["bench", "profile"] {
+        let run = |lora: &str| place.run(&[command, "-m", model, "--device", "cpu", "--lora", lora]);
+        run("a.safetensors:0.5").refused(2, &[&format!("{command} needs a GPU")]);
+        run("a.safetensors:1000").refused(2, &["give a scale from -100 to 100"]);
+        run(":1").refused(2, &["give the file before the colon"]);
+    }
+}
+
+/// What checks the program itself, and what has no model of the user's, takes none.
+#[test]
+fn where_a_lora_has_no_meaning_it_is_refused() {
+    let place = Place::new();
+    let model = model().to_str().unwrap();
+    for args in [
+        &["compare", "-m", model][..],
+        &["verify", "-m", model, "--golden", "."],
+        &["demo", "-o", "out.png"],
+        &["synth", "--preset", "tiny", "-o", "out"],
+        &["pull", "v1.1"],
+        &["op", "linear"],
+        &["doctor"],
+    ] {
+        place.run(&[args, &["--lora", "a.safetensors"]].concat()).refused(2, &["unexpected argument '--lora'"]);
+    }
+    assert!(place.names().is_empty(), "{:?}", place.names());
+}

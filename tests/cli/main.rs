@@ -9,6 +9,8 @@ mod eight_bits;
 mod faults;
 mod flags;
 #[cfg(feature = "pull")]
+mod hostile;
+#[cfg(feature = "pull")]
 mod hub;
 mod inspect;
 mod interrupt;

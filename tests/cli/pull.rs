@@ -377,6 +377,33 @@ fn modelscope_has_its_own_lists_and_its_own_cache() {
     let mut command = place.command(&["inspect", "-m", "v1.1"]);
     let inspected: Answer = command.env("MODELSCOPE_CACHE", place.path("scope")).output().unwrap().into();
     fetched(&inspected);
+
+    assert!(answer.stdout.contains("stepfun-ai/Step1X-Edit at master; licence Apache License 2.0\n"), "{}", answer.stdout);
+    let silent = Hub::with_model(Box::new(|asked, usual| match asked.path.contains("/repo") {
+        true => usual,
+        false => Reply::status(404),
+    }));
+    let silent = silent.pull(&place, &["v1.1", "--source", "modelscope"]);
+    fetched(&silent);
+    assert!(silent.stdout.contains("stepfun-ai/Step1X-Edit at master; see its page for the licence\n"), "{}", silent.stdout);
+}
+
+/// In ModelScope's cache a file has its own name, whatever it holds: one of the same size that is not the hub's is fetched again.
+#[test]
+fn a_file_that_has_changed_on_modelscope_is_fetched_again() {
+    let (place, hub) = (Place::new(), Hub::with_model(plain()));
+    let pull = || hub.pull(&place, &["v1.1", "--source", "modelscope"]);
+    fetched(&pull());
+    let path = format!("scope/models/stepfun-ai/Step1X-Edit/{DIT}");
+    let mut older = place.read(&path);
+    older[100_000] ^= 1;
+    place.write(&path, &older);
+    let before = hub.asked().len();
+    let answer = pull();
+    fetched(&answer);
+    assert!(answer.stderr.contains(&format!("{DIT}: the one that is there is not the hub's")), "{}", answer.stderr);
+    assert!(place.read(&path) == repositories()[OFFICIAL][DIT]);
+    assert_eq!(hub.asked().len(), before + 5, "two lists, two pages and a file");
 }
 
 #[test]

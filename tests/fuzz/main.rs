@@ -7,6 +7,7 @@
 //! STEP1X_FUZZ_FIRST=4711 STEP1X_FUZZ_CASES=1 cargo test --release --test fuzz pictures      # one case again
 //! ```
 
+mod lora;
 mod mutate;
 mod run;
 

@@ -19,6 +19,9 @@ use crate::weights::{ModelError, shown};
 /// Most bytes of a list of files; that of a repository with ten thousand has 3 million.
 const LIST_BYTES_MAX: u64 = 16 << 20;
 
+/// Times of a server's patience (30 s, if nothing else is said) that a list may take.
+const LIST_TIMES_MAX: u32 = 10;
+
 /// Most redirects of a request; the hub takes two.
 const REDIRECTS_MAX: usize = 5;
 
@@ -57,6 +60,8 @@ pub(super) struct Client<'a> {
     home: Uri,
     token: Option<&'a Token>,
     source: Source,
+    /// How long a server may say nothing.
+    patience: Duration,
     say: &'a (dyn Fn(&str) + Sync),
     /// One request has failed for good, so no other needs to go on.
     pub stopped: AtomicBool,
@@ -74,7 +79,8 @@ impl<'a> Client<'a> {
         let token = environment.token.as_ref().filter(|_| source == Source::HuggingFace);
         let agent = |proxy: &Option<String>, variable: &str| agent(environment, proxy.as_deref(), variable).map_err(usage);
         let (https, http) = (agent(&environment.https_proxy, "HTTPS_PROXY")?, agent(&environment.http_proxy, "HTTP_PROXY")?);
-        Ok(Client { https, http, home, token, source, say, stopped: AtomicBool::new(false) })
+        let patience = environment.patience;
+        Ok(Client { https, http, home, token, source, patience, say, stopped: AtomicBool::new(false) })
     }
 
     /// A line for a person.
@@ -85,10 +91,19 @@ impl<'a> Client<'a> {
     /// The JSON at an address; `what` it is, in words.
     pub fn json<T: DeserializeOwned>(&self, url: &str, what: &str) -> Result<T> {
         let bytes = self.patiently(what, || {
-            let response = self.get(url, what, 0)?;
-            let mut bytes = Vec::new();
-            let read = response.into_body().into_reader().take(LIST_BYTES_MAX + 1).read_to_end(&mut bytes);
-            read.map_err(|error| Failure::passing(format!("the connection broke: {error}")))?;
+            let mut body = self.get(url, what, 0)?.into_body().into_reader().take(LIST_BYTES_MAX + 1);
+            let (mut bytes, mut piece, since) = (Vec::new(), vec![0; 64 << 10], Instant::now());
+            loop {
+                match body.read(&mut piece) {
+                    Ok(0) => break,
+                    Ok(got) => bytes.extend(&piece[..got]),
+                    Err(error) => return Err(broken(&error, false)),
+                }
+                if since.elapsed() > self.patience * LIST_TIMES_MAX {
+                    let seconds = (self.patience * LIST_TIMES_MAX).as_secs();
+                    return Err(anyhow!("{what}: the answer did not end within {seconds} s; try again later").into());
+                }
+            }
             if bytes.len() as u64 > LIST_BYTES_MAX {
                 return Err(ModelError::new(format!("{what}: the answer has more than {LIST_BYTES_MAX} bytes")).into());
             }

@@ -91,14 +91,47 @@ pub(super) fn all(plan: &Plan, client: &Client, ears: &Ears, quiet: bool) -> Res
 
 /// Brings one file to its place.
 fn fetch(file: &Remote, client: &Client, count: &Count) -> Result<()> {
-    let _lock = file.place.lock(|| client.say(&format!("{}: another program fetches it; waiting for that", file.path)))?;
+    let name = shown(&file.path);
+    let _lock = file.place.lock(|| client.say(&format!("{name}: another program fetches it; waiting for that")))?;
     if file.place.is_whole(file.bytes) {
-        count.more(file.bytes);
-        return Ok(());
+        if is_as_listed(file, count)? {
+            return Ok(());
+        }
+        client.say(&format!("{name}: the one that is there is not the hub's; fetching that"));
     }
     let mut part = Part::open(file, count)?;
-    client.patiently(&file.path, || part.go_on(client))?;
+    client.patiently(&name, || part.go_on(client))?;
     part.end()
+}
+
+/// Whether a whole file is the one that the hub lists: one that is named by its digest is; of another, the bytes are compared.
+fn is_as_listed(file: &Remote, count: &Count) -> Result<bool> {
+    if file.place.link.is_some() {
+        count.more(file.bytes);
+        return Ok(true);
+    }
+    let path = &file.place.whole;
+    let read = || read_through(&mut File::open(path)?, file, count);
+    let (digest, have) = read().with_context(|| format!("cannot read {}", path.display()))?;
+    let same = digest.end() == file.digest;
+    if !same {
+        count.less(have);
+    }
+    Ok(same)
+}
+
+/// The digest of what a file holds, from where it stands on, and how many bytes that is; they count as there.
+fn read_through(from: &mut File, remote: &Remote, count: &Count) -> std::io::Result<(RunningDigest, u64)> {
+    let (mut digest, mut have, mut piece) = (digest_of(remote), 0, vec![0; PIECE]);
+    loop {
+        let got = from.read(&mut piece)?;
+        if got == 0 {
+            return Ok((digest, have));
+        }
+        digest.update(&piece[..got]);
+        have += got as u64;
+        count.more(got as u64);
+    }
 }
 
 /// What is there of a file.
@@ -115,21 +148,17 @@ impl<'a> Part<'a> {
     /// Opens it, and reads what an earlier run has left.
     fn open(remote: &'a Remote, count: &'a Count) -> Result<Part<'a>> {
         let path = &remote.place.part;
+        // A link would have another file written, a pipe waited for.
+        if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+            return Err(anyhow!("{} is no regular file, where what is fetched is kept; delete it", path.display()));
+        }
         let open = || {
             let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
             if file.metadata()?.len() > remote.bytes {
                 file.set_len(0)?;
             }
-            let (mut digest, mut have, mut piece) = (digest_of(remote), 0, vec![0; PIECE]);
-            loop {
-                let got = file.read(&mut piece)?;
-                if got == 0 {
-                    return Ok::<_, std::io::Error>((file, digest, have));
-                }
-                digest.update(&piece[..got]);
-                have += got as u64;
-                count.more(got as u64);
-            }
+            let (digest, have) = read_through(&mut file, remote, count)?;
+            Ok::<_, std::io::Error>((file, digest, have))
         };
         let (file, digest, have) = open().with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Part { remote, count, file, have, digest })
@@ -147,6 +176,7 @@ impl<'a> Part<'a> {
     /// Asks for the rest and writes what comes.
     fn go_on(&mut self, client: &Client) -> Result<(), Failure> {
         let Remote { bytes, path, url, .. } = self.remote;
+        let path = &shown(path);
         if self.have == *bytes {
             return Ok(());
         }
@@ -212,6 +242,7 @@ impl<'a> Part<'a> {
     /// Gives the file its name, if it is what the hub has listed.
     fn end(mut self) -> Result<()> {
         let Remote { place, path, digest, .. } = self.remote;
+        let path = shown(path);
         let found = std::mem::replace(&mut self.digest, digest_of(self.remote)).end();
         if found != *digest {
             let gone = fs::remove_file(&place.part);

@@ -55,6 +55,10 @@ pub(super) fn list(client: &Client, hub: &str, cache: &Path, id: &str, revision:
     if !is_commit {
         return Err(ModelError::new(format!("{id}: the hub names the commit \"{}\", which is none", shown(&info.sha))).into());
     }
+    let is_pinned = revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_pinned && !revision.eq_ignore_ascii_case(&info.sha) {
+        return Err(ModelError::new(format!("{id}: the commit {revision} was asked for, and the hub names {}", info.sha)).into());
+    }
     let name = format!("models--{}", id.replace('/', "--"));
     let (home, locks) = (cache.join(&name), cache.join(".locks").join(&name));
     let file = |sibling: Sibling| {

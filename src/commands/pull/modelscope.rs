@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::client::{Client, quoted};
 use super::place::Place;
 use super::remote::{Remote, Repository};
+use crate::weights::shown;
 
 /// The branch that ModelScope takes where none is named.
 const BRANCH: &str = "master";
@@ -36,7 +37,24 @@ struct Entry {
     kind: String,
 }
 
-/// The files of a repository.
+/// What ModelScope says of a model.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Page {
+    data: About,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct About {
+    license: Option<String>,
+}
+
+/// Files that ModelScope's own client writes into a model's folder and reads back as pickles, which can run code: a repository's own of
+/// these names are not for this cache.
+const OF_THE_CLIENT: [&str; 3] = [".msc", ".mdl", ".mv"];
+
+/// The files of a repository, but for [`OF_THE_CLIENT`].
 ///
 /// # Errors
 /// See [`Client::json`]; an answer that makes no sense.
@@ -54,6 +72,10 @@ pub(super) fn list(client: &Client, hub: &str, cache: &Path, id: &str) -> Result
             (url, Place { whole, part, lock: locks.join(format!("{path}.lock")), link: None })
         })
     };
-    let files = answer.data.files.into_iter().filter(|entry| entry.kind == "blob").map(file).collect::<Result<_>>()?;
-    Ok(Repository { id: id.into(), revision: BRANCH.into(), commit: None, licence: None, folder, reference: None, files })
+    let is_file = |entry: &Entry| entry.kind == "blob" && !OF_THE_CLIENT.contains(&&*entry.path.to_ascii_lowercase());
+    let files = answer.data.files.into_iter().filter(is_file).map(file).collect::<Result<_>>()?;
+    // It is shown only, so a page that cannot be read does not keep from the files.
+    let page: Option<Page> = client.json(&format!("{hub}/api/v1/models/{id}"), &format!("the page of {id}")).ok();
+    let licence = page.and_then(|page| page.data.license).filter(|licence| !licence.is_empty()).map(|licence| shown(&licence));
+    Ok(Repository { id: id.into(), revision: BRANCH.into(), commit: None, licence, folder, reference: None, files })
 }

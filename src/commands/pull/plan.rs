@@ -82,7 +82,7 @@ impl Plan {
 
 fn list(job: &PullJob, client: &Client, id: &str, revision: Option<&str>) -> Result<Repository> {
     let no_cache = |variable| usage(anyhow!("there is no place for a cache; set {variable} or HOME"));
-    match job.source {
+    let repository = match job.source {
         Source::HuggingFace => {
             let cache = job.environment.hugging_face_cache.as_deref().ok_or_else(|| no_cache("HF_HUB_CACHE"))?;
             hugging_face::list(client, &job.environment.hugging_face, cache, id, revision)
@@ -94,7 +94,9 @@ fn list(job: &PullJob, client: &Client, id: &str, revision: Option<&str>) -> Res
             let cache = job.environment.modelscope_cache.as_deref().ok_or_else(|| no_cache("MODELSCOPE_CACHE"))?;
             modelscope::list(client, &job.environment.modelscope, cache, id)
         }
-    }
+    }?;
+    repository.check_apart()?;
+    Ok(repository)
 }
 
 /// Keeps the files of these names, in their order.

@@ -1,12 +1,17 @@
 //! A repository of a hub, and its files: sizes, digests, addresses, and the places that they get.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use super::place::Place;
 use crate::plan::format_bytes;
 use crate::weights::{ModelError, shown};
+
+/// Most bytes of a file's path in its repository, and of each name in it: what file systems take, with an ending.
+const PATH_BYTES_MAX: usize = 1000;
+const NAME_BYTES_MAX: usize = 240;
 
 /// A repository at one commit.
 pub(super) struct Repository {
@@ -39,9 +44,38 @@ pub(super) struct Remote {
     pub there: u64,
 }
 
+impl Repository {
+    /// # Errors
+    /// Two files that have one place, or one that lies in another or in its unfinished part.
+    pub fn check_apart(&self) -> Result<()> {
+        let mut digests = BTreeMap::new();
+        let of: BTreeMap<&Path, &Remote> = self.files.iter().map(|file| (file.place.whole.as_path(), file)).collect();
+        for file in &self.files {
+            let fault = |other: &str| {
+                let (file, other) = (shown(&file.path), shown(other));
+                Err(ModelError::new(format!("{}: the hub lists {file} and {other}, which cannot both be there", self.id)).into())
+            };
+            if digests.insert(file.path.as_str(), &file.digest).is_some_and(|other| *other != file.digest) {
+                return fault(&file.path);
+            }
+            if let Some(other) = of.get(file.place.part.as_path()) {
+                return fault(&other.path);
+            }
+        }
+        for path in digests.keys() {
+            let folders = path.match_indices('/').map(|(end, _)| &path[..end]);
+            if let Some(folder) = folders.into_iter().find(|folder| digests.contains_key(folder)) {
+                let fault = format!("{} below {}, which is a file", shown(path), shown(folder));
+                return Err(ModelError::new(format!("{}: the hub lists {fault}", self.id)).into());
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Remote {
     /// # Errors
-    /// A path that leads out of its repository, or a digest that is none.
+    /// A path that leads out of its repository or is too long, or a digest that is none.
     pub fn new(
         id: &str,
         path: String,
@@ -53,6 +87,10 @@ impl Remote {
         let plain = |part: &str| !["", ".", ".."].contains(&part) && !part.contains(|c: char| c == '\\' || c.is_control());
         if !path.split('/').all(plain) {
             return Err(fault("which is no path of a file").into());
+        }
+        if path.len() > PATH_BYTES_MAX || path.split('/').any(|name| name.len() > NAME_BYTES_MAX) {
+            let most = format!("which is longer than {PATH_BYTES_MAX} bytes, or has a name longer than {NAME_BYTES_MAX}");
+            return Err(fault(&most).into());
         }
         let is_digest =
             |text: &String| [40, 64].contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));

@@ -28,12 +28,15 @@ impl Peft {
     /// What the metadata of a file says.
     pub fn of(metadata: &BTreeMap<String, String>) -> Result<Peft> {
         let Some(text) = metadata.get("lora_adapter_metadata") else { return Ok(Peft::default()) };
-        serde_json::from_str(text).map_err(|e| {
-            let remark = shown(&e.to_string());
-            ModelError::new(format!(
-                "its metadata lora_adapter_metadata is not as PEFT writes it: {remark}; fetch the file again"
-            ))
-        })
+        let fault = |what: &str| {
+            ModelError::new(format!("its metadata lora_adapter_metadata is not as PEFT writes it: {what}; fetch the file again"))
+        };
+        let peft: Peft = serde_json::from_str(text).map_err(|e| fault(&shown(&e.to_string())))?;
+        // A number that float32 cannot have is read as an infinite one.
+        match peft.lora_alpha.iter().chain(peft.alpha_pattern.values()).all(|alpha| alpha.is_finite()) {
+            true => Ok(peft),
+            false => Err(fault("an alpha is too large a number")),
+        }
     }
 
     fn alpha(&self, module: &str) -> Option<f32> {

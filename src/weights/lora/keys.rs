@@ -1,5 +1,7 @@
 //! What a tensor of a LoRA file is, by its name: the module that it changes, and which factor of the change.
 
+use std::fmt;
+
 /// A tensor's part in the change of a module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
@@ -14,6 +16,22 @@ pub(super) enum Part {
     Lokr(usize),
     /// Of LoKr: first or second matrix, its first or second factor.
     LokrPair(usize, usize),
+}
+
+impl fmt::Display for Part {
+    /// As trainers call it.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let factor = |i: &usize| if *i == 0 { 'a' } else { 'b' };
+        match self {
+            Part::Down => write!(f, "lora_down (lora_A)"),
+            Part::Up => write!(f, "lora_up (lora_B)"),
+            Part::Alpha => write!(f, "alpha"),
+            Part::Magnitudes => write!(f, "dora_scale"),
+            Part::Hada(i, j) => write!(f, "hada_w{}_{}", i + 1, factor(j)),
+            Part::Lokr(i) => write!(f, "lokr_w{}", i + 1),
+            Part::LokrPair(i, j) => write!(f, "lokr_w{}_{}", i + 1, factor(j)),
+        }
+    }
 }
 
 /// Ends of names, as trainers write them.

@@ -238,7 +238,7 @@ impl Lora {
     /// The change that the tensors of a module make; whether it fits the weight is not yet known.
     fn change(&self, module: &str, parts: &BTreeMap<Part, String>, target: &Target) -> std::result::Result<Change, String> {
         let text = |e: ModelError| e.to_string();
-        let matrix = |part: Part| self.matrix(parts.get(&part).ok_or_else(|| format!("it lacks {part:?}"))?).map_err(text);
+        let matrix = |part: Part| self.matrix(parts.get(&part).ok_or_else(|| format!("it lacks {part}"))?).map_err(text);
         let has = |part: Part| parts.contains_key(&part);
         let pair = |up: Part, down: Part| Ok::<_, String>(Pair { up: matrix(up)?, down: matrix(down)? });
         let factor = |i: usize| match has(Part::Lokr(i)) {

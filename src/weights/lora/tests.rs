@@ -149,6 +149,9 @@ fn alpha_is_the_tensors_then_the_metadatas_then_the_rank() {
     assert_eq!(alpha_of(false, &said(patterns)), 0.5);
     assert_eq!(alpha_of(false, &said(r#"{"transformer.lora_alpha": 8, "transformer.use_rslora": true}"#)), 4.0);
     fault(file_of(&pair("x_embedder", 4, D, 64), &said("[1")).open(), &["lora_adapter_metadata", "not as PEFT writes it"]);
+    for large in [r#"{"lora_alpha": 1e39}"#, r#"{"alpha_pattern": {"x_embedder": -1e39}}"#] {
+        fault(file_of(&pair("x_embedder", 4, D, 64), &[("lora_adapter_metadata", large)]).open(), &["too large a number"]);
+    }
 }
 
 #[test]
@@ -167,11 +170,17 @@ fn what_does_not_fit_is_named() {
         &["1 modules fit", "nothing of it is used", "not in this model (2)", "double_blocks.7.img_mod.lin.lora_A.weight"],
     );
     fault(with(&[("img_in.lora_A.bias", &[4])]), &["not in this model (1)", "img_in.lora_A.bias"]);
-    fault(with(&[("txt_in.lora_A.weight", &[4, D])]), &["not of its shapes (1)", "txt_in: it lacks"]);
+    fault(with(&[("txt_in.lora_A.weight", &[4, D])]), &["not of its shapes (1)", "txt_in: it lacks lora_up (lora_B)"]);
+    fault(with(&[("txt_in.hada_w2_a", &[D, 4])]), &["txt_in: it lacks hada_w1_a"]);
+    fault(with(&[("txt_in.lokr_w2_b", &[4, D])]), &["txt_in: it lacks lokr_w1_a"]);
     fault(
         with(&[("txt_in.lora_A.weight", &[4, D]), ("txt_in.lora_B.weight", &[D + 1, 4])]),
         &["txt_in: the factors [4, 256] and [257, 4] do not make rows 0 to 256 of [256, 256]"],
     );
+    for scalar in [[&[][..], &[D, 4]], [&[4, D], &[]], [&[], &[]]] {
+        let factors = with(&[("txt_in.lora_A.weight", scalar[0]), ("txt_in.lora_B.weight", scalar[1])]);
+        fault(factors, &["txt_in: the factors", "do not make rows 0 to 256 of [256, 256]"]);
+    }
     fault(with(&[("img_in.dora_scale", &[3, 1])]), &["img_in", "256 lengths are needed"]);
     fault(with(&[("img_in.hada_w1_a", &[D, 4])]), &["img_in", "lora_A.weight does not belong"]);
     fault(with(&[("img_in.lora_down.weight", &[4, 64])]), &["two names of one tensor"]);
@@ -191,6 +200,28 @@ fn files_for_others_are_told_by_what_they_are_for() {
     both.extend(pair("text_encoder.text_model.encoder.layers.0.mlp.fc1", 4, 7, 7));
     let both = file_of(&both, &[]);
     assert_eq!((both.check().unwrap(), both.open().unwrap().unused().len()), (1, 2));
+}
+
+/// Finite factors may make what no float is: it is refused when it is read, in the words of the weight.
+#[test]
+fn what_becomes_infinite_is_refused() {
+    let base = written(&[("img_in.weight", &[2, 4])], &[]);
+    let file = Arc::new(WeightFile::open(&base.path).unwrap());
+    let recipes = BTreeMap::from([("img_in.weight".to_string(), Recipe::Stored(Stored::new(&file, "img_in.weight").unwrap()))]);
+    let lora = file_of(&[("img_in.alpha".into(), vec![])].into_iter().chain(pair("img_in", 1, 2, 4)).collect::<Vec<_>>(), &[]);
+    let read = |scale: f32| {
+        let lora = Lora::open(&LoraChoice { path: lora.path.clone(), scale }).unwrap();
+        let merged = Merged::new(&recipes, vec![lora]).unwrap();
+        let mut bytes = vec![0; 4 * 8];
+        merged.recipe(Component::Dit, "img_in.weight").unwrap().read_at(0, &mut bytes).map(|()| bytes)
+    };
+    // 0.5 + scale · alpha · up · down.
+    assert_eq!(read(100.0).unwrap(), (0.5f32 + 100.0 * 0.125).to_le_bytes().repeat(8));
+    assert_eq!(read(f32::MAX).unwrap(), (f32::MAX * 0.125).to_le_bytes().repeat(8));
+    let values: Vec<u8> = std::fs::read(&lora.path).unwrap();
+    let large = [&values[..values.len() - 24], &f32::MAX.to_le_bytes().repeat(6)].concat();
+    std::fs::write(&lora.path, large).unwrap();
+    fault(read(1.0), &["img_in.weight: what the LoRA files add makes values that are not finite in f32", "smaller scales"]);
 }
 
 /// `norm_out.linear` of diffusers has its halves the other way round; of a product whose rows cannot be moved, the weight is.

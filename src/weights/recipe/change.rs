@@ -15,6 +15,7 @@ use crate::ops::matmul;
 use crate::tensor::{DType, Shape, Spec};
 use crate::weights::Result;
 use crate::weights::decode::encode_f32;
+use crate::weights::sound;
 
 /// Rows that are computed at once, counted from the first row of their change. Products of one shape add up in one order. Fewer
 /// would pack the second factor too often, more would leave the cache.
@@ -101,8 +102,8 @@ impl Pair {
     /// Rows and columns of the product, if the factors fit each other.
     fn extents(&self) -> Option<(usize, usize)> {
         let (up, down) = (&self.up.spec().shape, &self.down.spec().shape);
-        let rank = *down.0.first()?;
-        (rank > 0 && up.0.len() > 1 && row_elements(up) == rank).then_some((up.0[0], row_elements(down)))
+        let (rank, rows) = (*down.0.first()?, *up.0.first()?);
+        (rank > 0 && up.0.len() > 1 && row_elements(up) == rank).then_some((rows, row_elements(down)))
     }
 
     fn recipes(&self) -> Vec<&Recipe> {
@@ -189,9 +190,21 @@ impl PlusLora {
                 self.sum(&ready, first, values)?;
                 let parts = values.chunks(FEW).zip(bytes.chunks_mut(FEW * size));
                 parts.for_each(|(values, bytes)| encode_f32(self.spec.dtype, values, bytes));
-                Ok(())
+                self.check_finite(bytes)
             })
         })
+    }
+
+    /// Refuses values that the type cannot have, though those of the tensor and of the changes are finite.
+    fn check_finite(&self, bytes: &[u8]) -> Result<()> {
+        let dtype = self.spec.dtype;
+        match sound::is_infinite(dtype, sound::largest(dtype, bytes)) {
+            true => Err(self.base.named(&format!(
+                "what the LoRA files add makes values that are not finite in {dtype}; give them smaller scales, or leave out the one \
+                 that is damaged"
+            ))),
+            false => Ok(()),
+        }
     }
 
     /// The changes that touch some elements, with what all their blocks need.
