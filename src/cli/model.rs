@@ -15,7 +15,7 @@ pub struct PartsArgs {
     /// Autoencoder, where it is not beside the transformer: its .safetensors, its folder, or a name as of -m
     #[arg(long, value_name = "PATH", requires = "model", hide_short_help = true)]
     vae: Option<PathBuf>,
-    /// Text encoder, where it is not beside the transformer: its folder, the .safetensors in it, or a name as of -m
+    /// Text encoder, where it is not beside the transformer: its folder, its .safetensors or .gguf, or a name as of -m
     #[arg(long, value_name = "PATH", requires = "model", hide_short_help = true)]
     text_encoder: Option<PathBuf>,
 }

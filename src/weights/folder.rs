@@ -9,8 +9,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use serde_json::Value;
 
-use super::file::WeightFile;
+use super::file::{Notes, WeightFile};
 use super::foreign::what_names;
+use super::inferred::qwen_config as qwen_config_of;
 use super::json::{CONFIG_BYTES, TOKENIZER_BYTES, read, read_json};
 use super::layout::{Layout, LayoutKind, ModelPath, Weights};
 use super::lora::{Lora, Merged};
@@ -35,7 +36,7 @@ pub struct ModelFolder {
     pub layout: LayoutKind,
     /// The folder the DiT file is in, or what stands for it.
     pub dir: PathBuf,
-    /// `config.json` of Qwen, as it is.
+    /// `config.json` of Qwen, as it is, or what the tensors say where there is none.
     pub qwen_config: Value,
     /// `step1x.json`, as it is, where there is one.
     pub settings: Option<Value>,
@@ -81,7 +82,7 @@ impl ModelFolder {
             Ok((component, path, json))
         });
         let declared = declared.collect::<Result<_>>()?;
-        let qwen_config = read_json(&layout.qwen_config, CONFIG_BYTES)?;
+        let qwen_config = layout.qwen_config.as_deref().map(|path| read_json(path, CONFIG_BYTES)).transpose()?;
         let settings = layout.settings.as_deref().map(|path| read_json(path, CONFIG_BYTES)).transpose()?;
         let tokenizer = read(&layout.tokenizer, TOKENIZER_BYTES)?;
         let folder = ModelFolder::of(layout.dir, [dit, vae, qwen], (qwen_config, settings, tokenizer))?;
@@ -101,7 +102,7 @@ impl ModelFolder {
             include_bytes!("../../assets/demo-model/step1x-edit-v1p1-official.safetensors"),
         )?;
         let vae = file("vae.safetensors", include_bytes!("../../assets/demo-model/vae.safetensors"))?;
-        let qwen_config = json(include_bytes!("../../assets/demo-model/Qwen2.5-VL-7B-Instruct/config.json"))?;
+        let qwen_config = Some(json(include_bytes!("../../assets/demo-model/Qwen2.5-VL-7B-Instruct/config.json"))?);
         let settings = json(include_bytes!("../../assets/demo-model/step1x.json"))?;
         let tokenizer = include_bytes!("../../assets/demo-model/Qwen2.5-VL-7B-Instruct/tokenizer.json").to_vec();
         ModelFolder::of(DEMO.into(), [vec![dit], vec![vae], vec![qwen]], (qwen_config, Some(settings), tokenizer))
@@ -110,10 +111,12 @@ impl ModelFolder {
     fn of(
         dir: PathBuf,
         files: [Vec<WeightFile>; 3],
-        (qwen_config, settings, tokenizer): (Value, Option<Value>, Vec<u8>),
+        (qwen_config, settings, tokenizer): (Option<Value>, Option<Value>, Vec<u8>),
     ) -> Result<ModelFolder> {
         let components = [Component::Dit, Component::Vae, Component::Qwen].into_iter();
         let (mut recipes, mut spelling, mut all) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let notes: Notes = files[2].iter().flat_map(|file| file.notes().clone()).collect();
+        let text_encoder = files[2].first().map_or(dir.clone(), |file| file.path().to_path_buf());
         for (component, files) in components.zip(files) {
             let files: Vec<_> = files.into_iter().map(Arc::new).collect();
             recipes.insert(component, names::recipes(component, &files)?);
@@ -123,6 +126,10 @@ impl ModelFolder {
         let version = match recipes[&Component::Dit].contains_key(ONLY_IN_V1_0) {
             true => Version::V1_0,
             false => Version::V1_1,
+        };
+        let qwen_config = match qwen_config {
+            Some(config) => config,
+            None => qwen_config_of(&recipes[&Component::Qwen], &notes).map_err(|e| e.at(&text_encoder))?,
         };
         let merged = RwLock::default();
         Ok(ModelFolder {

@@ -5,14 +5,15 @@
 
 use crate::tensor::DType;
 
-/// The bits of the largest magnitude among the whole elements of some bytes; 0 for integers and for no elements.
+/// The bits of the largest magnitude among the whole elements of some bytes; of bytes, the largest; 0 for other integers and for no elements.
 pub(super) fn largest(dtype: DType, bytes: &[u8]) -> u32 {
     match dtype {
         DType::F32 => most(bytes, |b| i32::from_le_bytes(b) & 0x7fff_ffff) as u32,
         // Signed, since the smallest vector units compare 16 bits as signed only.
         DType::BF16 | DType::F16 => most(bytes, |b| i16::from_le_bytes(b) & 0x7fff) as u32,
         DType::F8E4M3 | DType::F8E5M2 => most(bytes, |[b]: [u8; 1]| b & 0x7f).into(),
-        DType::I32 | DType::U8 => 0,
+        DType::U8 => most(bytes, |[b]: [u8; 1]| b).into(),
+        DType::I32 => 0,
     }
 }
 
@@ -51,7 +52,7 @@ mod tests {
             bytes[99 * dtype.bytes()] = 1;
             assert_eq!(largest(dtype, &bytes), 1, "{dtype}: the smallest number is none");
         }
-        assert_eq!(largest(DType::U8, &[7]), 0);
+        assert_eq!((largest(DType::I32, &[7; 4]), largest(DType::U8, &[7, 200])), (0, 200));
     }
 
     proptest! {

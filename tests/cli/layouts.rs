@@ -302,3 +302,28 @@ fn a_transformer_of_diffusers_finds_the_rest_around_it() {
     }
     assert_eq!(place.read("shared.png"), place.read("file.png"));
 }
+
+/// One file of a text encoder, as ComfyUI's folders have them: what is not beside it is the model's own.
+#[test]
+fn a_text_encoder_in_one_file_needs_nothing_beside_it() {
+    let place = Place::new();
+    let dir = place.linked_model("model", &[TEXT]);
+    fs::create_dir(place.path("encoders")).unwrap();
+    fs::hard_link(model().join(TEXT), place.path("encoders/qwen_2.5_vl.safetensors")).unwrap();
+    let args = ["-m", "model", "--text-encoder", "encoders/qwen_2.5_vl.safetensors"];
+    place.edited(&["-i", &fixture("grey.png"), "-o", "shared.png"]);
+    place.edited(&[&args[..], &["-i", &fixture("grey.png"), "-o", "file.png"]].concat());
+    assert_eq!(place.read("shared.png"), place.read("file.png"));
+    // Dimensions that no tensor tells are those of the released model, which this is not.
+    fs::remove_file(dir.join(CONFIG)).unwrap();
+    place.edit_refused(
+        &args,
+        3,
+        &["qwen_2.5_vl.safetensors: its vision tower has 160 channels and 4 blocks", "put config.json of the model beside it"],
+    );
+    fs::hard_link(model().join(CONFIG), place.path("encoders/config.json")).unwrap();
+    place.edited(&[&args[..], &["-i", &fixture("grey.png"), "-o", "beside.png"]].concat());
+    assert_eq!(place.read("shared.png"), place.read("beside.png"));
+    fs::remove_file(dir.join(TOKENIZER)).unwrap();
+    place.edit_refused(&args, 3, &["this is no complete text encoder", "missing (1)", "tokenizer.json beside it"]);
+}

@@ -8,6 +8,7 @@ mod edit;
 mod eight_bits;
 mod faults;
 mod flags;
+mod gguf;
 #[cfg(feature = "pull")]
 mod hostile;
 #[cfg(feature = "pull")]

@@ -24,7 +24,7 @@ use step1x_edit::model::{AXES, Config};
 use step1x_edit::pipeline::{CFG_SCALES, parse_settings};
 use step1x_edit::prompt::{self, PromptSettings, Tokenizer};
 use step1x_edit::sampling;
-use step1x_edit::weights::{ModelFolder, parse_header, tokenizer::full_tokenizer_json};
+use step1x_edit::weights::{ModelFolder, parse_gguf, parse_header, tokenizer::full_tokenizer_json};
 use step1x_edit::{DeviceChoice, Model, Place, PlaceChoice, Progress};
 
 use self::mutate::Rng;
@@ -102,6 +102,33 @@ fn header() {
         }
         true
     });
+}
+
+/// The same of the header of a GGUF file.
+#[test]
+fn gguf_header() {
+    let whole = read("tests/data/gguf/small.gguf");
+    let seeds = [whole.clone(), whole[..448].to_vec(), [&whole[..8], &[0; 16]].concat()];
+    fuzz(
+        "gguf_header",
+        |rng| {
+            let seed = rng.below(seeds.len());
+            mutate::binary(rng, &seeds[seed], &seeds)
+        },
+        |bytes| {
+            for length in [0, 1 << 40, u64::MAX, u64::MAX - 8] {
+                let _ = parse_gguf(bytes, length).map_err(|e| e.to_string());
+            }
+            let Ok((entries, _)) = parse_gguf(bytes, bytes.len() as u64) else { return false };
+            let mut ranges: Vec<_> = entries.values().map(|entry| entry.range.clone()).collect();
+            ranges.sort_by_key(|range| (range.start, range.end));
+            assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "tensors overlap");
+            for entry in entries.values() {
+                assert_eq!(bytes[entry.range.clone()].len(), entry.spec.bytes());
+            }
+            true
+        },
+    );
 }
 
 /// An accepted tokenizer gives ids below its vocabulary's size.

@@ -1,8 +1,11 @@
-//! One safetensors file, on disk, or part of the program.
+//! One file of weights, on disk, or part of the program: of safetensors, or of llama.cpp (`gguf.rs`).
 //!
-//! Layout: u64 little-endian N; N bytes of JSON, `{"name": {"dtype", "shape", "data_offsets"}, …}`, with an
+//! Layout of safetensors: u64 little-endian N; N bytes of JSON, `{"name": {"dtype", "shape", "data_offsets"}, …}`, with an
 //! optional `__metadata__`; then the tensors, row-major, little-endian, densely packed in the order of their
 //! offsets, which count from the end of the header. Accepted only if they fill the file without gap or overlap.
+
+mod blocks;
+mod gguf;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,6 +19,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub use self::blocks::Blocks;
+pub use self::gguf::{Notes, parse_gguf};
 use super::foreign::{FIRST, what_bytes, what_names};
 use super::json::Named;
 use super::words::{remark, shown};
@@ -37,14 +42,17 @@ pub struct Entry {
     pub spec: Spec,
     /// Bytes from the start of the file; as many as `spec` needs.
     pub range: Range<usize>,
+    /// What the bytes are blocks of; `spec` is then that of the bytes, row by row.
+    pub blocks: Option<Blocks>,
 }
 
-/// A safetensors file, its header validated; tensors are read when they are asked for.
+/// A file of weights, its header validated; tensors are read when they are asked for.
 #[derive(Debug)]
 pub struct WeightFile {
     path: PathBuf,
     content: Content,
     entries: BTreeMap<String, Entry>,
+    notes: Notes,
 }
 
 /// Where the bytes of a file are.
@@ -60,17 +68,32 @@ impl WeightFile {
     ///
     /// Fails when it is not a readable regular file, or for any fault of its header (see [`parse_header`]), naming the file.
     pub fn open(path: &Path) -> Result<WeightFile> {
-        let io = |e: std::io::Error| ModelError::io("open it", path, &e);
-        let file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        if !metadata.is_file() {
-            let fault = "this is not a regular file; give a .safetensors file";
-            return Err(ModelError::new(fault).at(path));
-        }
-        let len = metadata.len();
+        let (file, len) = regular(path, "a .safetensors file")?;
         let header = read_header(&file, len, path)?;
         let entries = parse_header(&header, len).map_err(|e| e.at(path))?;
-        Ok(WeightFile { path: path.to_path_buf(), content: Content::Disk(file, len), entries })
+        Ok(WeightFile { path: path.to_path_buf(), content: Content::Disk(file, len), entries, notes: Notes::new() })
+    }
+
+    /// Opens a GGUF file, reads its header and validates it; no tensor is read.
+    ///
+    /// Fails when it is not a readable regular file, or for any fault of its header (see [`parse_gguf`]), naming the file.
+    pub fn open_gguf(path: &Path) -> Result<WeightFile> {
+        let (file, len) = regular(path, "a .gguf file")?;
+        let mut header = Vec::new();
+        let read = (&file).take(gguf::MAX_HEADER_BYTES).read_to_end(&mut header);
+        read.map_err(|e| ModelError::io("read its header", path, &e))?;
+        let (entries, notes) = parse_gguf(&header, len).map_err(|e| e.at(path))?;
+        Ok(WeightFile { path: path.to_path_buf(), content: Content::Disk(file, len), entries, notes })
+    }
+
+    /// What a GGUF file says of its model; nothing of a safetensors file.
+    pub fn notes(&self) -> &Notes {
+        &self.notes
+    }
+
+    /// What the bytes of a tensor are blocks of, if they are.
+    pub fn blocks(&self, name: &str) -> Option<Blocks> {
+        self.entries.get(name)?.blocks
     }
 
     /// A file that is part of the program; `name` stands for its path.
@@ -79,7 +102,7 @@ impl WeightFile {
     /// Any fault of its header (see [`parse_header`]), naming the file.
     pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<WeightFile> {
         let entries = parse_header(bytes, bytes.len() as u64).map_err(|e| e.at(Path::new(name)))?;
-        Ok(WeightFile { path: name.into(), content: Content::Embedded(bytes), entries })
+        Ok(WeightFile { path: name.into(), content: Content::Embedded(bytes), entries, notes: Notes::new() })
     }
 
     /// Where the file is.
@@ -190,6 +213,17 @@ impl WeightFile {
         let fault = format!("the file had {len} bytes when it was opened and {now}; something has cut it off; fetch it again");
         ModelError::new(fault).at(&self.path)
     }
+}
+
+/// A file that is open, and its length.
+fn regular(path: &Path, wanted: &str) -> Result<(File, u64)> {
+    let io = |e: std::io::Error| ModelError::io("open it", path, &e);
+    let file = File::open(path).map_err(io)?;
+    let metadata = file.metadata().map_err(io)?;
+    if !metadata.is_file() {
+        return Err(ModelError::new(format!("this is not a regular file; give {wanted}")).at(path));
+    }
+    Ok((file, metadata.len()))
 }
 
 /// The beginning of a file of `len` bytes, up to the end of its header, which is no longer than is accepted.
@@ -334,7 +368,7 @@ fn entry(raw: &RawEntry, data_start: u64) -> std::result::Result<Entry, String> 
             .and_then(|n| usize::try_from(n).ok())
             .ok_or_else(|| format!("offset {offset} exceeds any file"))
     };
-    Ok(Entry { spec, range: in_file(begin)?..in_file(end)? })
+    Ok(Entry { spec, range: in_file(begin)?..in_file(end)?, blocks: None })
 }
 
 fn dtype(name: &str) -> std::result::Result<DType, String> {

@@ -17,6 +17,7 @@ pub(super) const FIRST: usize = 512;
 pub(super) const COMFYUI: &str = "model.diffusion_model.";
 
 const OFFICIAL: &str = "use the safetensors file of the official release (docs/models.md)";
+const OF_GGUF: &str = "only the text encoder is read of such files, with --text-encoder; use the safetensors file of the official release (docs/models.md)";
 const AGAIN: &str = "the download went wrong; fetch the file again";
 
 /// A file that is something else, and what would help.
@@ -43,7 +44,7 @@ impl fmt::Display for Foreign {
 
 /// How formats begin, from a byte on.
 const MAGIC: [(usize, &[u8], &str, &str); 20] = [
-    (0, b"GGUF", "a GGUF file, as llama.cpp and ComfyUI use", OFFICIAL),
+    (0, b"GGUF", "a GGUF file, as llama.cpp and ComfyUI use", OF_GGUF),
     (0, b"lmgg", "a GGML file, the forerunner of GGUF", OFFICIAL),
     (0, b"tjgg", "a GGML file, the forerunner of GGUF", OFFICIAL),
     (0, b"PK\x03\x04", "a zip archive, as PyTorch's .pt, .pth, .ckpt and .bin files are", OFFICIAL),

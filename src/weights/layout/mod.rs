@@ -17,6 +17,7 @@
 //! `<org>--<name>/snapshots/<branch>` and `Qwen--…`.
 
 mod diffusers;
+mod gguf;
 mod listing;
 mod parts;
 mod weights;
@@ -115,7 +116,8 @@ pub(super) struct Layout {
     pub vae: Weights,
     pub qwen: Weights,
     pub settings: Option<PathBuf>,
-    pub qwen_config: PathBuf,
+    /// None: it is to be found out from the tensors.
+    pub qwen_config: Option<PathBuf>,
     pub tokenizer: PathBuf,
     /// What a folder of diffusers says of its networks.
     pub declared: Vec<(Component, PathBuf)>,
@@ -159,7 +161,7 @@ impl Layout {
         let whole = diffusers::around(&dir);
         let named = Named {
             vae: at.vae.as_deref().map(Autoencoder::at).transpose()?,
-            text_encoder: at.text_encoder.as_deref().map(TextEncoder::at).transpose()?,
+            text_encoder: at.text_encoder.as_deref().map(|path| TextEncoder::at(path, &find_qwen(&dir)?)).transpose()?,
         };
         if whole.is_some() || dit.is_none() && diffusers::is_in(&dir) {
             dir = whole.unwrap_or(dir);
@@ -181,7 +183,10 @@ impl Layout {
         let folder = find_qwen(&dir)?;
         let shown = folder.strip_prefix(&dir).unwrap_or(&folder).display().to_string();
         let text_encoder = match named.text_encoder {
-            None => TextEncoder::find(&folder, (&shown, QWEN_SOURCE), &mut missing)?,
+            None => match if folder.is_dir() { None } else { gguf::find(&dir)? } {
+                Some(files) => TextEncoder::of_gguf(&dir, files, (".", QWEN_SOURCE), &mut missing),
+                None => TextEncoder::find(&folder, (&shown, QWEN_SOURCE), &mut missing)?,
+            },
             given => given,
         };
         match (dit, vae, text_encoder) {
@@ -211,7 +216,8 @@ impl Layout {
     pub fn files(&self) -> Vec<PathBuf> {
         let weights = [&self.dit, &self.vae, &self.qwen].into_iter().flat_map(Weights::files);
         let declared = self.declared.iter().map(|(_, path)| path.clone());
-        weights.chain(self.settings.clone()).chain([self.qwen_config.clone(), self.tokenizer.clone()]).chain(declared).collect()
+        let small = [self.settings.clone(), self.qwen_config.clone(), Some(self.tokenizer.clone())];
+        weights.chain(small.into_iter().flatten()).chain(declared).collect()
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::{ModelError, Result};
 use super::weights::Weights;
-use super::{QWEN_CONFIG, QWEN_STEM, QWEN_TOKENIZER, look, snapshot};
+use super::{QWEN_CONFIG, QWEN_STEM, QWEN_TOKENIZER, gguf, look, snapshot};
 use crate::tensor::Component;
 use crate::weights::words::listed;
 
@@ -29,7 +29,8 @@ pub(super) struct Autoencoder {
 #[derive(Debug)]
 pub(super) struct TextEncoder {
     pub weights: Weights,
-    pub config: PathBuf,
+    /// None: it is to be found out from the tensors.
+    pub config: Option<PathBuf>,
     pub tokenizer: PathBuf,
 }
 
@@ -86,29 +87,37 @@ impl Autoencoder {
 }
 
 impl TextEncoder {
-    /// The text encoder in the folder at a path, or the file at a path, with what it needs beside it.
+    /// The text encoder in the folder at a path, or the file at a path, of safetensors or of llama.cpp. A file needs neither
+    /// configuration nor tokenizer beside it if these are in `usual`, the model's own folder for them; dimensions are found out from
+    /// its tensors if there is no configuration at all.
     ///
     /// # Errors
     /// There is none, or it is known to be something else, or it lacks files.
-    pub fn at(path: &Path) -> Result<TextEncoder> {
-        let (folder, weights) = if path.is_file() {
-            refuse_foreign(path, Component::Qwen)?;
-            (path.parent().unwrap_or(Path::new("")).to_path_buf(), Some(Weights::at(path)?))
-        } else if path.is_dir() {
-            let dir = snapshot(path)?;
-            let below = dir.join(TEXT_ENCODER);
-            (if below.is_dir() { below } else { dir }, None)
-        } else {
-            return Err(absent(path, "the text encoder's folder, or its .safetensors"));
-        };
-        let mut missing = Vec::new();
+    pub fn at(path: &Path, usual: &Path) -> Result<TextEncoder> {
         let source = super::QWEN_SOURCE;
+        let mut missing = Vec::new();
+        if path.is_file() {
+            let weights = if gguf::is_at(path) {
+                Weights::Gguf(gguf::with_tower(path)?)
+            } else {
+                refuse_foreign(path, Component::Qwen)?;
+                Weights::at(path)?
+            };
+            let folder = path.parent().unwrap_or(Path::new(""));
+            let config = config_in(folder).or_else(|| config_in(usual));
+            return match tokenizer_in(folder).or_else(|| tokenizer_in(usual)) {
+                Some(tokenizer) => Ok(TextEncoder { weights, config, tokenizer }),
+                None => Err(nothing(path, "text encoder", &[format!("{QWEN_TOKENIZER} beside it, {source}")])),
+            };
+        }
+        if !path.is_dir() {
+            return Err(absent(path, "the text encoder's folder, or its .safetensors or .gguf"));
+        }
+        let dir = snapshot(path)?;
+        let below = dir.join(TEXT_ENCODER);
+        let folder = if below.is_dir() { below } else { dir };
         let shown = folder.display().to_string();
-        let weights = match weights {
-            None => Weights::find(&folder, QWEN_STEM, (&shown, source), &mut missing)?,
-            given => given,
-        };
-        match TextEncoder::with(&folder, weights, (&shown, source), &mut missing) {
+        match TextEncoder::find(&folder, (&shown, source), &mut missing)? {
             Some(found) if missing.is_empty() => Ok(found),
             _ => Err(nothing(path, "text encoder", &missing)),
         }
@@ -118,32 +127,53 @@ impl TextEncoder {
     /// to `missing`.
     ///
     /// # Errors
-    /// A fault of the index.
-    pub fn find(folder: &Path, shown: (&str, &str), missing: &mut Vec<String>) -> Result<Option<TextEncoder>> {
-        let weights = Weights::find(folder, QWEN_STEM, shown, missing)?;
-        Ok(TextEncoder::with(folder, weights, shown, missing))
-    }
-
-    fn with(
-        folder: &Path,
-        weights: Option<Weights>,
-        (shown, source): (&str, &str),
-        missing: &mut Vec<String>,
-    ) -> Option<TextEncoder> {
-        let config = folder.join(QWEN_CONFIG);
-        if !config.is_file() {
+    /// A fault of the index, or a file of llama.cpp without its second one.
+    pub fn find(folder: &Path, (shown, source): (&str, &str), missing: &mut Vec<String>) -> Result<Option<TextEncoder>> {
+        let mut lacks = Vec::new();
+        let weights = Weights::find(folder, QWEN_STEM, (shown, source), &mut lacks)?;
+        if weights.is_none()
+            && let Some(files) = gguf::find(folder)?
+        {
+            return Ok(TextEncoder::of_gguf(folder, files, (shown, source), missing));
+        }
+        missing.append(&mut lacks);
+        let config = config_in(folder);
+        if config.is_none() {
             missing.push(format!("{shown}/{QWEN_CONFIG}, {source}"));
         }
-        let of_diffusers = folder.file_name().is_some_and(|name| name == TEXT_ENCODER);
-        let beside = TOKENIZERS.iter().map(|name| folder.with_file_name(name)).filter(|_| of_diffusers);
-        let mut folders = beside.chain([folder.to_path_buf()]);
-        let tokenizer = folders.find_map(|folder| Some(folder.join(QWEN_TOKENIZER)).filter(|path| path.is_file()));
-        if tokenizer.is_none() {
-            let usual = if of_diffusers { TOKENIZERS[0] } else { shown };
-            missing.push(format!("{usual}/{QWEN_TOKENIZER}, {source}"));
-        }
-        Some(TextEncoder { weights: weights?, config, tokenizer: tokenizer? })
+        let tokenizer = found_tokenizer(folder, (shown, source), missing);
+        Ok(weights.and_then(|weights| Some(TextEncoder { weights, config, tokenizer: tokenizer? })))
     }
+
+    /// The text encoder in files of llama.cpp, in a folder that has the tokenizer; without one it is added to `missing`.
+    pub fn of_gguf(folder: &Path, files: [PathBuf; 2], shown: (&str, &str), missing: &mut Vec<String>) -> Option<TextEncoder> {
+        let tokenizer = found_tokenizer(folder, shown, missing)?;
+        Some(TextEncoder { weights: Weights::Gguf(files), config: config_in(folder), tokenizer })
+    }
+}
+
+fn config_in(folder: &Path) -> Option<PathBuf> {
+    Some(folder.join(QWEN_CONFIG)).filter(|path| path.is_file())
+}
+
+fn is_of_diffusers(folder: &Path) -> bool {
+    folder.file_name().is_some_and(|name| name == TEXT_ENCODER)
+}
+
+/// The tokenizer in a folder of a text encoder, or beside it as diffusers has it.
+fn tokenizer_in(folder: &Path) -> Option<PathBuf> {
+    let beside = TOKENIZERS.iter().map(|name| folder.with_file_name(name)).filter(|_| is_of_diffusers(folder));
+    let mut folders = beside.chain([folder.to_path_buf()]);
+    folders.find_map(|folder| Some(folder.join(QWEN_TOKENIZER)).filter(|path| path.is_file()))
+}
+
+fn found_tokenizer(folder: &Path, (shown, source): (&str, &str), missing: &mut Vec<String>) -> Option<PathBuf> {
+    let found = tokenizer_in(folder);
+    if found.is_none() {
+        let usual = if is_of_diffusers(folder) { TOKENIZERS[0] } else { shown };
+        missing.push(format!("{usual}/{QWEN_TOKENIZER}, {source}"));
+    }
+    found
 }
 
 /// Refuses a file that is known to be something else.

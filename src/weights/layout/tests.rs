@@ -80,7 +80,7 @@ fn a_hugging_face_cache_is_resolved() {
     qwen_at(&qwen.join("snapshots/def"));
     let only = find(&model).unwrap();
     assert_eq!(only.dir, model.join("snapshots/abc"));
-    assert_eq!(only.qwen_config, qwen.join("snapshots/def/config.json"));
+    assert_eq!(only.qwen_config, Some(qwen.join("snapshots/def/config.json")));
     assert!(find(&model.join("snapshots/abc")).is_ok());
 
     fs::create_dir_all(model.join("snapshots/older")).unwrap();

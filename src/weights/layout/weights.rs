@@ -9,7 +9,7 @@ use super::super::file::WeightFile;
 use super::super::json::{INDEX_BYTES, Named, read_json};
 use super::super::words::{listed, shown};
 use super::super::{ModelError, Result};
-use super::is_plain_name;
+use super::{gguf, is_plain_name};
 
 /// Where a network's tensors are.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(in crate::weights) enum Weights {
     Single(PathBuf),
     /// In the files beside this index that it lists.
     Sharded(PathBuf, Index),
+    /// Of the text encoder, in two files of llama.cpp: the text model and the vision tower.
+    Gguf([PathBuf; 2]),
 }
 
 /// Which shard of a folder holds which tensor; shard names are plain file names.
@@ -74,7 +76,7 @@ impl Weights {
     /// What messages call it as a whole: the file, or the folder of the shards.
     pub fn path(&self) -> &Path {
         match self {
-            Weights::Single(path) => path,
+            Weights::Single(path) | Weights::Gguf([path, _]) => path,
             Weights::Sharded(index, _) => index.parent().unwrap_or(index),
         }
     }
@@ -83,6 +85,7 @@ impl Weights {
     pub fn files(&self) -> Vec<PathBuf> {
         match self {
             Weights::Single(path) => vec![path.clone()],
+            Weights::Gguf([text, vision]) => vec![text.clone(), vision.clone()],
             Weights::Sharded(path, index) => {
                 let shards = index.shards.iter().map(|shard| path.with_file_name(shard));
                 [path.clone()].into_iter().chain(shards).collect()
@@ -97,6 +100,7 @@ impl Weights {
     pub fn open(&self) -> Result<Vec<WeightFile>> {
         match self {
             Weights::Single(path) => Ok(vec![WeightFile::open(path)?]),
+            Weights::Gguf([text, vision]) => Ok(vec![gguf::open_text(text)?, gguf::open_vision(vision)?]),
             Weights::Sharded(path, index) => index.open(path),
         }
     }

@@ -1,4 +1,5 @@
-//! From the names that files have to the canonical ones, which are those of the official release.
+//! From the names that files have, those of diffusers and of llama.cpp, to the canonical ones, which are those of the official
+//! release.
 //!
 //! Every name says by itself what it is, so files of any layout may stand in any place, and a file may mix them. What the
 //! table does not know keeps its name, and whoever compares a model with what is needed tells of it.
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use super::file::WeightFile;
 use super::foreign::COMFYUI;
-use super::recipe::{Recipe, Rows, Stored};
+use super::recipe::{Packed, Recipe, Rows, Stored};
 use super::words::{listed, shown};
 use super::write::{Excerpt, PlannedTensor};
 use super::{ModelError, Result};
@@ -24,7 +25,7 @@ use self::table::{LAST_LEVEL, rows};
 /// The tensor whose rows are the transformer's width.
 const WIDTH: &str = "img_in.weight";
 
-/// How diffusers has a tensor.
+/// How diffusers, or llama.cpp, has a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Move {
     /// Under another name.
@@ -35,6 +36,8 @@ enum Move {
     Swapped,
     /// A convolution of 1×1 as a matrix.
     Matrix,
+    /// A convolution over two pictures as two of one, that of the second first.
+    Pictures,
 }
 
 /// A name of a file, in canonical terms.
@@ -96,6 +99,10 @@ impl Parts<'_> {
             let parts = self.of.iter().flatten().map(|(file, name)| weight(file, name, self.how, scales));
             return Ok(Recipe::Rows(Rows::of_all(parts.collect::<Result<Vec<_>>>()?)?));
         }
+        if let (Move::Pictures, &[Some(second), Some(first)]) = (self.how, &self.of[..]) {
+            let [first, second] = [first, second].map(|(file, name)| weight(file, name, self.how, scales));
+            return over_two_pictures(first?, second?);
+        }
         let (file, name) = self.of[0].expect("a whole tensor is there, since its name was found");
         let recipe = weight(file, name, self.how, scales)?;
         let rows = recipe.spec().shape.0.first().copied().unwrap_or(0);
@@ -113,26 +120,48 @@ fn weight(file: &Arc<WeightFile>, name: &str, how: Move, scales: &Scales) -> Res
     if let (Move::Matrix, &[out, of]) = (how, &stored.spec().shape.0[..]) {
         stored = stored.reshaped([out, of, 1, 1])?;
     }
+    if let Some(blocks) = file.blocks(name) {
+        return Ok(Recipe::Packed(Packed::new(stored, blocks)?));
+    }
     Ok(match scales.of(name, &stored)? {
         Some(scaled) => Recipe::Scaled(scaled),
         None => Recipe::Stored(stored),
     })
 }
 
+/// The convolution [O, C, 2, H, W] of two of [O, C, H, W]: in each channel of a filter, the one's and then the other's.
+fn over_two_pictures(first: Recipe, second: Recipe) -> Result<Recipe> {
+    let (&[filters, channels, height, width], same) = (&first.spec().shape.0[..], first.spec().shape == second.spec().shape)
+    else {
+        return Err(first.named(&format!("it is {}, which is no convolution", first.spec())));
+    };
+    if !same {
+        return Err(second.named(&format!("it is {}, and the other picture's is {}", second.spec(), first.spec())));
+    }
+    let [first, second] = [first, second].map(|picture| picture.reshaped([filters * channels, height, width]));
+    let (first, second) = (first?, second?);
+    let rows = (0..filters * channels).flat_map(|row| [(first.clone(), row..row + 1), (second.clone(), row..row + 1)]);
+    Ok(Recipe::Rows(Rows::new(rows)?.reshaped([filters, channels, 2, height, width])?))
+}
+
 /// q, k and v must have as many rows as the transformer is wide: a sum of other numbers could be right.
 fn check_stacks(component: Component, recipes: &BTreeMap<String, Recipe>) -> Result<()> {
-    let width = recipes.get(WIDTH).and_then(|recipe| recipe.spec().shape.0.first().copied());
+    let first_extent = |recipe: &Recipe| recipe.spec().shape.0.first().copied();
     for (name, recipe) in recipes {
-        let (Recipe::Rows(stack), Some(width)) = (recipe, width) else { continue };
+        let Recipe::Rows(stack) = recipe else { continue };
         if moved(component, name).is_none_or(|(_, how)| how != Move::Stacked) {
             continue;
         }
+        // Of the vision tower, q says it.
+        let (of, width) = match component {
+            Component::Qwen => ("attn_q", stack.tensors().next()),
+            _ => ("x_embedder.weight", recipes.get(WIDTH)),
+        };
+        let Some(width) = width.and_then(first_extent) else { continue };
         for part in stack.tensors().take(3) {
             let rows = part.spec().shape.0[0];
             if rows != width {
-                return Err(
-                    part.named(&format!("it has {rows} rows, but x_embedder.weight has {width}; take both from one release"))
-                );
+                return Err(part.named(&format!("it has {rows} rows, but {of} has {width}; take both from one release")));
             }
         }
     }
@@ -147,7 +176,9 @@ pub fn to_diffusers(component: Component, tensors: &[PlannedTensor], hidden: usi
 }
 
 fn tensor_to_diffusers(component: Component, tensor: &PlannedTensor, hidden: usize) -> Vec<PlannedTensor> {
-    let Some((names, how)) = moved(component, &tensor.name) else { return vec![tensor.clone()] };
+    // Other names of the text encoder are those of llama.cpp.
+    let moved = if component == Component::Qwen { None } else { moved(component, &tensor.name) };
+    let Some((names, how)) = moved else { return vec![tensor.clone()] };
     let Spec { dtype, shape } = &tensor.spec;
     let all = shape.0.first().copied().unwrap_or(1);
     let excerpt = |name: String, rows: Vec<Range<usize>>| {
@@ -165,7 +196,7 @@ fn tensor_to_diffusers(component: Component, tensor: &PlannedTensor, hidden: usi
     let each = names.into_iter().enumerate().map(|(i, name)| match how {
         Move::Stacked => excerpt(name, vec![stacked_rows((i, count), hidden, all)]),
         Move::Swapped => excerpt(name, vec![all / 2..all, 0..all / 2]),
-        Move::Whole | Move::Matrix => excerpt(name, vec![0..all]),
+        Move::Whole | Move::Matrix | Move::Pictures => excerpt(name, vec![0..all]),
     });
     each.collect()
 }

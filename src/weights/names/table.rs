@@ -1,4 +1,4 @@
-//! The names of the diffusers layout, module by module.
+//! The names of the diffusers layout, and of llama.cpp for the text encoder, module by module.
 //!
 //! In a pattern, `*` is a number that stays, and `~` one that is counted from the other end of the autoencoder's levels. What a
 //! tensor's name has behind its module (`.weight`, `.0.conv1.bias`) is the same on both sides.
@@ -12,6 +12,7 @@ pub(super) const LAST_LEVEL: usize = 3;
 /// A module of the official release, and those that diffusers makes of it.
 pub(super) struct Row {
     pub official: &'static str,
+    /// Of the text encoder, those of llama.cpp.
     pub diffusers: &'static [&'static str],
     pub how: Move,
 }
@@ -33,9 +34,41 @@ pub(super) fn rows(component: Component) -> &'static [Row] {
     match component {
         Component::Dit => &DIT,
         Component::Vae => &VAE,
-        Component::Qwen => &[],
+        Component::Qwen => &QWEN,
     }
 }
+
+/// llama.cpp keeps the rows of Qwen's q and k as they are (it changes their order for Llama alone).
+const QWEN: [Row; 23] = [
+    whole("model.embed_tokens", &["token_embd"]),
+    whole("model.norm", &["output_norm"]),
+    whole("lm_head", &["output"]),
+    whole("model.layers.*.input_layernorm", &["blk.*.attn_norm"]),
+    whole("model.layers.*.self_attn.q_proj", &["blk.*.attn_q"]),
+    whole("model.layers.*.self_attn.k_proj", &["blk.*.attn_k"]),
+    whole("model.layers.*.self_attn.v_proj", &["blk.*.attn_v"]),
+    whole("model.layers.*.self_attn.o_proj", &["blk.*.attn_output"]),
+    whole("model.layers.*.post_attention_layernorm", &["blk.*.ffn_norm"]),
+    whole("model.layers.*.mlp.gate_proj", &["blk.*.ffn_gate"]),
+    whole("model.layers.*.mlp.up_proj", &["blk.*.ffn_up"]),
+    whole("model.layers.*.mlp.down_proj", &["blk.*.ffn_down"]),
+    // The longer name is a beginning's end: it must be looked for first.
+    Row {
+        official: "visual.patch_embed.proj.weight",
+        diffusers: &["v.patch_embd.weight.1", "v.patch_embd.weight"],
+        how: Move::Pictures,
+    },
+    whole("visual.blocks.*.norm1", &["v.blk.*.ln1"]),
+    stacked("visual.blocks.*.attn.qkv", &["v.blk.*.attn_q", "v.blk.*.attn_k", "v.blk.*.attn_v"]),
+    whole("visual.blocks.*.attn.proj", &["v.blk.*.attn_out"]),
+    whole("visual.blocks.*.norm2", &["v.blk.*.ln2"]),
+    whole("visual.blocks.*.mlp.gate_proj", &["v.blk.*.ffn_gate"]),
+    whole("visual.blocks.*.mlp.up_proj", &["v.blk.*.ffn_up"]),
+    whole("visual.blocks.*.mlp.down_proj", &["v.blk.*.ffn_down"]),
+    whole("visual.merger.ln_q", &["v.post_ln"]),
+    whole("visual.merger.mlp.0", &["mm.0"]),
+    whole("visual.merger.mlp.2", &["mm.2"]),
+];
 
 const DIT: [Row; 25] = [
     whole("img_in", &["x_embedder"]),

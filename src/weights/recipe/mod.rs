@@ -5,6 +5,7 @@
 //! elements of a bias.
 
 mod change;
+mod packed;
 mod scaled;
 
 use std::ops::Range;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use self::change::{Change, Factor, Magnitudes, Pair, PlusLora, Product};
+pub use self::packed::Packed;
 pub use self::scaled::Scaled;
 use super::decode::{decode_f32, encode_f32};
 use super::file::WeightFile;
@@ -34,6 +36,8 @@ pub enum Recipe {
     Rows(Rows),
     /// Bytes that scales make values of.
     Scaled(Scaled),
+    /// Blocks of a few bits a value.
+    Packed(Packed),
     /// Another tensor with what LoRA files add.
     PlusLora(PlusLora),
 }
@@ -45,6 +49,7 @@ impl Recipe {
             Recipe::Stored(stored) => &stored.spec,
             Recipe::Rows(rows) => &rows.spec,
             Recipe::Scaled(scaled) => &scaled.spec,
+            Recipe::Packed(packed) => &packed.spec,
             Recipe::PlusLora(sum) => &sum.spec,
         }
     }
@@ -63,10 +68,21 @@ impl Recipe {
             Recipe::Stored(stored) => stored.read_at(offset, bytes),
             Recipe::Rows(rows) if rows.are_of_one_type() => {
                 let size = rows.spec.dtype.bytes();
-                let row = row_elements(&rows.spec.shape) * size;
-                rows.each_part(row, offset..offset + bytes.len(), |part, from, to| part.read_at(from, &mut bytes[to]))
+                rows.each_part(rows.row * size, offset..offset + bytes.len(), |part, from, to| part.read_at(from, &mut bytes[to]))
             }
-            Recipe::Rows(_) | Recipe::Scaled(_) | Recipe::PlusLora(_) => self.compute(offset, bytes),
+            Recipe::Rows(_) | Recipe::Scaled(_) | Recipe::Packed(_) | Recipe::PlusLora(_) => self.compute(offset, bytes),
+        }
+    }
+
+    /// The same elements under other extents, where they are stored as they are.
+    ///
+    /// # Errors
+    /// Extents of another number of elements, or elements that are computed.
+    pub(super) fn reshaped(self, shape: impl Into<Shape>) -> Result<Recipe> {
+        match self {
+            Recipe::Stored(stored) => stored.reshaped(shape).map(Recipe::Stored),
+            Recipe::Rows(rows) => rows.reshaped(shape).map(Recipe::Rows),
+            other => Err(other.named(&format!("it is {} in blocks or with scales, where plain values are needed", other.spec()))),
         }
     }
 
@@ -90,9 +106,9 @@ impl Recipe {
         match self {
             Recipe::Stored(stored) => stored.values(first, values),
             Recipe::Scaled(scaled) => scaled.values(first, values),
+            Recipe::Packed(packed) => packed.values(first, values),
             Recipe::Rows(rows) => {
-                let row = row_elements(&rows.spec.shape);
-                rows.each_part(row, first..first + values.len(), |part, from, to| part.values(from, &mut values[to]))
+                rows.each_part(rows.row, first..first + values.len(), |part, from, to| part.values(from, &mut values[to]))
             }
             Recipe::PlusLora(sum) => sum.values(first, values),
         }
@@ -101,7 +117,9 @@ impl Recipe {
     /// A fault, with the file and name of the first tensor it is about in front.
     pub(super) fn named(&self, fault: &str) -> ModelError {
         match self {
-            Recipe::Stored(stored) | Recipe::Scaled(Scaled { base: stored, .. }) => stored.named(fault),
+            Recipe::Stored(stored)
+            | Recipe::Scaled(Scaled { base: stored, .. })
+            | Recipe::Packed(Packed { base: stored, .. }) => stored.named(fault),
             Recipe::Rows(rows) => match rows.parts.first() {
                 Some(part) => part.of.named(fault),
                 None => ModelError::new(fault),
@@ -142,7 +160,7 @@ impl Stored {
     /// The same tensor, refused if all of a matrix is zero: no trained one is, and a download that was given its size in
     /// advance and did not end looks like that. Vectors may be zero.
     pub fn not_zero(self) -> Stored {
-        let matrix = self.spec.shape.0.len() > 1 && self.spec.dtype.is_float();
+        let matrix = self.spec.shape.0.len() > 1 && self.spec.dtype != DType::I32;
         Stored { not_zero: matrix.then(Arc::default), ..self }
     }
 
@@ -207,7 +225,7 @@ impl Stored {
         ModelError::new(format!("{}: {fault}", shown(&self.name))).at(self.file.path())
     }
 
-    fn fault(&self, fault: &str) -> ModelError {
+    pub(super) fn fault(&self, fault: &str) -> ModelError {
         let text = format!("the tensor {}, {}, {fault}; fetch the file again", shown(&self.name), self.spec);
         ModelError::new(text).at(self.file.path())
     }
@@ -229,6 +247,8 @@ impl Stored {
 #[derive(Clone, Debug)]
 pub struct Rows {
     parts: Vec<Part>,
+    /// Elements of a row of the parts.
+    row: usize,
     spec: Spec,
 }
 
@@ -265,7 +285,20 @@ impl Rows {
         };
         let mut shape = first.shape;
         shape.0[0] = parts.iter().map(|part| part.rows.len()).sum();
-        Ok(Rows { parts, spec: Spec { dtype, shape } })
+        Ok(Rows { parts, row: row_elements(&shape), spec: Spec { dtype, shape } })
+    }
+
+    /// The same elements under other extents.
+    ///
+    /// # Errors
+    /// Extents of another number of elements.
+    pub fn reshaped(self, shape: impl Into<Shape>) -> Result<Rows> {
+        let shape = shape.into();
+        if shape.elements() == self.spec.shape.elements() {
+            return Ok(Rows { spec: Spec { dtype: self.spec.dtype, shape }, ..self });
+        }
+        let fault = format!("it is a part of {}, which cannot become {shape}", self.spec);
+        Err(self.parts.first().map_or_else(|| ModelError::new(&fault), |part| part.of.named(&fault)))
     }
 
     /// All rows of `parts`, in this order.
