@@ -69,6 +69,13 @@ impl Link {
     }
 }
 
+impl Drop for Link {
+    /// Copies that a fault has left under way end before their memory goes.
+    fn drop(&mut self) {
+        let _ = self.stream.synchronize();
+    }
+}
+
 /// Anonymous memory in huge pages, where the system has them; nothing is there until it is touched.
 fn huge(bytes: usize) -> Result<MmapMut> {
     let map = MmapMut::map_anon(bytes);

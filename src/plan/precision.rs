@@ -24,7 +24,7 @@ impl fmt::Display for Precision {
 }
 
 impl Precision {
-    /// The type of 16-bit activations.
+    /// The element type of activations.
     pub fn dtype(self) -> DType {
         match self {
             Precision::Bf16 => DType::BF16,

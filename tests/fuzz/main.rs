@@ -11,7 +11,7 @@ mod lora;
 mod mutate;
 mod run;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ use step1x_edit::model::{AXES, Config};
 use step1x_edit::pipeline::{CFG_SCALES, parse_settings};
 use step1x_edit::prompt::{self, PromptSettings, Tokenizer};
 use step1x_edit::sampling;
-use step1x_edit::weights::{ModelFolder, parse_gguf, parse_header, tokenizer::full_tokenizer_json};
+use step1x_edit::weights::{Entry, ModelFolder, parse_gguf, parse_header, tokenizer::full_tokenizer_json};
 use step1x_edit::{DeviceChoice, Model, Place, PlaceChoice, Progress};
 
 use self::mutate::Rng;
@@ -57,7 +57,17 @@ fn header_of(file: &[u8]) -> &[u8] {
     &rest[..u64::from_le_bytes(*length) as usize]
 }
 
-/// Accepted tensors lie in the file, apart from each other, each as long as its shape says.
+/// Tensors lie in the file, apart from each other, each as long as its shape says.
+fn assert_apart(entries: &BTreeMap<String, Entry>, bytes: &[u8]) {
+    let mut ranges: Vec<_> = entries.values().map(|entry| entry.range.clone()).collect();
+    ranges.sort_by_key(|range| (range.start, range.end));
+    assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "tensors overlap");
+    for entry in entries.values() {
+        assert_eq!(bytes[entry.range.clone()].len(), entry.spec.bytes());
+    }
+}
+
+/// Accepted tensors are apart from each other.
 #[test]
 fn header() {
     let words =
@@ -94,12 +104,7 @@ fn header() {
             let _ = parse_header(bytes, length).map_err(|e| e.to_string());
         }
         let Ok(entries) = parse_header(bytes, bytes.len() as u64) else { return false };
-        let mut ranges: Vec<_> = entries.values().map(|entry| entry.range.clone()).collect();
-        ranges.sort_by_key(|range| (range.start, range.end));
-        assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "tensors overlap");
-        for entry in entries.values() {
-            assert_eq!(bytes[entry.range.clone()].len(), entry.spec.bytes());
-        }
+        assert_apart(&entries, bytes);
         true
     });
 }
@@ -120,12 +125,7 @@ fn gguf_header() {
                 let _ = parse_gguf(bytes, length).map_err(|e| e.to_string());
             }
             let Ok((entries, _)) = parse_gguf(bytes, bytes.len() as u64) else { return false };
-            let mut ranges: Vec<_> = entries.values().map(|entry| entry.range.clone()).collect();
-            ranges.sort_by_key(|range| (range.start, range.end));
-            assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "tensors overlap");
-            for entry in entries.values() {
-                assert_eq!(bytes[entry.range.clone()].len(), entry.spec.bytes());
-            }
+            assert_apart(&entries, bytes);
             true
         },
     );

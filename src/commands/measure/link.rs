@@ -34,7 +34,7 @@ pub fn run(job: &LinkJob, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<(
     // After the copies, which wake a link that slept.
     let pcie = Nvml::open().and_then(|nvml| nvml.pcie(&device.bus().ok()?));
     let threads = rayon::current_num_threads();
-    let Link { touch_s_per_gb, lock_s_per_gb, .. } = link;
+    let (touch_s_per_gb, lock_s_per_gb) = (link.touch_s_per_gb, link.lock_s_per_gb);
     let report = Report { device: place.name(), pcie, copies, threads, touch_s_per_gb, lock_s_per_gb };
     print(&if job.json { format!("{}\n", json!(report)) } else { report.to_string() })
 }

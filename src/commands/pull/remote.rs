@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::place::Place;
 use crate::plan::format_bytes;
-use crate::weights::{ModelError, shown};
+use crate::weights::{ModelError, RunningDigest, shown};
 
 /// Most bytes of a file's path in its repository, and of each name in it: what file systems take, with an ending.
 const PATH_BYTES_MAX: usize = 1000;
@@ -92,9 +92,7 @@ impl Remote {
             let most = format!("which is longer than {PATH_BYTES_MAX} bytes, or has a name longer than {NAME_BYTES_MAX}");
             return Err(fault(&most).into());
         }
-        let is_digest =
-            |text: &String| [40, 64].contains(&text.len()) && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        let digest = digest.map(|text| text.to_ascii_lowercase()).filter(is_digest);
+        let digest = digest.map(|text| text.to_ascii_lowercase()).filter(|text| RunningDigest::like(text, bytes).is_some());
         let digest = digest.ok_or_else(|| fault("but no digest that it could be compared with"))?;
         let (url, place) = at(&path, &digest);
         let there = place.has(bytes);
