@@ -51,8 +51,10 @@ pub struct PromptInputs {
     pub text: TextRows,
     /// Rows of the connector.
     pub prompt: PromptRows,
-    /// Token id of each text row, place in window order of each picture row.
-    pub index: Vec<i32>,
+    /// Token id of each row that is no picture's.
+    pub tokens: Vec<u32>,
+    /// Place in window order of each picture row.
+    pub places: Vec<i32>,
     /// Rotary table of the text model.
     pub rope: Vec<f32>,
     /// 0, or −∞ for rows that are no keys.
@@ -85,7 +87,8 @@ impl PromptInputs {
         let mut inputs = PromptInputs {
             text: rows.text(branches),
             prompt: PromptRows::new(&kept, settings.max_text, collapse_padding),
-            index: vec![],
+            tokens: vec![],
+            places: vec![],
             rope: vec![],
             key_bias: vec![],
             embedding_rows: vec![],
@@ -97,7 +100,10 @@ impl PromptInputs {
             let axes = tokens.positions(picture.merged)?;
             let own = if branch == 0 { 0..ends[0] } else { prefix..ends[branch] };
             for at in own {
-                inputs.index.push(row_index(tokens, at, picture));
+                match picture_row(tokens, at) {
+                    Some(row) => inputs.places.push(picture.places[row]),
+                    None => inputs.tokens.push(tokens.ids[at]),
+                }
                 inputs.key_bias.push(if tokens.masked.contains(&at) { f32::NEG_INFINITY } else { 0.0 });
                 positions.push([0, 1, 2].map(|axis| axes[axis][at] as usize));
             }
@@ -109,6 +115,7 @@ impl PromptInputs {
         inputs.rope = text::rope_table(&positions, &config.text);
         inputs.text.hidden_keys = inputs.key_bias.iter().any(|b| *b != 0.0);
         debug_assert_eq!(inputs.rope.len(), inputs.text.total() * HEAD_WIDTH);
+        debug_assert_eq!(inputs.places.len(), inputs.text.of_pictures());
         Ok(inputs)
     }
 }
@@ -140,8 +147,7 @@ impl Rows<'_> {
     }
 }
 
-/// The row that the embedding takes for position `at`: of the picture, or of the vocabulary.
-fn row_index(tokens: &PromptTokens, at: usize, picture: &PictureInputs) -> i32 {
-    let picture_token = at.checked_sub(tokens.image_start).filter(|&k| k < tokens.image_tokens);
-    picture_token.map_or(tokens.ids[at] as i32, |k| picture.places[k])
+/// Which of the picture's tokens, in reading order, stands at position `at`; none: a token of the text.
+fn picture_row(tokens: &PromptTokens, at: usize) -> Option<usize> {
+    at.checked_sub(tokens.image_start).filter(|&row| row < tokens.image_tokens)
 }

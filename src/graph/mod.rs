@@ -37,6 +37,8 @@ pub enum Kind {
     Input,
     /// Read from a checkpoint; never written.
     Weight(Component),
+    /// Read from a checkpoint by the host alone, which gives rows of it as an input; takes no memory of a plan.
+    Table(Component),
     /// Lives in the arena between its first writer and its last reader.
     Buffer,
     /// A buffer that the host reads after the last body.
@@ -174,6 +176,12 @@ impl Graph {
         self.storage(name, Spec::new(dtype, shape), Kind::Buffer)
     }
 
+    /// The checkpoint tensor `scope.name`, of which the host gives rows as an input: no node reads it.
+    pub fn table(&mut self, name: &str, dtype: DType, shape: impl Into<Shape>) {
+        let component = self.component.expect("tables are recorded inside with_weights");
+        self.storage(self.scoped_name(name), Spec::new(dtype, shape), Kind::Table(component));
+    }
+
     /// The checkpoint tensor `scope.name`, used in `dtype`; the same name gives the same storage again.
     pub fn weight(&mut self, name: &str, dtype: DType, shape: impl Into<Shape>) -> TensorId {
         let component = self.component.expect("weights are recorded inside with_weights");
@@ -279,10 +287,10 @@ impl Graph {
         self.view(Tensor { spec: Spec { shape, ..t.spec }, row_stride, ..t })
     }
 
-    /// Every weight the program reads, in the order of first use.
+    /// Every weight the program reads, tables too, in the order of first use.
     pub fn weights(&self) -> impl Iterator<Item = (Component, &Storage)> {
         self.storages.iter().filter_map(|s| match s.kind {
-            Kind::Weight(component) => Some((component, s)),
+            Kind::Weight(component) | Kind::Table(component) => Some((component, s)),
             _ => None,
         })
     }

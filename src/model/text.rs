@@ -8,8 +8,11 @@ use std::ops::Range;
 
 use super::config::{HEAD_WIDTH, TextConfig};
 use crate::graph::{Graph, TensorId};
-use crate::ops::{Add, Attention, Gather, RopeHalf, Segment, SwiGlu};
+use crate::ops::{Add, Attention, Cast, Gather, RopeHalf, Segment, SwiGlu};
 use crate::tensor::DType::{BF16, F32, I32};
+
+/// The table of the tokens' embeddings [vocabulary, hidden]. A prompt needs a few hundred rows of it: the host looks them up.
+pub const EMBEDDINGS: &str = "model.embed_tokens.weight";
 
 /// Which rows there are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +31,11 @@ impl TextRows {
     /// All rows.
     pub fn total(&self) -> usize {
         self.prefix + self.tails.iter().sum::<usize>()
+    }
+
+    /// Rows that hold picture tokens.
+    pub fn of_pictures(&self) -> usize {
+        self.pictures.iter().map(Range::len).sum()
     }
 
     fn tail(&self, branch: usize) -> Range<usize> {
@@ -59,8 +67,10 @@ impl TextRows {
 /// What the host gives, and the result.
 #[derive(Clone, Copy, Debug)]
 pub struct Text {
-    /// Token id of each text row, row of the vision tower's result of each picture row [R].
-    pub index: TensorId,
+    /// Row of the table of embeddings of each row that is no picture's [R − pictures, hidden].
+    pub tokens: TensorId,
+    /// Row of the vision tower's result of each picture row [pictures].
+    pub places: TensorId,
     /// (cos, sin) of each row [R, 128].
     pub rope: TensorId,
     /// 0, or −∞ for a key that nobody may see [R]; only if there is one.
@@ -71,23 +81,33 @@ pub struct Text {
 
 /// Records the model; `vision` holds the merged picture tokens.
 pub fn record(g: &mut Graph, config: &TextConfig, rows: &TextRows, vision: TensorId) -> Text {
+    g.table(EMBEDDINGS, BF16, [config.vocabulary, config.hidden]);
     g.scoped("model", |g| {
-        let total = rows.total();
-        let index = g.input("index", I32, [total]);
+        let (total, pictures) = (rows.total(), rows.of_pictures());
+        let tokens = g.input("tokens", BF16, [total - pictures, config.hidden]);
+        let places = g.input("places", I32, [pictures]);
         let rope = g.input("rope", BF16, [total, HEAD_WIDTH]);
         let key_bias = rows.hidden_keys.then(|| g.input("key_bias", F32, [total]));
-        let table = g.weight("embed_tokens.weight", BF16, [config.vocabulary, config.hidden]);
         let x = g.buffer("embedded", BF16, [total, config.hidden]);
+        let (mut token, mut place) = (0, 0);
         for (n, (run, is_picture)) in rows.runs().into_iter().enumerate() {
-            let (part, ids) = (g.rows(x, run.clone()), g.cols(index, run));
-            let source = if is_picture { vision } else { table };
-            g.op_into(&format!("embed_tokens.run{n}"), Gather, &[source, ids], &[part]);
+            let (part, name) = (g.rows(x, run.clone()), format!("embedded.run{n}"));
+            let next = if is_picture { &mut place } else { &mut token };
+            let own = *next..*next + run.len();
+            *next = own.end;
+            if is_picture {
+                let own = g.cols(places, own);
+                g.op_into(&name, Gather, &[vision, own], &[part]);
+            } else {
+                let own = g.rows(tokens, own);
+                g.op_into(&name, Cast(BF16), &[own], &[part]);
+            }
         }
         for i in 0..config.layers {
             g.scoped(format_args!("layers.{i}"), |g| layer(g, config, rows, x, rope, key_bias));
         }
         let hidden = g.rms_norm("norm", x);
-        Text { index, rope, key_bias, hidden }
+        Text { tokens, places, rope, key_bias, hidden }
     })
 }
 

@@ -63,6 +63,10 @@ impl Op for Cast {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let case = Case::new(Cast(DType::BF16), vec![Spec::new(DType::F32, [1014, 64])], DType::BF16);
-    vec![Case { bound: 0.0, reason: "both round to nearest even", ..case }]
+    let of = |dtype, shape: [usize; 2], reason| Case {
+        bound: 0.0,
+        reason,
+        ..Case::new(Cast(DType::BF16), vec![Spec::new(dtype, shape)], DType::BF16)
+    };
+    vec![of(DType::F32, [1014, 64], "both round to nearest even"), of(DType::BF16, [249, 3584], "a copy")]
 }

@@ -20,6 +20,8 @@ pub struct Material {
     /// The picture as the encoder sees it.
     patches: Patches,
     inputs: EditInputs,
+    /// Of the prompts' tokens.
+    embeddings: Vec<f32>,
     seed: u64,
     chosen: Chosen,
 }
@@ -28,7 +30,7 @@ impl Material {
     /// Brings picture and prompts into the model's form.
     ///
     /// # Errors
-    /// A picture or a prompt that the model cannot take.
+    /// A picture or a prompt that the model cannot take, or embeddings that cannot be read.
     pub fn new(edit: &EditParameters, model: &Model, original: Option<&Rgb>, progress: &mut dyn Progress) -> Result<Material> {
         let chosen = edit.with(model)?;
         match original {
@@ -55,7 +57,7 @@ impl Material {
     /// A picture that has its working size already.
     ///
     /// # Errors
-    /// A usage error for a size or a prompt that the model cannot take.
+    /// A usage error for a size or a prompt that the model cannot take, or embeddings that cannot be read.
     pub fn of_working_size(edit: &EditParameters, model: &Model, working: Rgb, progress: &mut dyn Progress) -> Result<Material> {
         let chosen = edit.with(model)?;
         let patches = prompt::patches(&working, &chosen.prompt).map_err(usage)?;
@@ -87,7 +89,8 @@ impl Material {
             conventions: chosen.conventions,
         };
         let inputs = EditInputs::new(&model.config, &chosen.prompt, &request)?;
-        Ok(Material { size, working, patches, inputs, seed: edit.seed, chosen })
+        let embeddings = inputs.embeddings(&*model.folder)?;
+        Ok(Material { size, working, patches, inputs, embeddings, seed: edit.seed, chosen })
     }
 
     /// What the edit left open, settled.
@@ -105,10 +108,10 @@ impl Material {
     /// # Errors
     /// What the executor reports.
     pub fn write_inputs(&self, program: &Program, exec: &mut dyn Executor) -> Result<()> {
-        let Material { patches, seed, chosen, .. } = self;
+        let Material { patches, embeddings, seed, chosen, .. } = self;
         let (working, seed) = (self.working.as_ref(), *seed);
         let Chosen { cfg_scale, guidance_limit, clock, .. } = *chosen;
-        let host = HostInputs { working, patches, seed, cfg_scale, guidance_limit, clock };
+        let host = HostInputs { working, patches, embeddings, seed, cfg_scale, guidance_limit, clock };
         let values = self.inputs.values(program, &host);
         values.into_iter().try_for_each(|(id, values)| exec.write(id, values.values()))
     }

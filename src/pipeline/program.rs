@@ -12,11 +12,13 @@ use crate::image::Rgb;
 use crate::inputs::{PictureInputs, PromptInputs};
 use crate::model::Config;
 use crate::model::edit::{self, Conventions, EditBodies, EditSpec, EditTensors, NoiseSource, Savings};
+use crate::model::text::EMBEDDINGS;
 use crate::ops::{HostValues, Noise};
 use crate::plan::{Budget, Itinerary, Plan, Policy, Precision, Target};
 use crate::prompt::{Patches, PromptSettings, PromptTokens};
 use crate::sampling::{self, Clock};
-use crate::tensor::DType;
+use crate::tensor::{Component, DType};
+use crate::weights::{ModelError, WeightSource, read_rows};
 
 /// A planned edit.
 pub struct Program {
@@ -134,6 +136,8 @@ pub struct HostInputs<'a> {
     pub working: Option<&'a Rgb>,
     /// The picture as the encoder sees it.
     pub patches: &'a Patches,
+    /// As [`EditInputs::embeddings`] gives them.
+    pub embeddings: &'a [f32],
     /// Seed of the noise.
     pub seed: u64,
     /// Guidance scale; not read where there is one branch.
@@ -145,6 +149,15 @@ pub struct HostInputs<'a> {
 }
 
 impl EditInputs {
+    /// The embeddings of the prompts' tokens [tokens, hidden], read from the table: a few hundred rows of its gigabyte.
+    ///
+    /// # Errors
+    /// As for [`read_rows`].
+    pub fn embeddings(&self, weights: &dyn WeightSource) -> Result<Vec<f32>, ModelError> {
+        let rows: Vec<usize> = self.prompts.tokens.iter().map(|&id| id as usize).collect();
+        read_rows(weights, Component::Qwen, EMBEDDINGS, &rows)
+    }
+
     /// The values of every input of a program of this spec.
     pub fn values(&self, program: &Program, host: &HostInputs) -> Vec<(TensorId, HostValues)> {
         let (picture, prompts, t) = (&self.picture, &self.prompts, &program.tensors);
@@ -152,7 +165,8 @@ impl EditInputs {
             (t.vision.pixel_values, HostValues::F32(host.patches.pixel_values.clone())),
             (t.vision.window_rows, HostValues::I32(picture.window_rows.clone())),
             (t.vision.rope, HostValues::F32(picture.rope.clone())),
-            (t.text.index, HostValues::I32(prompts.index.clone())),
+            (t.text.tokens, HostValues::F32(host.embeddings.to_vec())),
+            (t.text.places, HostValues::I32(prompts.places.clone())),
             (t.text.rope, HostValues::F32(prompts.rope.clone())),
             (t.embedding_rows, HostValues::I32(prompts.embedding_rows.clone())),
         ];

@@ -23,7 +23,7 @@ pub fn lifetimes(graph: &Graph, itinerary: &Itinerary) -> Vec<Option<Lifetime>> 
         // As the nodes stand in the program.
         let end = graph.nodes.len().saturating_sub(1);
         let (mut first, mut last) = match storage.kind {
-            Kind::Weight(_) => return None,
+            Kind::Weight(_) | Kind::Table(_) => return None,
             Kind::Buffer => (used.first(), used.last()),
             Kind::Input => (0, if used.written { end } else { used.last() }),
             Kind::Output => (used.first(), end),

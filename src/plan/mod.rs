@@ -13,7 +13,7 @@ mod residency;
 
 use anyhow::{Result, bail};
 
-use crate::graph::{Body, BodyId, Graph, Kind, Node, StorageId};
+use crate::graph::{Body, BodyId, Graph, Kind, Node, Storage, StorageId};
 use crate::ops::{Arch, Kernel, View};
 
 pub use itinerary::{Itinerary, Leg, Turns};
@@ -119,9 +119,10 @@ impl Plan {
         })
     }
 
-    /// Bytes of all weights, each counted once.
+    /// Bytes of all weights that nodes read, each counted once.
     pub fn weight_bytes(&self) -> usize {
-        self.graph.weights().map(|(_, s)| s.spec.bytes()).sum()
+        let placed = |s: &&Storage| matches!(s.kind, Kind::Weight(_));
+        self.graph.storages.iter().filter(placed).map(|s| s.spec.bytes()).sum()
     }
 }
 

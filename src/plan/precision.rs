@@ -39,7 +39,7 @@ impl Precision {
         }
         for tensor in &mut graph.tensors {
             let storage = &mut graph.storages[tensor.storage.0];
-            let is_weight = matches!(storage.kind, Kind::Weight(_));
+            let is_weight = matches!(storage.kind, Kind::Weight(_) | Kind::Table(_));
             for spec in [&mut storage.spec, &mut tensor.spec] {
                 if !is_weight && matches!(spec.dtype, DType::BF16 | DType::F16) {
                     spec.dtype = DType::F32;

@@ -106,7 +106,7 @@ pub fn read_f32(weights: &dyn WeightSource, component: Component, name: &str, fi
     }
 }
 
-fn spec_of(weights: &dyn WeightSource, component: Component, name: &str) -> Result<Spec> {
+pub(super) fn spec_of(weights: &dyn WeightSource, component: Component, name: &str) -> Result<Spec> {
     weights.spec(component, name).ok_or_else(|| ModelError::new(format!("the {component} weights lack {name}")))
 }
 

@@ -10,6 +10,7 @@ use super::file::Notes;
 use super::recipe::{Recipe, row_elements};
 use super::words::shown;
 use super::{ModelError, Result};
+use crate::model::text::EMBEDDINGS;
 
 /// Channels of a head of the text model.
 const HEAD: usize = 128;
@@ -21,7 +22,7 @@ const VISION: [usize; 4] = [1280, 32, 16, 8];
 /// # Errors
 /// A tensor is missing, or the vision tower is not the released one and `notes` do not tell its heads.
 pub(super) fn qwen_config(recipes: &BTreeMap<String, Recipe>, notes: &Notes) -> Result<Value> {
-    let [vocabulary, hidden] = matrix(recipes, "model.embed_tokens.weight")?;
+    let [vocabulary, hidden] = matrix(recipes, EMBEDDINGS)?;
     let [q, _] = matrix(recipes, "model.layers.0.self_attn.q_proj.weight")?;
     let [k, _] = matrix(recipes, "model.layers.0.self_attn.k_proj.weight")?;
     let [mlp, _] = matrix(recipes, "model.layers.0.mlp.gate_proj.weight")?;

@@ -417,7 +417,12 @@ fn weights_that_cannot_be_right_are_named() {
         parts.fill(tensor, nan);
         refused(file, parts.bytes(), 3, &[file, &format!("the tensor {tensor}, "), "not finite", "fetch the file again"]);
     }
-    for (file, tensor) in [(VAE, "encoder.conv_in.weight"), (TEXT, "model.layers.0.mlp.up_proj.weight"), (DIT, "img_in.weight")] {
+    for (file, tensor) in [
+        (VAE, "encoder.conv_in.weight"),
+        (TEXT, "model.embed_tokens.weight"),
+        (TEXT, "model.layers.0.mlp.up_proj.weight"),
+        (DIT, "img_in.weight"),
+    ] {
         let mut parts = Parts::of(file);
         parts.fill(tensor, &[0]);
         refused(file, parts.bytes(), 3, &[file, &format!("the tensor {tensor}, "), "has only zeros"]);
@@ -429,6 +434,32 @@ fn weights_that_cannot_be_right_are_named() {
     parts.fill("img_in.bias", &[0]);
     fs::write(dir.join(DIT), parts.bytes()).unwrap();
     place.edited(&["-m", "model", "-i", &fixture("grey.png"), "--steps", "1"]);
+}
+
+/// Of the table of embeddings an edit reads the rows of its tokens; a picture's tokens have none.
+#[test]
+fn of_the_embeddings_the_rows_that_a_prompt_needs_are_looked_at() {
+    const TABLE: &str = "model.embed_tokens.weight";
+    let config: Value = serde_json::from_slice(&fs::read(model().join(CONFIG)).unwrap()).unwrap();
+    let number = |name: &str| config[name].as_u64().unwrap() as usize;
+    let with_nan_in_row_of = |token: &str| {
+        let mut parts = Parts::of(TEXT);
+        let at = parts.range(TABLE)[0] + 2 * number("hidden_size") * number(token);
+        parts.data[at..at + 2].copy_from_slice(&[0xc0, 0x7f]);
+        parts.bytes()
+    };
+    let words = [TEXT, &format!("the tensor {TABLE}, bf16["), "not finite", "fetch the file again"];
+    refused(TEXT, with_nan_in_row_of("vision_end_token_id"), 3, &words);
+
+    let place = Place::new();
+    let edited = |model: &str, output: &str| {
+        place.edited(&["-m", model, "-i", &fixture("grey.png"), "--steps", "1", "-o", output]);
+        place.read(output)
+    };
+    place.linked_model("whole", &[]);
+    let dir = place.linked_model("model", &[TEXT]);
+    fs::write(dir.join(TEXT), with_nan_in_row_of("image_token_id")).unwrap();
+    assert_eq!(edited("model", "damaged.png"), edited("whole", "whole.png"));
 }
 
 /// Weights that are finite, but whose products are not.

@@ -13,9 +13,10 @@ use serde_json::Value;
 use step1x_edit::exec::{Executor, Reference};
 use step1x_edit::graph::Graph;
 use step1x_edit::image::Rgb;
+use step1x_edit::model::text::EMBEDDINGS;
 use step1x_edit::model::{Config, DitConfig, HEAD_WIDTH, TextConfig, Version, VisionConfig};
 use step1x_edit::plan::{Itinerary, Plan, Precision, Target};
-use step1x_edit::tensor::{Component, DType, Spec};
+use step1x_edit::tensor::{Component, DType, Shape, Spec};
 use step1x_edit::weights::{ModelError, WeightSource, fill};
 
 /// Rotary axes of the released model, which no tensor and no config of Qwen's tells.
@@ -260,15 +261,23 @@ pub struct SyntheticWeights(HashMap<(Component, String), (Spec, Vec<u8>)>);
 impl SyntheticWeights {
     /// All weights that a graph reads.
     pub fn new(graph: &Graph, seed: u64) -> SyntheticWeights {
-        let made = graph.weights().map(|(component, storage)| {
-            let dtype = if component == Component::Vae { DType::F32 } else { DType::BF16 };
-            let spec = Spec { dtype, shape: storage.spec.shape.clone() };
-            let mut bytes = vec![0; spec.bytes()];
-            fill(&storage.name, &spec.shape, dtype, seed, &mut bytes);
-            ((component, storage.name.clone()), (spec, bytes))
-        });
+        let made = graph.weights().map(|(component, storage)| made(component, &storage.name, storage.spec.shape.clone(), seed));
         SyntheticWeights(made.collect())
     }
+
+    /// The table of embeddings alone.
+    pub fn embeddings(config: &TextConfig, seed: u64) -> SyntheticWeights {
+        let shape = Shape::from([config.vocabulary, config.hidden]);
+        SyntheticWeights([made(Component::Qwen, EMBEDDINGS, shape, seed)].into())
+    }
+}
+
+fn made(component: Component, name: &str, shape: Shape, seed: u64) -> ((Component, String), (Spec, Vec<u8>)) {
+    let dtype = if component == Component::Vae { DType::F32 } else { DType::BF16 };
+    let spec = Spec { dtype, shape };
+    let mut bytes = vec![0; spec.bytes()];
+    fill(name, &spec.shape, dtype, seed, &mut bytes);
+    ((component, name.to_string()), (spec, bytes))
 }
 
 impl WeightSource for SyntheticWeights {

@@ -30,6 +30,7 @@ pub struct TinyEdit {
     inputs: EditInputs,
     picture: Rgb,
     patches: Patches,
+    embeddings: Vec<f32>,
     rules: Rules,
 }
 
@@ -67,7 +68,8 @@ impl TinyEdit {
         let inputs = EditInputs::new(&model.config, &settings, &request).unwrap_or_else(|e| panic!("{e:#}"));
         let program = Program::new(&model.config, inputs.spec.clone(), precision, target).unwrap_or_else(|e| panic!("{e:#}"));
         assert_eq!(program.plan.overlaps(), []);
-        TinyEdit { program, inputs, picture, patches, rules }
+        let embeddings = inputs.embeddings(&SyntheticWeights::embeddings(&model.config.text, 0)).unwrap();
+        TinyEdit { program, inputs, picture, patches, embeddings, rules }
     }
 
     pub fn plan(&self) -> &Arc<Plan> {
@@ -87,9 +89,15 @@ impl TinyEdit {
     }
 
     pub fn write_inputs(&self, exec: &mut dyn Executor) -> anyhow::Result<()> {
-        let (working, patches) = (Some(&self.picture), &self.patches);
-        let host =
-            HostInputs { working, patches, seed: SEED, cfg_scale: 6.0, guidance_limit: self.limit(), clock: self.rules.clock() };
+        let host = HostInputs {
+            working: Some(&self.picture),
+            patches: &self.patches,
+            embeddings: &self.embeddings,
+            seed: SEED,
+            cfg_scale: 6.0,
+            guidance_limit: self.limit(),
+            clock: self.rules.clock(),
+        };
         let values = self.inputs.values(&self.program, &host);
         values.iter().try_for_each(|(id, values)| exec.write(*id, values.values()))
     }

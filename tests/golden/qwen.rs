@@ -5,13 +5,14 @@ use std::ops::Range;
 
 use step1x_edit::exec::Executor;
 use step1x_edit::graph::{Graph, Node};
-use step1x_edit::model::text::{self, TextRows};
+use step1x_edit::model::text::{self, EMBEDDINGS, TextRows};
 use step1x_edit::model::vision;
 use step1x_edit::ops::Values;
 use step1x_edit::plan::Precision;
 use step1x_edit::tensor::Component;
+use step1x_edit::weights::read_rows;
 
-use crate::common::{Golden, assert_close, executor, json, number, planned, tiny_config};
+use crate::common::{Golden, SyntheticWeights, assert_close, executor, json, number, planned, tiny_config};
 
 /// float32 in another summation order; an independent implementation is within 8e-6.
 const BOUND: f32 = 5e-5;
@@ -105,7 +106,12 @@ impl Case<'_> {
         let position_ids = self.golden.indices(&self.name("position_ids"));
         let positions: Vec<[usize; 3]> =
             text_places.iter().map(|&p| [0, 1, 2].map(|axis| position_ids[axis * self.ids.len() + p])).collect();
-        run.write(model.index, Values::I32(&indices(&self.index(&text_places)))).unwrap();
+        let is_picture = |place: &usize| self.picture.contains(place);
+        let (pictures, tokens): (Vec<usize>, Vec<usize>) = text_places.iter().partition(|place| is_picture(place));
+        let ids: Vec<usize> = tokens.iter().map(|&place| self.ids[place]).collect();
+        let table = SyntheticWeights::embeddings(&config.text, self.golden.seed());
+        run.write(model.tokens, Values::F32(&read_rows(&table, Component::Qwen, EMBEDDINGS, &ids).unwrap())).unwrap();
+        run.write(model.places, Values::I32(&indices(&self.window_places(&pictures)))).unwrap();
         run.write(model.rope, Values::F32(&text::rope_table(&positions, &config.text))).unwrap();
         if let Some(key_bias) = model.key_bias {
             let masked = self.masked();
@@ -117,12 +123,11 @@ impl Case<'_> {
         found
     }
 
-    /// Token id of a text row; row of the tower's result, which stays in window order, of a picture row.
-    fn index(&self, text_places: &[usize]) -> Vec<usize> {
+    /// Rows of the tower's result, which stays in window order, of the picture's tokens at these places of the text.
+    fn window_places(&self, pictures: &[usize]) -> Vec<usize> {
         let mut window_place = vec![0; self.window_index.len()];
         self.window_index.iter().enumerate().for_each(|(place, &merged)| window_place[merged] = place);
-        let of = |&p: &usize| if self.picture.contains(&p) { window_place[p - self.picture.start] } else { self.ids[p] };
-        text_places.iter().map(of).collect()
+        pictures.iter().map(|place| window_place[place - self.picture.start]).collect()
     }
 
     /// The golden values `field` with rows in the order of `rows`.

@@ -10,7 +10,7 @@ use step1x_edit::image::Rgb;
 use step1x_edit::inputs::PictureInputs;
 use step1x_edit::model::Preset;
 use step1x_edit::model::edit::{self, Conventions, EditSpec, NoiseSource, Savings};
-use step1x_edit::model::text::{self, TextRows};
+use step1x_edit::model::text::{self, EMBEDDINGS, TextRows};
 use step1x_edit::model::{PromptRows, Version, vae, vision};
 use step1x_edit::ops::{H100_GRID_THREADS, HostValues, LATENT_SCALE, LATENT_SHIFT, philox_normal};
 use step1x_edit::pipeline::{EditInputs, HostInputs, Program, Request};
@@ -19,8 +19,9 @@ use step1x_edit::prompt::{self, Patches, PromptTokens};
 use step1x_edit::sampling::{Clock, pack_noise, schedule, step_table};
 use step1x_edit::tensor::Component;
 use step1x_edit::tensor::DType::{self, BF16, F32};
+use step1x_edit::weights::read_rows;
 
-use crate::common::{assert_close, executor, planned, planned_for};
+use crate::common::{SyntheticWeights, assert_close, executor, planned, planned_for};
 
 /// float32 in another summation order, through all stages.
 const BOUND: f32 = 1e-4;
@@ -81,7 +82,8 @@ fn by_program(s: &Setup, savings: Savings) -> Edit {
 
 fn run(run: &mut dyn Executor, s: &Setup, program: &Program, inputs: &EditInputs, (seed, cfg_scale): (u64, f32)) -> Edit {
     let (working, patches) = (Some(&s.picture), &s.patches);
-    let host = HostInputs { working, patches, seed, cfg_scale, guidance_limit: 0.93, clock: Clock::Official };
+    let embeddings = &inputs.embeddings(&SyntheticWeights::embeddings(&s.model.config.text, 0)).unwrap();
+    let host = HostInputs { working, patches, embeddings, seed, cfg_scale, guidance_limit: 0.93, clock: Clock::Official };
     for (id, values) in inputs.values(program, &host) {
         run.write(id, values.values()).unwrap();
     }
@@ -134,7 +136,8 @@ fn hidden(s: &Setup, tokens: &PromptTokens) -> Vec<f32> {
     let rows = TextRows { prefix: 0, tails: vec![tokens.ids.len()], pictures: vec![image.clone()], hidden_keys: true };
     let axes = tokens.positions(s.patches.merged()).unwrap();
     let positions: Vec<[usize; 3]> = (0..tokens.ids.len()).map(|i| [0, 1, 2].map(|axis| axes[axis][i] as usize)).collect();
-    let index = |i: usize| if image.contains(&i) { picture.places[i - image.start] } else { tokens.ids[i] as i32 };
+    let ids: Vec<usize> = (0..tokens.ids.len()).filter(|i| !image.contains(i)).map(|i| tokens.ids[i] as usize).collect();
+    let embeddings = read_rows(&SyntheticWeights::embeddings(&config.text, 0), Component::Qwen, EMBEDDINGS, &ids).unwrap();
     let bias = |i| if tokens.masked.contains(&i) { f32::NEG_INFINITY } else { 0.0 };
     let all: Range<usize> = 0..tokens.ids.len();
     stage(|g| {
@@ -145,7 +148,8 @@ fn hidden(s: &Setup, tokens: &PromptTokens) -> Vec<f32> {
                 (tower.pixel_values, HostValues::F32(s.patches.pixel_values.clone())),
                 (tower.window_rows, HostValues::I32(picture.window_rows.clone())),
                 (tower.rope, HostValues::F32(picture.rope.clone())),
-                (model.index, HostValues::I32(all.clone().map(index).collect())),
+                (model.tokens, HostValues::F32(embeddings)),
+                (model.places, HostValues::I32(picture.places.clone())),
                 (model.rope, HostValues::F32(text::rope_table(&positions, &config.text))),
                 (model.key_bias.unwrap(), HostValues::F32(all.map(bias).collect())),
             ];
