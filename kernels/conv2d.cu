@@ -7,6 +7,8 @@
 // beside it. A step is a chunk and a row of taps: while one multiplies, the next step's weights (and at a chunk's first
 // step the next chunk's inputs) arrive by cp.async in the other half of the buffers.
 //
+// A strip of a picture has the rows above and below that its results read; zeros stand beyond the picture's edges alone.
+//
 // Doubling happens in the addresses: neighbouring outputs read the same input. Halving puts even columns before odd ones
 // in shared memory, so that the 16 pixels of a fragment always lie side by side.
 //
@@ -30,7 +32,7 @@ constexpr int kTileH = kStride == 2 ? 4 : 8, kTileW = 16;
 constexpr int kRowBytes = 64, kPieces = 4;
 constexpr int kPiece = 16 / sizeof(T), kChunk = kPieces * kPiece;
 
-// The input rows and columns that a tile reads, from the first, which is kPad before the tile's own.
+// The input rows and columns that a tile reads, from the first, which is Params.above rows and kPad columns before the tile's own.
 constexpr int kHaloH = kUpsample ? kTileH / 2 + 2 : kStride * (kTileH - 1) + 3;
 constexpr int kHaloW = kUpsample ? kTileW / 2 + 2 : kStride * (kTileW - 1) + 3;
 constexpr int kPitch = (kHaloW + 1) / 2 * 2;  // even, so that the order of pieces depends on the column alone
@@ -55,8 +57,10 @@ struct Params {
   Y* y;
   u32 h, width, c;             // of x
   u32 y_h, y_width, channels;  // of y
+  u32 above;                   // rows of zeros before the first of x: none if x is a strip that begins inside the picture
+  u32 unused;
 };
-static_assert(sizeof(Params) == 56, "as in src/ops/conv2d/portable.rs");
+static_assert(sizeof(Params) == 64, "as in src/ops/conv2d/portable.rs");
 
 template <typename U>
 __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
@@ -152,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(kThreads, kTileN == 128 ? 2 : 4) co
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const u32 first_row = warp % kWarpsM * kRows, first_column = warp / kWarpsM * kColumns;  // of the warp, in the tile
   const u32 tile_x = blockIdx.y * kTileW, tile_y = blockIdx.z * kTileH;
-  const int top = (int)(kUpsample ? tile_y / 2 : tile_y * kStride) - kPad;
+  const int top = (int)(kUpsample ? tile_y / 2 : tile_y * kStride) - (int)p.above;
   const int left = (int)(kUpsample ? tile_x / 2 : tile_x * kStride) - kPad;
 
   // Where this lane's row of a fragment lies: pixels under each tap of a row, weights.

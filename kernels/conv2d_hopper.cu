@@ -41,7 +41,8 @@ struct Params {
   u32 tiles_x;  // in a row of tiles
   u32 tiles_n;  // of channels
   u32 tiles;    // in all
-  u32 padding[5];
+  u32 above;    // rows of zeros before the first of x: none if x is a strip that begins inside the picture
+  u32 padding[4];
 };
 static_assert(sizeof(Params) == 320, "as in src/ops/conv2d/hopper.rs");
 
@@ -80,7 +81,8 @@ __device__ __forceinline__ void produce_pixels(const Params& p, Shared& s) {
         u64& full = s.pixels_full[ring.at];
         barrier_wait(s.pixels_empty[ring.at], ring.parity ^ 1);
         barrier_expect(full, kHalo * kHalo * kRowBytes);
-        const int x = (int)(work.x * kStride + plane % kStride) - kPad, y = (int)(work.y * kStride + plane / kStride) - kPad;
+        const int x = (int)(work.x * kStride + plane % kStride) - kPad;
+        const int y = (int)(work.y * kStride + plane / kStride) - (int)p.above;
         tma_load(shared_address(s.pixels[ring.at]), p.x, chunk * kChunk, x, y, full, policy);
         ring.next();
       }

@@ -4,6 +4,9 @@
 // Two passes: `group_norm_moments` leaves every block's moments of each group in scratch; every block of `group_norm`
 // combines them, which is little, as they are of few blocks, and done while its first pixels are on their way.
 //
+// Where a picture is normed strip by strip, `group_norm_statistics` combines the moments of all of it, with the same sums, and
+// with GIVEN `group_norm` takes what that left, whatever part of the picture x is.
+//
 // A thread takes the same vector of up to 16 bytes of pixels that are equally far apart, so that what belongs to its
 // channels stays in registers. All blocks sweep over the picture side by side, in the second pass from its end, which was
 // read last and may still be in the cache. Bound by bandwidth: x is read twice, y written once.
@@ -14,7 +17,7 @@
 #include "types.cuh"
 
 constexpr int kVector = VECTOR, kChannels = CHANNELS, kThreads = 512, kGroups = 32;
-constexpr bool kSwish = SWISH;
+constexpr bool kSwish = SWISH, kGiven = GIVEN;
 constexpr int kVectors = kChannels / kVector;               // of a pixel
 constexpr int kLanes = kThreads / kVectors;                 // pixels of a block at a time
 constexpr int kWidth = kChannels / kGroups;                 // channels of a group
@@ -57,8 +60,9 @@ struct Params {
   u32 rest;    // its first lanes, which have one more
   u32 x_stride;
   u32 y_stride;
+  float* statistics;  // of each group: mean, 1/σ, each as three values whose sum it is
 };
-static_assert(sizeof(Params) == 64, "as in src/ops/group_norm.rs");
+static_assert(sizeof(Params) == 72, "as in src/ops/group_norm.rs");
 
 // A thread's way over the picture, a batch of pixels at a time.
 template <bool BACK, int BATCH>
@@ -187,12 +191,40 @@ __device__ __forceinline__ float slice(const Params& p, u32 group, u32 first, Mo
   return count;
 }
 
+// What the threads of a block share as they combine the moments of all blocks.
+struct Shares {
+  Moments parts[kGroups][kTeam + 1];
+  float counts[kTeam];
+
+  __device__ __forceinline__ void gather(const Params& p) {
+    const u32 first = threadIdx.x / kGroups;
+    counts[first] = slice(p, threadIdx.x % kGroups, first, parts[threadIdx.x % kGroups][first]);
+  }
+
+  // Of the thread's group, threadIdx.x / kTeam, once all have gathered: the mean, and 1/σ in place of the deviations.
+  __device__ __forceinline__ Moments conclude(const Params& p) const {
+    const Moments moments = combine<kTeam>(parts, [&](u32 slot) { return counts[slot]; });
+    const float variance = moments.deviations / ((float)p.pixels * kWidth);
+    return {moments.mean, 1.0f / sqrtf(variance + kEps)};
+  }
+};
+
+extern "C" __global__ void __launch_bounds__(kThreads) group_norm_statistics(const __grid_constant__ Params p) {
+  __shared__ Shares shares;
+  shares.gather(p);
+  __syncthreads();
+  const Moments m = shares.conclude(p);
+  if (threadIdx.x % kTeam == 0) {
+    float* const to = p.statistics + threadIdx.x / kTeam * 6;
+    to[0] = m.mean, to[1] = 0.0f, to[2] = 0.0f, to[3] = m.deviations, to[4] = 0.0f, to[5] = 0.0f;
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(kThreads, 2) group_norm(const __grid_constant__ Params p) {
-  __shared__ Moments parts[kGroups][kTeam + 1], statistics[kGroups];
-  __shared__ float counts[kTeam];
+  __shared__ Shares shares;
+  __shared__ Moments statistics[kGroups];
   Sweep<true, 4> sweep(p);
-  const u32 first = threadIdx.x / kGroups;
-  counts[first] = slice(p, threadIdx.x % kGroups, first, parts[threadIdx.x % kGroups][first]);
+  if (!kGiven) shares.gather(p);
 
   constexpr int kFloats = kVector < 4 ? kVector : 4;
   Vec<float, kFloats> weight[kVector / kFloats], bias[kVector / kFloats];
@@ -201,11 +233,13 @@ extern "C" __global__ void __launch_bounds__(kThreads, 2) group_norm(const __gri
     weight[i] = Vec<float, kFloats>::load(p.weight + sweep.channel + i * kFloats);
     bias[i] = Vec<float, kFloats>::load(p.bias + sweep.channel + i * kFloats);
   }
-  __syncthreads();
-  const Moments moments = combine<kTeam>(parts, [&](u32 slot) { return counts[slot]; });
-  if (threadIdx.x % kTeam == 0) {  // 1/σ in place of the deviations
-    const float variance = moments.deviations / ((float)p.pixels * kWidth);
-    statistics[threadIdx.x / kTeam] = {moments.mean, 1.0f / sqrtf(variance + kEps)};
+  if (kGiven) {
+    const float* const of = p.statistics + threadIdx.x * 6;
+    if (threadIdx.x < kGroups) statistics[threadIdx.x] = {of[0] + of[1] + of[2], of[3] + of[4] + of[5]};
+  } else {
+    __syncthreads();
+    const Moments m = shares.conclude(p);
+    if (threadIdx.x % kTeam == 0) statistics[threadIdx.x / kTeam] = m;
   }
   __syncthreads();
   float mean[kParts], factor[kVector];

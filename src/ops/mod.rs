@@ -54,7 +54,7 @@ ops! {
     count_faults {CountFaults}
     gate_residual {GateResidual}
     gather {Gather}
-    group_norm {GroupNorm}
+    group_norm {GroupNorm, GroupStatistics}
     guidance_euler {GuidanceEuler, Rounding}
     layer_norm {LayerNorm}
     linear {Linear}

@@ -54,7 +54,9 @@ struct Params {
     tiles_x: u32,
     tiles_n: u32,
     tiles: u32,
-    padding: [u32; 5],
+    /// Rows of zeros above x.
+    above: u32,
+    padding: [u32; 4],
 }
 const _: () = assert!(size_of::<Params>() + 2 * TensorMap::BYTES == 320);
 
@@ -78,7 +80,8 @@ fn launch(op: &Conv2d, kernel: &Kernel, args: &Args) -> Launch {
         tiles_x,
         tiles_n,
         tiles: tiles_y * tiles_x * tiles_n,
-        padding: [0; 5],
+        above: op.row_padding().0 as u32,
+        padding: [0; 4],
     };
     Launch::persistent("conv2d", params.tiles, kernel.block.threads, kernel.block.shared_bytes, maps, &params)
 }

@@ -1,5 +1,8 @@
 //! Convolution of a picture: x [H, W, C], w [O, C, K, K], b [O], y [H', W', O]; channels last.
 //!
+//! x may be a strip of a picture's rows, which have the same results there as in the whole, to the bit. It brings the rows
+//! above and below that its results read; zeros stand only where the picture ends.
+//!
 //! With `upsample` the input is read as if every pixel stood in a 2×2 square (nearest neighbour), without a buffer for it.
 //! x and w are of one type, bf16, f16 or f32 (which the device multiplies as TF32: 11 bits, as f16); y and b of another,
 //! bf16 or f32. Sums are f32, and there is one rounding, at the end.
@@ -40,18 +43,32 @@ pub struct Conv2d {
     pub padding: (usize, usize),
     /// Double the input first.
     pub upsample: bool,
+    /// Whether the input goes on above its first row, below its last: it is a strip of a picture, with the rows that its results
+    /// need beyond their own, and no zeros stand there.
+    pub goes_on: (bool, bool),
 }
 
 impl Conv2d {
     /// Stride 1, one zero on every side: 3×3, same size.
-    pub const SAME: Conv2d = Conv2d { stride: 1, padding: (1, 1), upsample: false };
+    pub const SAME: Conv2d = Conv2d { stride: 1, padding: (1, 1), upsample: false, goes_on: (false, false) };
     /// Stride 2, zeros at the right and bottom only: the autoencoder's downsampling.
-    pub const HALVE: Conv2d = Conv2d { stride: 2, padding: (0, 1), upsample: false };
+    pub const HALVE: Conv2d = Conv2d { stride: 2, padding: (0, 1), upsample: false, goes_on: (false, false) };
     /// Nearest ×2, then 3×3 of the same size.
-    pub const DOUBLE: Conv2d = Conv2d { stride: 1, padding: (1, 1), upsample: true };
+    pub const DOUBLE: Conv2d = Conv2d { stride: 1, padding: (1, 1), upsample: true, goes_on: (false, false) };
 
-    fn extent(&self, input: usize, kernel: usize) -> Option<usize> {
-        let padded = input * (1 + self.upsample as usize) + self.padding.0 + self.padding.1;
+    /// The same of a strip; whether the picture goes on above it, below it.
+    pub fn strip(self, above: bool, below: bool) -> Conv2d {
+        Conv2d { goes_on: (above, below), ..self }
+    }
+
+    /// Rows of zeros before the first row, after the last.
+    fn row_padding(&self) -> (usize, usize) {
+        let unless = |goes_on, padding| if goes_on { 0 } else { padding };
+        (unless(self.goes_on.0, self.padding.0), unless(self.goes_on.1, self.padding.1))
+    }
+
+    fn extent(&self, input: usize, padding: (usize, usize), kernel: usize) -> Option<usize> {
+        let padded = input * (1 + self.upsample as usize) + padding.0 + padding.1;
         Some(padded.checked_sub(kernel)? / self.stride + 1)
     }
 }
@@ -63,7 +80,13 @@ impl Op for Conv2d {
 
     fn attributes(&self) -> String {
         let upsample = if self.upsample { " upsample" } else { "" };
-        format!("stride {} padding {}+{}{upsample}", self.stride, self.padding.0, self.padding.1)
+        let strip = match self.goes_on {
+            (false, false) => "",
+            (false, true) => " first strip",
+            (true, true) => " middle strip",
+            (true, false) => " last strip",
+        };
+        format!("stride {} padding {}+{}{upsample}{strip}", self.stride, self.padding.0, self.padding.1)
     }
 
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
@@ -76,7 +99,7 @@ impl Op for Conv2d {
             inputs[1],
             inputs[2]
         );
-        let (Some(height), Some(width)) = (self.extent(*h, *k), self.extent(*w, *k)) else {
+        let (Some(height), Some(width)) = (self.extent(*h, self.row_padding(), *k), self.extent(*w, self.padding, *k)) else {
             anyhow::bail!("a picture of {h}x{w} is smaller than the kernel");
         };
         Ok(vec![Spec::new(inputs[0].dtype, [height, width, *o])])
@@ -107,9 +130,10 @@ impl Op for Conv2d {
                 bias.spec, y.spec
             ));
         }
-        if ![Conv2d::SAME, Conv2d::HALVE, Conv2d::DOUBLE].contains(self) || w.spec.shape.0[2] != 3 {
+        let whole = [Conv2d::SAME, Conv2d::HALVE, Conv2d::DOUBLE].contains(self);
+        if !(whole || self.strip(false, false) == Conv2d::SAME) || w.spec.shape.0[2] != 3 {
             return Unsupported::new(format!(
-                "{} with {}; there are 3x3 kernels for the same, half and double size, 1x1 is a linear",
+                "{} with {}; there are 3x3 kernels for the same, half and double size, of strips for the same; 1x1 is a linear",
                 self.attributes(),
                 w.spec
             ));
@@ -176,9 +200,9 @@ fn addresses(args: &Args) -> [u64; 4] {
 impl Conv2d {
     /// The [K, K, C] inputs of output pixel `at` (row, column).
     fn patch(&self, x: &[f32], [h, w, c]: [usize; 3], k: usize, at: [usize; 2], patch: &mut [f32]) {
-        let scale = 1 + self.upsample as usize;
+        let (scale, above) = (1 + self.upsample as usize, self.row_padding().0);
         for (tap, values) in patch.chunks_exact_mut(c).enumerate() {
-            let row = (at[0] * self.stride + tap / k).checked_sub(self.padding.0).filter(|&r| r < h * scale);
+            let row = (at[0] * self.stride + tap / k).checked_sub(above).filter(|&r| r < h * scale);
             let col = (at[1] * self.stride + tap % k).checked_sub(self.padding.0).filter(|&q| q < w * scale);
             match (row, col) {
                 (Some(row), Some(col)) => values.copy_from_slice(&x[(row / scale * w + col / scale) * c..][..c]),
@@ -215,6 +239,17 @@ pub(super) fn cases() -> Vec<Case> {
         case(6, 17, 16, 256, Conv2d::SAME, F32, F32),
         case(6, 70, 16, 64, Conv2d::SAME, F16, F32),
         case(5, 33, 16, 32, Conv2d::SAME, BF16, BF16),
+        // Strips, with odd extents and lower than a tile; of one row; with channels of none of the wide kernels.
+        case(18, 19, 256, 128, Conv2d::SAME.strip(false, true), F16, F32),
+        case(19, 35, 128, 128, Conv2d::SAME.strip(true, true), F16, F32),
+        case(6, 17, 64, 128, Conv2d::SAME.strip(true, false), BF16, BF16),
+        case(3, 21, 64, 128, Conv2d::SAME.strip(true, true), F16, F32),
+        case(10, 19, 40, 24, Conv2d::SAME.strip(false, true), F16, F32),
+        case(21, 18, 64, 32, Conv2d::SAME.strip(true, true), F16, F32),
+        case(7, 11, 3, 32, Conv2d::SAME.strip(true, false), BF16, BF16),
+        case(9, 33, 16, 64, Conv2d::SAME.strip(true, true), F16, F32),
+        case(12, 31, 128, 3, Conv2d::SAME.strip(true, false), F16, F32),
+        case(6, 9, 16, 32, Conv2d::SAME.strip(false, true), F32, F32),
         // The autoencoder's, of 1024x1024 pixels.
         case(1024, 1024, 3, 128, Conv2d::SAME, BF16, BF16).timed(),
         case(1024, 1024, 128, 128, Conv2d::SAME, BF16, BF16).timed(),
@@ -225,6 +260,8 @@ pub(super) fn cases() -> Vec<Case> {
         case(1024, 1024, 128, 128, Conv2d::SAME, F16, F32).timed(),
         case(128, 128, 512, 512, Conv2d::DOUBLE, F32, F32).timed(),
         case(1024, 1024, 128, 3, Conv2d::SAME, F16, F32).timed(),
+        // A strip of 2048x2048 pixels.
+        case(130, 2048, 256, 128, Conv2d::SAME.strip(true, true), F16, F32).timed(),
     ];
     for case in cases.iter_mut().filter(|case| case.outputs == [F32]) {
         let f16 = case.inputs[0].dtype == F16;
@@ -253,7 +290,7 @@ mod tests {
             ];
             let y = run_f32(&how, &operands);
             let scale = 1 + how.upsample as usize;
-            let (height, width) = (how.extent(h, 3).unwrap(), how.extent(w, 3).unwrap());
+            let [height, width] = [h, w].map(|n| how.extent(n, how.padding, 3).unwrap());
             for at in 0..height * width * o {
                 let (row, col, out) = (at / o / width, at / o % width, at % o);
                 let mut sum = bias[out] as f64;
@@ -269,6 +306,29 @@ mod tests {
                 }
                 assert!((sum - y[at] as f64).abs() < 1e-5, "{how:?} at {row},{col},{out}");
             }
+        }
+    }
+
+    /// Larger than what the reference multiplies at a time, so that its parts are others than those of the strips.
+    #[test]
+    fn strips_are_the_whole_to_the_bit() {
+        let (h, w, c, o) = (37, 301, 64, 24);
+        let (x, weight, bias) = (noise(h * w * c, 1), noise(o * c * 9, 2), noise(o, 3));
+        let convolve = |rows: std::ops::Range<usize>| {
+            let (above, below) = (rows.start > 0, rows.end < h);
+            let read = rows.start - above as usize..rows.end + below as usize;
+            let operands = [
+                (Spec::new(DType::F32, [read.len(), w, c]), &x[read.start * w * c..read.end * w * c]),
+                (Spec::new(DType::F32, [o, c, 3, 3]), &weight[..]),
+                (Spec::new(DType::F32, [o]), &bias[..]),
+            ];
+            run_f32(&Conv2d::SAME.strip(above, below), &operands)
+        };
+        let whole = convolve(0..h);
+        assert!(whole.len() == h * w * o && h * w * c * 9 > PATCH_ELEMENTS);
+        for height in [1, 5, 16, 36] {
+            let strips: Vec<f32> = (0..h).step_by(height).flat_map(|top| convolve(top..(top + height).min(h))).collect();
+            assert!(strips.iter().map(|v| v.to_bits()).eq(whole.iter().map(|v| v.to_bits())), "strips of {height} rows");
         }
     }
 }

@@ -50,13 +50,17 @@ struct Params {
     /// Height, width, channels.
     x: [u32; 3],
     y: [u32; 3],
+    /// Rows of zeros above x.
+    above: u32,
+    unused: u32,
 }
-const _: () = assert!(size_of::<Params>() == 56);
+const _: () = assert!(size_of::<Params>() == 64);
 
 fn launch(op: &Conv2d, kernel: &Kernel, args: &Args) -> Launch {
     let [x, y] = [&args.inputs[0], &args.outputs[0]].map(extents);
     let [height, width, channels] = y;
-    let params = Params { addresses: addresses(args), x: x.map(|n| n as u32), y: y.map(|n| n as u32) };
+    let (x, y, above) = (x.map(|n| n as u32), y.map(|n| n as u32), op.row_padding().0 as u32);
+    let params = Params { addresses: addresses(args), x, y, above, unused: 0 };
     // The channels of a tile of pixels are neighbours in time, so that its inputs are read from memory once.
     let blocks = [channels.div_ceil(kernel.block.tile), width.div_ceil(TILE_WIDTH), height.div_ceil(tile_height(op))];
     Launch::kernel("conv2d", blocks.map(|n| n as u32), kernel.block.threads, kernel.block.shared_bytes, &params)
