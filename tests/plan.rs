@@ -84,6 +84,27 @@ fn the_table_of_embeddings_takes_no_memory_of_a_device() {
     }
 }
 
+/// The decoder's widest block, whose map of 256 channels in f32 is the largest tensor of all, passes large pictures in strips: beside
+/// that map and the shortcut, which is half as large, a strip is there.
+#[test]
+fn large_pictures_are_decoded_in_strips() {
+    for (side, most) in
+        [(512, 540_000_000), (1024, 2_150_000_000), (1040, 1_800_000_000), (1536, 3_800_000_000), (2048, 6_600_000_000)]
+    {
+        let plan = planned(Preset::Full, (side, side), side, Precision::Bf16).plan;
+        let decode = plan.bodies.last().unwrap();
+        let largest = 256 * 4 * side * side;
+        assert!((largest..=most).contains(&decode.live_bytes), "{side}: {} are live", decode.live_bytes);
+        assert!(side == 512 || (plan.arena_bytes as f64) < 1.02 * decode.live_bytes as f64, "it decides how large the arena is");
+        let strips = plan.graph.nodes.iter().filter(|node| node.op.attributes().ends_with("strip")).count();
+        assert_eq!(strips > 0, side > 1024, "{strips} convolutions of strips");
+        assert_eq!(plan.overlaps(), []);
+        if side == 1040 {
+            every_read_finds_what_was_written(&plan); // of a larger one it would take a minute
+        }
+    }
+}
+
 /// Weights have places of their own as long as a policy says: with `OVERLAPPED` one is on its way while the stage before
 /// its first reader runs, with `PHASED` not before that stage has ended, with `RESIDENT` all stay.
 #[test]

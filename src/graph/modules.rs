@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Graph, TensorId};
-use crate::ops::{Conv2d, GroupNorm, LayerNorm, Linear, RmsNorm};
+use crate::ops::{Conv2d, GroupNorm, GroupStatistics, LayerNorm, Linear, RmsNorm};
 use crate::tensor::{DType, Shape};
 
 impl Graph {
@@ -16,18 +16,63 @@ impl Graph {
     /// The 3×3 convolution `name` with `name.weight` [channels, C, 3, 3], used in x's type, and `name.bias` [channels], in
     /// the result's.
     pub fn conv3x3(&mut self, name: &str, x: TensorId, channels: usize, how: Conv2d, result: DType) -> TensorId {
+        let operands = self.conv3x3_operands(name, x, channels, result);
+        self.op_as(result, name, how, &operands)
+    }
+
+    fn conv3x3_operands(&mut self, name: &str, x: TensorId, channels: usize, result: DType) -> [TensorId; 3] {
         let (dtype, c) = (self.tensor(x).spec.dtype, self.cols_of(x));
         let w = self.weight(&format!("{name}.weight"), dtype, [channels, c, 3, 3]);
         let b = self.weight(&format!("{name}.bias"), result, [channels]);
-        self.op_as(result, name, how, &[x, w, b])
+        [x, w, b]
     }
 
     /// The group norm `name` with `name.weight` and `name.bias`.
     pub fn group_norm(&mut self, name: &str, x: TensorId, swish: bool, result: DType) -> TensorId {
+        let operands = self.group_norm_operands(name, x);
+        self.op_as(result, name, GroupNorm { swish }, &operands)
+    }
+
+    fn group_norm_operands(&mut self, name: &str, x: TensorId) -> [TensorId; 3] {
         let c = self.cols_of(x);
         let w = self.weight(&format!("{name}.weight"), DType::F32, [c]);
         let b = self.weight(&format!("{name}.bias"), DType::F32, [c]);
-        self.op_as(result, name, GroupNorm { swish }, &[x, w, b])
+        [x, w, b]
+    }
+
+    /// The group norm and swish `norm`, its result of type `normed`, then the 3×3 convolution of the same size `conv` into `out`
+    /// [H, W, channels]: in strips of `height` rows from the top, so that no more than a strip of x [H, W, C] is there normed.
+    /// To the bit as [`Graph::group_norm`] and [`Graph::conv3x3`] of all rows. Nodes are named after a strip's first row.
+    ///
+    /// `out` may share memory with x: when a strip's rows are written, x is read from the row before its last one on.
+    pub fn normed_conv3x3_in_strips(
+        &mut self,
+        [norm, conv]: [&str; 2],
+        x: TensorId,
+        normed: DType,
+        height: usize,
+        out: TensorId,
+    ) {
+        let statistics = self.op(&format!("{norm}.statistics"), GroupStatistics, &[x]);
+        let (rows, channels, result) = (self.shape(x).0[0], self.cols_of(out), self.tensor(out).spec.dtype);
+        for top in (0..rows).step_by(height) {
+            let bottom = (top + height).min(rows);
+            let (above, below) = (top > 0, bottom < rows);
+            let read = self.picture_rows(x, top - above as usize..bottom + below as usize);
+            let [x, w, b] = self.group_norm_operands(norm, read);
+            let n = self.op_as(normed, &format!("{norm}.{top}"), GroupNorm { swish: true }, &[x, w, b, statistics]);
+            let operands = self.conv3x3_operands(conv, n, channels, result);
+            let written = self.picture_rows(out, top..bottom);
+            self.op_into(&format!("{conv}.{top}"), Conv2d::SAME.strip(above, below), &operands, &[written]);
+        }
+    }
+
+    /// Rows `range` of a dense picture [H, W, C].
+    fn picture_rows(&mut self, picture: TensorId, range: Range<usize>) -> TensorId {
+        let [h, w, c] = self.shape(picture).0[..] else { panic!("{} is no picture", self.shape(picture)) };
+        let lines = self.reshape(picture, [h, w * c]);
+        let lines = self.rows(lines, range.clone());
+        self.reshape(lines, [range.len(), w, c])
     }
 
     /// The affine layer norm `name` with `name.weight` and `name.bias`.

@@ -3,6 +3,9 @@
 //! As in the official code, the encoder works in bf16 (under autocast), the decoder keeps its activations in f32. The
 //! official decoder multiplies as TF32; here what is bounded (latents, results of group norms) is multiplied as f16, which has
 //! TF32's mantissa at twice its speed, and everything else (upsampling, shortcuts) as TF32.
+//!
+//! The decoder needs most memory where the channels of the finest level halve: there the picture is widest. Large pictures
+//! pass that block in strips ([`Strips`]), with the same values to the bit.
 
 use super::config::VaeConfig;
 use crate::graph::{Graph, TensorId};
@@ -20,6 +23,31 @@ struct Types {
 
 const ENCODER: Types = Types { stream: DType::BF16, normed: DType::BF16 };
 const DECODER: Types = Types { stream: DType::F32, normed: DType::F16 };
+
+/// Where the decoder works in strips. That depends on the picture alone, not on the memory that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Strips {
+    /// Pixels of the largest picture that passes a block of halved channels whole.
+    pub whole: usize,
+    /// Pixels of a strip, about.
+    pub pixels: usize,
+}
+
+impl Strips {
+    /// Of pictures beyond 1024×1024, where memory is scarce. 128 rows of 2048 pixels are eight tiles for each multiprocessor of
+    /// an H100.
+    pub const USUAL: Strips = Strips { whole: 1024 * 1024, pixels: 128 * 2048 };
+
+    /// Rows of a strip; none if such a picture stays whole.
+    fn height(self, height: usize, width: usize) -> Option<usize> {
+        // Whole tiles of the convolutions, where that is possible.
+        let rows = (self.pixels / width).max(2);
+        (height * width > self.whole).then(|| if rows < TILE { rows } else { rows / TILE * TILE })
+    }
+}
+
+/// Rows of a tile of the fastest kernel.
+const TILE: usize = 16;
 
 /// What the decoder takes latents in.
 pub const LATENTS: DType = DECODER.normed;
@@ -47,6 +75,11 @@ pub fn encoder(g: &mut Graph, config: &VaeConfig, picture: TensorId) -> TensorId
 
 /// Records the decoder: unscaled latents to a picture, not yet clamped to [-1, 1].
 pub fn decoder(g: &mut Graph, config: &VaeConfig, latents: TensorId) -> TensorId {
+    decoder_in_strips(g, config, latents, Strips::USUAL)
+}
+
+/// As [`decoder`], with other strips.
+pub fn decoder_in_strips(g: &mut Graph, config: &VaeConfig, latents: TensorId, strips: Strips) -> TensorId {
     let types = DECODER;
     g.scoped("decoder", |g| {
         let deepest = *config.channels.last().expect("four levels");
@@ -56,7 +89,12 @@ pub fn decoder(g: &mut Graph, config: &VaeConfig, latents: TensorId) -> TensorId
         for (level, &channels) in config.channels.iter().enumerate().rev() {
             g.scoped(format_args!("up.{level}"), |g| {
                 for i in 0..config.blocks + 1 {
-                    h = resnet(g, types, &format!("block.{i}"), h, channels);
+                    let name = format!("block.{i}");
+                    let [height, width, c] = g.shape(h).0[..] else { unreachable!("a picture") };
+                    h = match strips.height(height, width).filter(|_| c == 2 * channels) {
+                        Some(rows) => halving_resnet_in_strips(g, types, &name, h, rows),
+                        None => resnet(g, types, &name, h, channels),
+                    };
                 }
                 if level > 0 {
                     h = g.conv3x3("upsample.conv", h, channels, Conv2d::DOUBLE, types.stream);
@@ -87,6 +125,30 @@ fn resnet(g: &mut Graph, types: Types, name: &str, x: TensorId, channels: usize)
         let h = g.conv3x3("conv2", h, channels, Conv2d::SAME, types.stream);
         g.op_into("residual", Add, &[h, skip], &[h]);
         h
+    })
+}
+
+/// As [`resnet`] to half as many channels, in less memory: x is normed strip by strip, and what comes of it lies in x's own
+/// place.
+///
+/// A row of a result has half the bytes of a row of x. In strips from the top, the first convolution writes the first half of
+/// x's rows: with the results of rows a..b, what was rows a/2..b/2 of x. Those are done with, while x is still read from row
+/// b - 1 on. The second one reads that half and writes the other. Beside x and the shortcut there is never more than a strip.
+/// The shortcut is one product over all rows, as it is without strips: its sums stay the same.
+fn halving_resnet_in_strips(g: &mut Graph, types: Types, name: &str, x: TensorId, strip: usize) -> TensorId {
+    assert!(strip >= 2, "a strip of one row would overwrite the row of x that the next one reads first");
+    g.scoped(name, |g| {
+        let [height, width, c] = g.shape(x).0[..] else { unreachable!("a picture") };
+        let skip = conv1x1(g, "nin_shortcut", x, c / 2, types.stream);
+        let pixels = g.reshape(x, [2 * height * width, c / 2]);
+        let [first, second] = [0, 1].map(|half| {
+            let half = g.rows(pixels, half * height * width..(half + 1) * height * width);
+            g.reshape(half, [height, width, c / 2])
+        });
+        g.normed_conv3x3_in_strips(["norm1", "conv1"], x, types.normed, strip, first);
+        g.normed_conv3x3_in_strips(["norm2", "conv2"], first, types.normed, strip, second);
+        g.op_into("residual", Add, &[skip, second], &[skip]);
+        skip
     })
 }
 

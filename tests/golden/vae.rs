@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use step1x_edit::exec::Executor;
 use step1x_edit::graph::{BodyId, Graph, Node, TensorId};
-use step1x_edit::model::{Config, VaeConfig, vae};
+use step1x_edit::model::vae::{self, Strips};
+use step1x_edit::model::{Config, VaeConfig};
 use step1x_edit::ops::{LATENT_SCALE, LATENT_SHIFT, Posterior, Unpack, Values};
 use step1x_edit::plan::Precision;
 use step1x_edit::tensor::Component;
@@ -85,6 +86,16 @@ fn encode() {
 
 #[test]
 fn decode() {
+    decode_in(Strips::USUAL);
+}
+
+/// As large pictures are decoded.
+#[test]
+fn decode_in_strips() {
+    decode_in(Strips { whole: 0, pixels: 128 });
+}
+
+fn decode_in(strips: Strips) {
     let golden = Golden::open("vae.safetensors");
     let config = config(&golden);
     let latent = golden.f32("in.latent");
@@ -98,7 +109,7 @@ fn decode() {
         let input = if packs { g.input("tokens", F32, [h / 2 * (w / 2), 4 * c]) } else { g.input("latent", F32, [h, w, c]) };
         let unpack = Unpack { size: (h, w), divisor: LATENT_SCALE, shift: LATENT_SHIFT };
         let z = if packs { g.op("z", unpack, &[input]) } else { input };
-        g.with_weights(Component::Vae, |g| vae::decoder(g, &config.vae, z));
+        g.with_weights(Component::Vae, |g| vae::decoder_in_strips(g, &config.vae, z, strips));
         input
     });
     let outputs = outputs(graph, golden.seed(), &[(input, values)]);

@@ -11,4 +11,5 @@ mod engine;
 mod faults;
 mod instruments;
 mod ops;
+mod strips;
 mod support;
