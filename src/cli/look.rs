@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::edit::SavingsArgs;
 use super::model::PartsArgs;
-use super::place::{MemoryArgs, RulesArgs};
+use super::place::RulesArgs;
 use super::setup;
 use super::values::{self, LayoutArg, PrecisionArg, PresetArg, VersionArg};
 use crate::commands::doctor::DoctorJob;
@@ -63,8 +63,11 @@ pub struct InspectArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    memory: MemoryArgs,
+    /// Plan for this much GPU memory, such as 6GB or 20GiB
+    ///
+    /// The driver's share counts too. A number without a unit is bytes.
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = values::bytes, help_heading = "Device")]
+    max_vram: Option<usize>,
     #[command(flatten)]
     savings: SavingsArgs,
 }
@@ -84,7 +87,7 @@ impl InspectArgs {
             }
         };
         let precision: Precision = self.precision.into();
-        if self.memory.max_vram.is_some() && precision == Precision::F32 {
+        if self.max_vram.is_some() && precision == Precision::F32 {
             return Err(usage(anyhow!("--max-vram limits a GPU's memory, and --precision f32 plans for the CPU; leave one out")));
         }
         let plan = PlanJob {
@@ -97,7 +100,7 @@ impl InspectArgs {
             savings: self.savings.into(),
         };
         let (verify, tensors, graph, json) = (self.verify, self.tensors, self.graph, self.json);
-        Ok(InspectJob { networks, loras: self.lora.clone(), plan, max_vram: self.memory.max_vram, verify, tensors, graph, json })
+        Ok(InspectJob { networks, loras: self.lora.clone(), plan, max_vram: self.max_vram, verify, tensors, graph, json })
     }
 }
 

@@ -107,7 +107,7 @@ pub struct BenchArgs {
     #[arg(short, long, alias = "model-path", value_name = "PATH", required_unless_present = "link")]
     model: Option<PathBuf>,
     /// Measure copies to the GPU and the locking of memory instead; no model is needed
-    #[arg(long, conflicts_with_all = ["model", "vae", "text_encoder", "lora", "size", "prompt", "rules", "steps", "runs", "max_vram"])]
+    #[arg(long, conflicts_with_all = ["model", "vae", "text_encoder", "lora", "size", "prompt", "rules", "steps", "runs", "max_vram", "max_ram"])]
     link: bool,
     #[command(flatten)]
     parts: PartsArgs,
@@ -133,8 +133,12 @@ pub struct BenchArgs {
     /// GPU to run on: cuda[:N]
     #[arg(long, default_value = "cuda", value_parser = values::device, help_heading = "Device")]
     device: DeviceChoice,
-    #[command(flatten)]
-    memory: MemoryArgs,
+    /// Amounts of GPU memory, such as 6GB,12GB: three edits with each, and what they cost beside all weights resident
+    #[arg(long, value_name = "BYTES", value_delimiter = ',', allow_negative_numbers = true, value_parser = values::bytes, help_heading = "Device")]
+    max_vram: Vec<usize>,
+    /// Most memory of the host for weights that stream to the GPU [default: what is free, but for 4 GB]
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = values::bytes, help_heading = "Device", hide_short_help = true)]
+    max_ram: Option<usize>,
 }
 
 /// What `bench` measures.
@@ -151,7 +155,7 @@ impl BenchArgs {
     /// # Errors
     /// A usage error: flags that do not fit each other.
     pub fn job(&self) -> Result<BenchChoice> {
-        let place = self.memory.choice(self.device)?;
+        let place = PlaceChoice { device: self.device, precision: None, max_vram: None, max_ram: self.max_ram, setup: setup() };
         let Some(model) = &self.model else { return Ok(BenchChoice::Link(LinkJob { place, json: self.json })) };
         Ok(BenchChoice::Edits(BenchJob {
             model: self.parts.of(model)?,
@@ -161,6 +165,7 @@ impl BenchArgs {
             rules: self.rules.choice(),
             steps: self.steps,
             runs: self.runs,
+            budgets: self.max_vram.clone(),
             place,
             json: self.json,
         }))
@@ -221,7 +226,7 @@ impl ProfileArgs {
             steps: self.steps,
             trace: self.trace.clone(),
             force: self.force,
-            place: PlaceChoice { device: self.device, precision: None, max_vram: None, setup: setup() },
+            place: PlaceChoice { device: self.device, precision: None, max_vram: None, max_ram: None, setup: setup() },
             json: self.json,
         })
     }

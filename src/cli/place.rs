@@ -56,7 +56,7 @@ impl RulesArgs {
     }
 }
 
-/// `--max-vram`.
+/// `--max-vram`, `--max-ram`.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct MemoryArgs {
     /// Most GPU memory to take, such as 22GB or 20GiB [default: what is free]
@@ -64,10 +64,13 @@ pub struct MemoryArgs {
     /// The driver's share counts too. A number without a unit is bytes.
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = values::bytes, help_heading = "Device")]
     pub(super) max_vram: Option<usize>,
+    /// Most memory of the host for weights that stream to the GPU [default: what is free, but for 4 GB]
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = values::bytes, help_heading = "Device", hide_short_help = true)]
+    pub(super) max_ram: Option<usize>,
 }
 
 impl MemoryArgs {
-    /// A device with this limit, in the element type that suits it.
+    /// A device with these limits, in the element type that suits it.
     ///
     /// # Errors
     /// A usage error: a limit for the CPU.
@@ -75,6 +78,11 @@ impl MemoryArgs {
         if self.max_vram.is_some() && device == DeviceChoice::Cpu {
             return Err(usage(anyhow::anyhow!("--max-vram limits a GPU's memory, and --device cpu uses no GPU; leave one out")));
         }
-        Ok(PlaceChoice { device, precision: None, max_vram: self.max_vram, setup: setup() })
+        if self.max_ram.is_some() && device == DeviceChoice::Cpu {
+            return Err(usage(anyhow::anyhow!(
+                "--max-ram limits what streams to a GPU, and --device cpu uses no GPU; leave one out"
+            )));
+        }
+        Ok(PlaceChoice { device, precision: None, max_vram: self.max_vram, max_ram: self.max_ram, setup: setup() })
     }
 }

@@ -1,7 +1,7 @@
 //! A GPU: its context, memory, streams and events.
 
 use std::ffi::{CStr, c_void};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::ptr::null_mut;
 use std::sync::Arc;
 
@@ -168,10 +168,15 @@ impl Memory {
         Ok(Memory { device: device.clone(), address, bytes })
     }
 
-    /// Sets every byte, in the order of a stream.
-    pub fn fill(&self, byte: u8, stream: &Stream) -> Result<()> {
-        // SAFETY: the range is ours.
-        unsafe { result::memset_d8_async(self.address, byte, self.bytes, stream.handle) }.map_err(of("fill memory"))
+    /// Sets every byte of a range, in the order of a stream.
+    ///
+    /// # Errors
+    /// A range outside, or what the driver reports.
+    pub fn fill(&self, byte: u8, range: Range<usize>, stream: &Stream) -> Result<()> {
+        ensure!(range.end <= self.bytes, "cannot fill bytes {range:?} of {}", self.bytes);
+        let (address, bytes) = (self.address + range.start as u64, range.len());
+        // SAFETY: the range was just checked.
+        unsafe { result::memset_d8_async(address, byte, bytes, stream.handle) }.map_err(of("fill memory"))
     }
 
     /// Copies bytes to `offset`, and waits until they are there. (The driver's call returns once it has read them; streams that
@@ -223,6 +228,11 @@ impl Stream {
     pub fn new(device: &Arc<Device>) -> Result<Stream> {
         let handle = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(of("open a stream"))?;
         Ok(Stream { _device: device.clone(), handle })
+    }
+
+    /// A number that no other open stream has.
+    pub(super) fn number(&self) -> usize {
+        self.handle as usize
     }
 
     /// Lets what follows wait for an event.
@@ -431,6 +441,11 @@ impl Locked {
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Where they begin.
+    pub(super) fn pointer(&mut self) -> *mut u8 {
+        self.map.as_mut_ptr()
     }
 }
 

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Result;
-use memmap2::MmapMut;
 use rayon::prelude::*;
 
 use super::device::{Device, Event, Locked, Memory, Stream};
-use crate::error::ResourceError;
+use super::store::huge;
+use super::upload::{PIECE, Staging};
 
 /// Bytes of host memory that are locked and copied, and of device memory.
 const BYTES: usize = 1 << 30;
@@ -76,25 +76,24 @@ impl Drop for Link {
     }
 }
 
-/// Anonymous memory in huge pages, where the system has them; nothing is there until it is touched.
-fn huge(bytes: usize) -> Result<MmapMut> {
-    let map = MmapMut::map_anon(bytes);
-    let map = map.map_err(|e| ResourceError(format!("the system does not give {} MB of memory: {e}", bytes / 1_000_000)))?;
-    // A system without huge pages refuses, and gives small ones.
-    #[cfg(target_os = "linux")]
-    let _ = map.advise(memmap2::Advice::HugePage);
-    Ok(map)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn memory_in_huge_pages_is_memory() {
-        let mut map = huge(3 * TOUCHED + 1).unwrap();
-        map.par_chunks_mut(TOUCHED).for_each(|part| part.fill(7));
-        assert!(map.len() == 3 * TOUCHED + 1 && map.iter().all(|&byte| byte == 7));
-        assert!(huge(usize::MAX / 4).unwrap_err().is::<ResourceError>());
-    }
+/// GB/s of some copies to the device: 10 ms of them, from a buffer that stays with `staging`; none if there is no room for it.
+///
+/// # Errors
+/// What the driver reports.
+pub fn copies_gb_per_s(device: &Arc<Device>, staging: &Staging) -> Result<Option<f64>> {
+    const COPIES: usize = 16;
+    device.make_current()?;
+    let (Ok(memory), Ok(mut buffer)) = (Memory::new(device, PIECE), staging.take(PIECE)) else { return Ok(None) };
+    let (stream, [begin, end]) = (Stream::new(device)?, [Event::new(device, true)?, Event::new(device, true)?]);
+    let copy = |bytes: &[u8]| {
+        // SAFETY: both ranges are this function's, which waits below; nothing else uses them.
+        unsafe { stream.upload(memory.address, bytes) }
+    };
+    let bytes = &buffer.bytes()[..PIECE];
+    let asked = copy(bytes).and_then(|()| begin.record(&stream)).and_then(|()| (0..COPIES).try_for_each(|_| copy(bytes)));
+    let recorded = asked.and_then(|()| end.record(&stream));
+    stream.synchronize()?;
+    recorded?;
+    staging.give(buffer);
+    Ok(Some((COPIES * PIECE) as f64 / f64::from(end.milliseconds_since(&begin)?) / 1e6))
 }

@@ -1,4 +1,5 @@
-//! Weights to the device while it computes: threads fill page-locked buffers, a copy stream each empties them.
+//! Weights to the device while it computes: threads fill page-locked buffers, a copy stream each empties them. What is in the host's
+//! store already ([`super::Store`]) needs no thread and no buffer: one more stream copies it from there.
 //!
 //! Pieces go up in their order. A piece behind a *gate* waits until the gate is opened with an event: what lay at its
 //! destination before is then done. Whoever needs a piece lets its own stream wait for it. Locking memory takes longer than
@@ -7,6 +8,7 @@
 //! Once an upload has been stopped no copy begins. A thread whose file does not answer cannot be waited for: it is left behind
 //! with its buffers, and with the memory that the upload was for, and ends when the file answers.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 
 use super::device::{Device, Event, Memory, Pinned, Stream};
+use super::store::Slot;
 use super::wait::KeepOn;
 use crate::error::ResourceError;
 
@@ -54,9 +57,14 @@ impl Staging {
     }
 
     /// A buffer of at least so many bytes.
-    fn take(&self, bytes: usize) -> Result<Pinned> {
+    pub(super) fn take(&self, bytes: usize) -> Result<Pinned> {
         let kept = self.free().pop();
         kept.filter(|buffer| buffer.bytes >= bytes).map_or_else(|| Pinned::new(&self.device, bytes), Ok)
+    }
+
+    /// Gives a buffer back that nothing reads any more.
+    pub(super) fn give(&self, buffer: Pinned) {
+        self.free().push(buffer);
     }
 
     fn free(&self) -> MutexGuard<'_, Vec<Pinned>> {
@@ -74,6 +82,10 @@ struct Shared {
     /// Where pieces go; it stays as long as a copy to it may be under way.
     memory: Arc<Memory>,
     pieces: Vec<Piece>,
+    /// Where in the host's store each piece has a place.
+    slots: Vec<Option<Arc<Slot>>>,
+    /// Copies from the store.
+    stored: Stream,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -86,6 +98,8 @@ struct State {
     next: usize,
     /// The event that comes when the piece is on the device, for each that is on its way.
     sent: Vec<Option<Arc<Event>>>,
+    /// The event of each stream's newest copy, by stream.
+    newest: HashMap<usize, Arc<Event>>,
     /// The event that each open gate waits for; none: it waits for nothing.
     gates: Vec<Option<Option<Arc<Event>>>>,
     failed: Option<anyhow::Error>,
@@ -100,10 +114,44 @@ impl Shared {
     fn wait<'s>(&self, state: MutexGuard<'s, State>, most: Duration) -> MutexGuard<'s, State> {
         self.changed.wait_timeout(state, most).unwrap_or_else(PoisonError::into_inner).0
     }
+
+    /// Begins the copy of a piece from page-locked bytes, in the order of a stream, after an event; gives the event that comes when
+    /// it is done. The upload must not have been stopped.
+    fn copy(
+        &self,
+        state: &mut State,
+        number: usize,
+        after: Option<Arc<Event>>,
+        bytes: &[u8],
+        stream: &Stream,
+    ) -> Result<Arc<Event>> {
+        let event = Arc::new(Event::new(&self.staging.device, false)?);
+        if let Some(after) = after {
+            stream.wait(&after)?;
+        }
+        // SAFETY: the bytes are a buffer that is filled again only after the event, or a slot of the store, which stays as it is
+        // while an upload from it is under way. The place is within the memory, which lives as long as self, and free since its
+        // gate is open; whoever uses it for something else ends the upload first.
+        unsafe { stream.upload(self.memory.address + self.pieces[number].offset as u64, bytes) }?;
+        event.record(stream)?;
+        state.sent[number] = Some(event.clone());
+        state.newest.insert(stream.number(), event.clone());
+        self.changed.notify_all();
+        Ok(event)
+    }
+}
+
+impl Drop for Shared {
+    /// Copies from the store end before anything of it goes.
+    fn drop(&mut self) {
+        let _ = self.staging.device.make_current();
+        let _ = self.stored.synchronize();
+    }
 }
 
 impl Upload {
-    /// Starts to send pieces in order. `gates`: how many there are; all are closed.
+    /// Starts to send pieces in order. `slots`: where in the host's store each has a place, if it has one, of its length. `gates`:
+    /// how many there are; all are closed.
     ///
     /// # Errors
     /// A [`ResourceError`]: the system starts no more threads.
@@ -111,15 +159,19 @@ impl Upload {
         staging: &Arc<Staging>,
         memory: &Arc<Memory>,
         pieces: Vec<Piece>,
+        slots: Vec<Option<Arc<Slot>>>,
         gates: usize,
         fill: Arc<Fill<'static>>,
     ) -> Result<Upload> {
         let fits = |p: &Piece| p.bytes <= PIECE && p.offset + p.bytes <= memory.bytes && p.gate < gates;
         ensure!(pieces.iter().all(fits), "a piece is too large or has no gate");
+        let same = |(slot, piece): (&Option<Arc<Slot>>, &Piece)| slot.as_ref().is_none_or(|slot| slot.bytes() == piece.bytes);
+        ensure!(slots.len() == pieces.len() && slots.iter().zip(&pieces).all(same), "a piece is not as long as its slot");
         let count = THREADS.min(pieces.len());
         let state = Mutex::new(State { sent: vec![None; pieces.len()], gates: vec![None; gates], ..State::default() });
-        let (staging, memory) = (staging.clone(), memory.clone());
-        let upload = Upload { shared: Arc::new(Shared { staging, memory, pieces, state, changed: Condvar::new() }) };
+        let (staging, memory, stored) = (staging.clone(), memory.clone(), Stream::new(&staging.device)?);
+        let shared = Shared { staging, memory, pieces, slots, stored, state, changed: Condvar::new() };
+        let upload = Upload { shared: Arc::new(shared) };
         for number in 0..count {
             let (shared, fill) = (upload.shared.clone(), fill.clone());
             let work = move || {
@@ -173,7 +225,7 @@ impl Upload {
     /// A fault of the device.
     pub fn end(self) -> Result<()> {
         self.stop();
-        let begun: Vec<Arc<Event>> = self.shared.lock().sent.iter().flatten().cloned().collect();
+        let begun: Vec<Arc<Event>> = self.shared.lock().newest.values().cloned().collect();
         begun.iter().try_for_each(|event| event.synchronize())
     }
 
@@ -212,8 +264,18 @@ impl<'s> Sender<'s> {
     fn send(&mut self, fill: &Fill) -> Result<()> {
         let largest = self.shared.pieces.iter().map(|p| p.bytes).max().unwrap_or(0);
         for turn in 0.. {
-            let Some((number, after)) = self.take() else { return Ok(()) };
+            let Some((number, after)) = self.take()? else { return Ok(()) };
             let piece = self.shared.pieces[number];
+            if let Some(slot) = self.shared.slots[number].as_ref().filter(|slot| slot.is_locked()) {
+                slot.fill(|bytes| fill(number, bytes))?;
+                let bytes = slot.filled().unwrap_or_default();
+                let mut state = self.shared.lock();
+                if state.stopped {
+                    return Ok(());
+                }
+                self.shared.copy(&mut state, number, after, bytes, &self.stream)?;
+                continue;
+            }
             let slot = &mut self.slots[turn % 2];
             let (buffer, busy) = match slot {
                 Some(used) => used,
@@ -224,39 +286,35 @@ impl<'s> Sender<'s> {
             }
             let bytes = &mut buffer.bytes()[..piece.bytes];
             fill(number, bytes)?;
-            let event = Arc::new(Event::new(&self.shared.staging.device, false)?);
             // No copy may begin once the upload has been stopped.
             let mut state = self.shared.lock();
             if state.stopped {
                 return Ok(());
             }
-            if let Some(event) = after {
-                self.stream.wait(&event)?;
-            }
-            *busy = Some(event.clone());
-            // SAFETY: the buffer is filled again only after the event. The place is within the memory, which lives as long as
-            // this thread, and free since its gate is open; whoever uses it for something else ends the upload first.
-            unsafe { self.stream.upload(self.shared.memory.address + piece.offset as u64, bytes) }?;
-            event.record(&self.stream)?;
-            state.sent[number] = Some(event);
-            self.shared.changed.notify_all();
+            *busy = Some(self.shared.copy(&mut state, number, after, bytes, &self.stream)?);
         }
         Ok(())
     }
 
-    /// The next piece, once its gate is open, and what its copy must wait for; none when all are taken or nobody wants them.
-    fn take(&self) -> Option<(usize, Option<Arc<Event>>)> {
-        let mut state = self.shared.lock();
+    /// The next piece that a thread has to fill, once its gate is open, and what its copy must wait for; none when all are taken or
+    /// nobody wants them. What the store has already is sent on the way.
+    fn take(&self) -> Result<Option<(usize, Option<Arc<Event>>)>> {
+        let shared = self.shared;
+        let mut state = shared.lock();
         loop {
-            if state.stopped || state.failed.is_some() || state.next == self.shared.pieces.len() {
-                return None;
+            if state.stopped || state.failed.is_some() || state.next == shared.pieces.len() {
+                return Ok(None);
             }
             let number = state.next;
-            if let Some(after) = state.gates[self.shared.pieces[number].gate].clone() {
-                state.next += 1;
-                return Some((number, after));
+            let Some(after) = state.gates[shared.pieces[number].gate].clone() else {
+                state = shared.wait(state, Duration::MAX);
+                continue;
+            };
+            state.next += 1;
+            match shared.slots[number].as_ref().and_then(|slot| slot.filled()) {
+                Some(bytes) => drop(shared.copy(&mut state, number, after, bytes, &shared.stored)?),
+                None => return Ok(Some((number, after))),
             }
-            state = self.shared.wait(state, Duration::MAX);
         }
     }
 }

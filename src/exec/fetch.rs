@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cuda::{Device, Event, KeepOn, Memory, PIECE, Piece, Staging, Stream, Upload};
+use crate::cuda::{Device, Event, KeepOn, Memory, PIECE, Piece, Slot, Staging, Stream, Upload};
 use crate::graph::{BodyId, Graph, Kind, StorageId};
 use crate::plan::{Arrival, Plan};
 use crate::weights::{WeightForm, WeightKey, WeightSource};
@@ -27,7 +27,27 @@ pub(super) struct Feed {
     /// Bytes that come.
     pub(super) bytes: u64,
     /// The weights that lie in the region after the run, and where.
-    pub(super) leaves: Vec<(WeightKey, usize)>,
+    pub(super) leaves: Vec<(WeightKey, Range<usize>)>,
+}
+
+/// Where in the host's store the pieces of a weight lie.
+pub(super) type Slots = Vec<Arc<Slot>>;
+
+/// A weight that comes in a run.
+pub(super) struct Wanted {
+    pub(super) key: WeightKey,
+    /// How often it comes.
+    pub(super) times: usize,
+    /// Whether it has to make way for others, so that it will come again.
+    pub(super) streams: bool,
+    origins: Vec<Origin>,
+}
+
+impl Wanted {
+    /// Bytes of its pieces.
+    pub(super) fn pieces(&self) -> Vec<usize> {
+        self.origins.iter().map(Origin::bytes).collect()
+    }
 }
 
 /// Where a piece's bytes come from.
@@ -37,9 +57,16 @@ struct Origin {
     elements: Range<usize>,
 }
 
+impl Origin {
+    fn bytes(&self) -> usize {
+        self.elements.len() * self.key.form.dtype.bytes()
+    }
+}
+
 impl Feed {
     /// Starts to fetch what a program's run of bodies lacks. `region`: where weights lie. `resident`: for each storage,
-    /// whether it is a weight that is there; then, whether it will be after the run.
+    /// whether it is a weight that is there; then, whether it will be after the run. `store`: where weights that come so often in
+    /// the run have places in the host's store, if they have any.
     pub(super) fn start(
         (program, plan): (u64, &Arc<Plan>),
         keys: &[Option<WeightKey>],
@@ -48,46 +75,69 @@ impl Feed {
         staging: &Arc<Staging>,
         region: &Arc<Memory>,
         weights: &Arc<dyn WeightSource + Send + Sync>,
+        store: &mut dyn FnMut(&[Wanted]) -> Vec<Option<Slots>>,
     ) -> Result<Feed> {
         let graph = &plan.graph;
         let visits = plan.weights.visits(bodies);
-        let (mut pieces, mut origins) = (Vec::new(), Vec::new());
+        let arrivals = plan.weights.arrivals(&visits, resident);
+
+        // Every weight that comes, once, with its pieces.
+        let (mut numbers, mut wanted) = (HashMap::new(), Vec::<Wanted>::new());
+        for arrival in &arrivals {
+            let key = keys[arrival.storage.0].as_ref().context("no node reads the weight")?;
+            let number = *numbers.entry(arrival.storage).or_insert_with(|| {
+                let origins = origins_of(key, graph.storages[arrival.storage.0].spec.shape.elements()).collect();
+                wanted.push(Wanted { key: key.clone(), times: 0, streams: !plan.weights.kept[arrival.storage.0], origins });
+                wanted.len() - 1
+            });
+            wanted[number].times += 1;
+        }
+        let slots_of = store(&wanted);
+
+        let (mut pieces, mut slots, mut origins) = (Vec::new(), Vec::new(), Vec::new());
         let mut of_storage: HashMap<StorageId, VecDeque<_>> = HashMap::new();
-        for Arrival { storage, visit, gate } in plan.weights.arrivals(graph, &visits, resident) {
-            let first = pieces.len();
+        for Arrival { storage, visit, gate } in arrivals {
+            let (first, number) = (pieces.len(), numbers[&storage]);
             let start = plan.weights.offsets[storage.0].context("the weight has no place on the device")?;
-            let key = keys[storage.0].as_ref().context("no node reads the weight")?;
-            for origin in origins_of(key, graph.storages[storage.0].spec.shape.elements()) {
-                let size = key.form.dtype.bytes();
-                let offset = start + origin.elements.start * size;
-                pieces.push(Piece { offset, bytes: origin.elements.len() * size, gate });
-                origins.push(origin);
+            for (at, origin) in wanted[number].origins.iter().enumerate() {
+                let offset = start + origin.elements.start * origin.key.form.dtype.bytes();
+                pieces.push(Piece { offset, bytes: origin.bytes(), gate });
+                slots.push(slots_of[number].as_ref().map(|slots| slots[at].clone()));
+                origins.push((number, at));
             }
             of_storage.entry(storage).or_default().push_back((visit, first..pieces.len()));
         }
         let bytes = pieces.iter().map(|piece| piece.bytes as u64).sum();
         let weights = weights.clone();
-        let fill =
-            move |piece: usize, bytes: &mut [u8]| Ok(origins[piece].key.fill(&*weights, origins[piece].elements.start, bytes)?);
-        let upload = Upload::start(staging, region, pieces, visits.len().max(1), Arc::new(fill))?;
+        let fill = move |piece: usize, bytes: &mut [u8]| {
+            let Origin { key, elements } = &wanted[origins[piece].0].origins[origins[piece].1];
+            Ok(key.fill(&*weights, elements.start, bytes)?)
+        };
+        let upload = Upload::start(staging, region, pieces, slots, visits.len().max(1), Arc::new(fill))?;
         Ok(Feed { plan: plan.clone(), program, visits, at: None, upload, pieces: of_storage, bytes, leaves: vec![] })
     }
 
-    /// Says that a body is about to run: what ran before it on `stream` is what gates wait for. Turns that the host leaves out
-    /// are passed over, unless weights were to come for them: those would come into places that are in use by then.
-    pub(super) fn enter(&mut self, body: BodyId, device: &Arc<Device>, stream: &Stream) -> Result<()> {
-        let segments = &self.plan.weights.segments;
+    /// The visit that a segment would begin now; none if none was announced.
+    fn next_visit(&self, segment: usize) -> Option<usize> {
         let next = self.at.map_or(0, |at| at + 1);
-        let found = (next..self.visits.len()).find(|&visit| segments[self.visits[visit]].body == body);
-        let again = self.at.is_some_and(|at| segments[self.visits[at]].body == body);
+        (next..self.visits.len()).find(|&visit| self.visits[visit] == segment)
+    }
+
+    /// Says that a segment is about to run: what ran before it on `stream` is what gates wait for. Turns that the host leaves out
+    /// are passed over, unless weights were to come for them: those would come into places that are in use by then.
+    pub(super) fn enter(&mut self, segment: usize, device: &Arc<Device>, stream: &Stream) -> Result<()> {
+        let weights = &self.plan.weights;
+        let next = self.at.map_or(0, |at| at + 1);
+        let body = weights.segments[segment].body;
+        let again = self.at.is_some_and(|at| weights.segments[self.visits[at]].body == body);
         let name = self.plan.graph.bodies[body.0].name;
-        let visit = match found {
+        let visit = match self.next_visit(segment) {
             Some(visit) => visit,
             // More turns than were announced, with what is there.
-            None if again && self.plan.itinerary.comes_round(body) => return Ok(()),
+            None if again && weights.keeps_all() && self.plan.itinerary.comes_round(body) => return Ok(()),
             None => anyhow::bail!("{name} was not announced to run now; begin with an itinerary that has it"),
         };
-        let passed_over = self.pieces.values().flatten().any(|(wanted, _)| (next..visit).contains(wanted));
+        let passed_over = visit > next && self.pieces.values().flatten().any(|(wanted, _)| (next..visit).contains(wanted));
         ensure!(!passed_over, "{name} cannot run before the weights of what was announced before it; begin again without that");
         let event = Event::new(device, false)?;
         event.record(stream)?;
@@ -111,9 +161,15 @@ impl Feed {
         Ok(())
     }
 
-    /// Whether weights of the visit under way are still to be waited for.
-    pub(super) fn is_waiting(&self) -> bool {
-        self.pieces.values().flatten().any(|(visit, _)| Some(*visit) <= self.at)
+    /// Whether weights are still to be waited for by the time a segment runs next.
+    pub(super) fn is_waiting(&self, segment: usize) -> bool {
+        let visit = self.next_visit(segment).or(self.at);
+        self.pieces.values().flatten().any(|(wanted, _)| Some(*wanted) <= visit)
+    }
+
+    /// Whether all that was announced has run.
+    pub(super) fn is_done(&self) -> bool {
+        self.pieces.is_empty() && self.at.map_or(0, |at| at + 1) == self.visits.len()
     }
 
     /// Stops the upload: its threads end, and no copy begins any more.
@@ -123,7 +179,7 @@ impl Feed {
 
     /// Stops the upload and waits for the copies that began; gives the weights that lie in the region then, and where. None, if
     /// not all that was announced has come: of an upload that failed or was stopped nobody knows what it has written.
-    pub(super) fn end(self) -> Result<Vec<(WeightKey, usize)>> {
+    pub(super) fn end(self) -> Result<Vec<(WeightKey, Range<usize>)>> {
         self.upload.end()?;
         Ok(if self.pieces.is_empty() { self.leaves } else { vec![] })
     }

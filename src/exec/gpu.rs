@@ -2,17 +2,22 @@
 //! weights with the region that they lie in. Programs are loaded onto it ([`super::Cuda::load`]) and run one at a time.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-use super::fetch::Feed;
-use crate::cuda::{Compiler, Cubin, Device, Gemms, KeepOn, Memory, Module, Nvtx, Setup, Staging, Stream};
+use super::fetch::{Feed, Slots, Wanted};
+use crate::cuda::{Compiler, Cubin, Device, Gemms, KeepOn, Memory, Module, Nvtx, Setup, Staging, Store, Stream, copies_gb_per_s};
 use crate::error::ResourceError;
-use crate::plan::{Itinerary, Plan};
+use crate::graph::StorageId;
+use crate::plan::{Itinerary, LINK_GB_PER_S, Plan};
 use crate::weights::{WeightKey, WeightSource};
+
+/// Rates of links that are believed, in GB/s.
+const LIKELY: Range<f64> = 1.0..1000.0;
 
 /// A GPU with what programs share.
 pub struct Gpu {
@@ -20,7 +25,9 @@ pub struct Gpu {
     modules: Mutex<HashMap<String, Arc<Module>>>,
     gemms: Mutex<Gemms>,
     weights: Mutex<DeviceWeights>,
+    host: Mutex<HostWeights>,
     staging: Arc<Staging>,
+    link: OnceLock<f64>,
     made: Mutex<Made>,
     programs: AtomicU64,
     pub(super) source: Arc<dyn WeightSource + Send + Sync>,
@@ -47,10 +54,45 @@ pub struct Made {
 #[derive(Default)]
 struct DeviceWeights {
     region: Option<Arc<Memory>>,
-    /// Where in the region each begins.
-    there: HashMap<WeightKey, usize>,
+    /// Where in the region each lies.
+    there: HashMap<WeightKey, Range<usize>>,
     /// The upload that feeds the latest run.
     feed: Option<Feed>,
+}
+
+/// Weights in the host's store: those that streamed more than once.
+struct HostWeights {
+    store: Store,
+    slots: HashMap<WeightKey, Slots>,
+    /// Most bytes that it may take.
+    most: usize,
+    /// Runs that streamed.
+    runs: usize,
+}
+
+impl HostWeights {
+    /// The places of weights that come in a run: of those that stream again and again, in this run or over runs, as many as there
+    /// may be.
+    fn slots_of(&mut self, wanted: &[Wanted]) -> Vec<Option<Slots>> {
+        self.runs += usize::from(wanted.iter().any(|weight| weight.streams));
+        let mut free = self.most.saturating_sub(self.store.bytes());
+        let (mut new, mut sizes) = (Vec::new(), Vec::new());
+        for weight in wanted.iter().filter(|weight| weight.streams && (weight.times > 1 || self.runs > 1)) {
+            let pieces = weight.pieces();
+            let bytes: usize = pieces.iter().sum();
+            if !self.slots.contains_key(&weight.key) && bytes <= free {
+                free -= bytes;
+                new.push((weight.key.clone(), pieces.len()));
+                sizes.extend(pieces);
+            }
+        }
+        let mut slots = self.store.slots(&sizes);
+        for (key, pieces) in new {
+            let others = slots.split_off(pieces);
+            self.slots.insert(key, std::mem::replace(&mut slots, others));
+        }
+        wanted.iter().map(|weight| self.slots.get(&weight.key).cloned()).collect()
+    }
 }
 
 impl Gpu {
@@ -65,9 +107,11 @@ impl Gpu {
             modules: Mutex::default(),
             gemms: Mutex::new(Gemms::new(device, setup)?),
             weights: Mutex::default(),
+            host: Mutex::new(HostWeights { store: Store::new(device), slots: HashMap::new(), most: usize::MAX, runs: 0 }),
             made: Mutex::default(),
             programs: AtomicU64::new(0),
             staging: Staging::new(device),
+            link: OnceLock::new(),
             source,
             nvtx: Nvtx::attach(setup.profiler.as_deref()),
             stream: Stream::new(device)?,
@@ -153,7 +197,55 @@ impl Gpu {
         let mut weights = self.weights();
         weights.settle()?;
         weights.there.retain(|key, _| !gone(key));
+        let host = self.host();
+        host.slots.iter().filter(|(key, _)| gone(key)).for_each(|(_, slots)| slots.iter().for_each(|slot| slot.forget()));
         Ok(())
+    }
+
+    /// Says that these bytes of the region are about to be written to: weights that lay there are gone.
+    ///
+    /// # Errors
+    /// What an upload that has ended reports.
+    pub(super) fn overwrite(&self, bytes: Range<usize>) -> Result<()> {
+        let mut weights = self.weights();
+        if weights.feed.as_ref().is_some_and(Feed::is_done) {
+            weights.settle()?;
+        }
+        weights.there.retain(|_, place| place.end <= bytes.start || bytes.end <= place.start);
+        Ok(())
+    }
+
+    /// GB/s of copies from page-locked memory, measured once.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn link_gb_per_s(&self) -> Result<f64> {
+        match self.link.get() {
+            Some(known) => Ok(*known),
+            None => {
+                let measured = copies_gb_per_s(&self.device, &self.staging)?;
+                Ok(*self.link.get_or_init(|| measured.filter(|rate| LIKELY.contains(rate)).unwrap_or(LINK_GB_PER_S)))
+            }
+        }
+    }
+
+    /// Bytes of weights that are, or are about to be, in page-locked memory of the host.
+    pub fn stored_bytes(&self) -> usize {
+        self.host().store.bytes()
+    }
+
+    /// No more than so many bytes of weights are kept in page-locked memory of the host.
+    pub fn limit_store(&self, most: usize) {
+        self.host().most = most;
+    }
+
+    /// Why the system has not locked memory for weights that stream; told once.
+    pub fn store_refused(&self) -> Option<String> {
+        self.host().store.refused()
+    }
+
+    fn host(&self) -> MutexGuard<'_, HostWeights> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts to bring what a run lacks. `keys`: which weight each storage of the plan is.
@@ -169,16 +261,17 @@ impl Gpu {
         ensure!(current, "the weights of this program have been given up; load it again");
         weights.settle()?;
         // What stays in place is there for this program too.
-        let offset = |i: usize| plan.weights.offsets[i];
+        let place = |i: usize| plan.weights.place(StorageId(i));
         let there =
-            |(i, key): (usize, &Option<WeightKey>)| key.as_ref().is_some_and(|key| weights.there.get(key).copied() == offset(i));
+            |(i, key): (usize, &Option<WeightKey>)| key.as_ref().is_some_and(|key| weights.there.get(key).cloned() == place(i));
         let mut resident: Vec<bool> = keys.iter().enumerate().map(there).collect();
         weights.there.clear(); // until the upload has ended well
-        let mut feed =
-            Feed::start((program, plan), keys, &itinerary.visits(), &mut resident, &self.staging, region, &self.source)?;
+        let mut store = |wanted: &[Wanted]| self.host().slots_of(wanted);
+        let (visits, staging) = (itinerary.visits(), &self.staging);
+        let mut feed = Feed::start((program, plan), keys, &visits, &mut resident, staging, region, &self.source, &mut store)?;
         self.count(|made| made.uploaded_bytes += feed.bytes);
         let left = keys.iter().enumerate().filter(|(i, _)| resident[*i]);
-        feed.leaves = left.filter_map(|(i, key)| Some((key.clone()?, offset(i)?))).collect();
+        feed.leaves = left.filter_map(|(i, key)| Some((key.clone()?, place(i)?))).collect();
         weights.feed = Some(feed);
         Ok(())
     }

@@ -2,8 +2,8 @@
 //!
 //! An engine keeps programs by the shape of the edit, the least recently used first to go, and with them all that is made
 //! once: plans, launches, captured steps. On a GPU it keeps compiled kernels, page-locked buffers and the weights as well. A
-//! second edit of the same shape plans, compiles and captures nothing, and uploads nothing if all weights fit at once. Once
-//! weights had to share places for want of room, they do so as long as the engine lives.
+//! second edit of the same shape plans, compiles and captures nothing, and uploads nothing if all weights fit at once. If they do
+//! not, some stream ([`crate::plan`]), and do so as long as the engine lives; the host keeps those in page-locked memory.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,13 +18,20 @@ use crate::cuda::{OutOfMemory, cache};
 use crate::exec::{self, Cuda, Executor, Gpu, Reference};
 use crate::image::{self, Filter, Rgb};
 use crate::model::edit::EditSpec;
-use crate::plan::{Budget, CONTEXT_BYTES, Plan, Policy, format_bytes};
+use crate::plan::{Budget, CONTEXT_BYTES, KERNEL_BYTES, LINK_GB_PER_S, Plan, Policy, format_bytes};
 use crate::tensor::Component;
 use crate::weights::{Lora, WeightKey};
 
 /// Device memory of a program that is kept, beside its arena: captured bodies and tables, at most. With all kernels they take
 /// 19 MB at 1024x1024 on an H100.
 pub const PROGRAM_BYTES: usize = 32_000_000;
+
+/// How often a program is loaded for which there was memory when it was planned, but no more when it was taken.
+const TRIES: usize = 4;
+/// Where weights stream already, what the next try takes of the memory that was refused.
+const LESS: f64 = 0.8;
+/// The host's memory that weights which stream leave to everyone else.
+const SPARED: usize = 4_000_000_000;
 
 /// The loaded model on a place.
 ///
@@ -49,8 +56,10 @@ pub struct Engine {
     gpu: Option<Arc<Gpu>>,
     /// The least recently used first.
     programs: Vec<Loaded>,
-    /// Weights once displaced for want of room are not given a larger region again.
-    fastest: Policy,
+    /// How weights lie now; once they stream, they go on to.
+    policy: Policy,
+    /// Most bytes of the GPU's memory to take, since more were not there when they were to be taken.
+    most: Option<usize>,
     /// Programs planned so far.
     planned: usize,
     /// What the first edit says: that the cache is not used, and why.
@@ -134,7 +143,7 @@ impl Engine {
         let source = model.folder.clone();
         let gpu = place.device().map(|device| Gpu::open(device, &place.setup, source)).transpose()?;
         let note = place.setup.cache.as_deref().filter(|_| gpu.is_some()).and_then(cache::refusal);
-        Ok(Engine { model, place, gpu, programs: vec![], fastest: Policy::RESIDENT, planned: 0, note })
+        Ok(Engine { model, place, gpu, programs: vec![], policy: Policy::Resident, most: None, planned: 0, note })
     }
 
     /// Gives up all that it keeps, and gives back what it was opened with.
@@ -202,6 +211,19 @@ impl Engine {
         Ok(differing.len())
     }
 
+    /// GB/s of copies from page-locked memory to the GPU, as measured once; what is usual where there is none.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn link_gb_per_s(&self) -> Result<f64> {
+        self.gpu.as_ref().map_or(Ok(LINK_GB_PER_S), |gpu| gpu.link_gb_per_s())
+    }
+
+    /// Bytes of weights in page-locked memory of the host.
+    pub fn stored_bytes(&self) -> usize {
+        self.gpu.as_ref().map_or(0, |gpu| gpu.stored_bytes())
+    }
+
     /// How many programs are kept.
     pub fn kept(&self) -> usize {
         self.programs.len()
@@ -256,9 +278,8 @@ impl Engine {
         Ok(self.keep(Loaded { program, exec, purpose, planned }))
     }
 
-    /// Loads a program onto the GPU with the fastest residency for which there is room. Between the look at what is free and the
-    /// taking another program may take it: then a slower residency is tried, with what is free by then; there are as many tries as
-    /// residencies.
+    /// Loads a program onto the GPU, with weights resident if there is room. Between the look at what is free and the taking another
+    /// program may take it: then it is tried again, with less.
     fn load_onto(
         &mut self,
         gpu: &Arc<Gpu>,
@@ -266,45 +287,74 @@ impl Engine {
         purpose: Purpose,
         progress: &mut dyn Progress,
     ) -> Result<usize> {
-        loop {
+        for left in (0..TRIES).rev() {
             program = self.fit(program, gpu, purpose)?;
             let planned = Instant::now();
+            self.host_memory(gpu, &program.plan, progress);
             let error = match Cuda::load(gpu, program.plan.clone()) {
                 Ok(exec) => return Ok(self.keep(Loaded { program, exec: Box::new(exec), purpose, planned })),
                 Err(error) if OutOfMemory::is_in(&error) => error,
                 Err(error) => return Err(error),
             };
-            let policy = program.plan.weights.policy;
             self.programs.clear();
             gpu.forget_weights();
-            let Some(slower) = Policy::ALL.into_iter().find(|&slower| slower < policy) else {
+            let (own, peak) = (program.plan.device_bytes(), program.plan.peak_bytes());
+            let less = if program.plan.weights.keeps_all() { own - 1 } else { (LESS * own as f64) as usize };
+            self.most = Some(peak - own + less.max(program.plan.least_bytes()));
+            self.policy = Policy::Resident;
+            if left == 0 {
                 return Err(self.fit(program, gpu, purpose).err().unwrap_or(error));
-            };
-            self.fastest = slower;
+            }
             let free = format_bytes(gpu.device.memory()?.0);
             progress.notice(&format!(
-                "another program has taken memory of the GPU meanwhile, {free} are free now; weights are {slower} instead of \
-                 {policy}: slower, with the same result"
+                "another program has taken memory of the GPU meanwhile, {free} are free now; more weights stream: slower, with the \
+                 same result"
+            ));
+        }
+        unreachable!("the last try returns")
+    }
+
+    /// Says how much of the host's memory weights may take that stream in every step, and what it costs if that is too little.
+    fn host_memory(&self, gpu: &Gpu, plan: &Plan, progress: &mut dyn Progress) {
+        if plan.weights.keeps_all() {
+            return;
+        }
+        let free = memory::free_bytes().map_or(usize::MAX, |free| (free + gpu.stored_bytes()).saturating_sub(SPARED));
+        let most = self.place.max_ram.map_or(free, |most| most.min(free));
+        gpu.limit_store(most);
+        let again = plan.bodies.iter().zip(plan.memory()).filter(|(body, _)| body.runs > 1);
+        let streamed: usize = again.map(|(_, memory)| memory.streamed).sum();
+        if streamed > most {
+            progress.notice(&format!(
+                "{} of weights stream in every step, but only {} of the host's memory may keep them ready; the rest is read anew each \
+                 time, at less than half the speed",
+                format_bytes(streamed),
+                format_bytes(most)
             ));
         }
     }
 
-    /// Has the weights share places as far as needed for the program to fit what is free and allowed, and lets go of
-    /// programs for which no room is left.
+    /// Plans how weights lie, so that the program fits what is free and allowed, and lets go of programs for which no room is left.
     fn fit(&mut self, program: Program, gpu: &Gpu, purpose: Purpose) -> Result<Program> {
-        let arena = |loaded: &Loaded| loaded.program.plan.arena_bytes;
+        // Activations of programs whose weights stream lie in the region.
+        let arena = |loaded: &Loaded| if loaded.program.plan.weights.keeps_all() { loaded.program.plan.arena_bytes } else { 0 };
         let context = gpu.device.context_bytes.unwrap_or(CONTEXT_BYTES);
         let reusable = gpu.region_bytes() + self.programs.iter().map(arena).sum::<usize>();
         // What is measured keeps more than an edit needs.
         let allowed = self.place.max_vram.filter(|_| purpose == Purpose::Edit);
-        let budget = Budget::of(allowed, gpu.device.memory()?.0 + reusable + context);
-        let program = program.fit(budget, self.fastest, context)?;
+        let free = gpu.device.memory()?.0 + reusable + context;
+        let budget = Budget::of(allowed, self.most.map_or(free, |most| most.min(free)));
+        let like = if let Policy::Streamed { bytes } = self.policy { Some(bytes) } else { None };
+        let resident = program.plan.device_bytes() + context + KERNEL_BYTES;
+        let streams = like.is_some() || !program.plan.weights.keeps_all() || resident > budget.bytes();
+        let link = if streams { gpu.link_gb_per_s()? } else { LINK_GB_PER_S };
+        let program = program.fit(budget, context, link, like)?;
         let plan = &program.plan;
-        if plan.weights.policy != self.fastest || plan.weights.bytes > gpu.region_bytes() {
+        if plan.weights.policy != self.policy || plan.weights.bytes > gpu.region_bytes() {
             // Weights get other places, which programs have baked into their launches.
             self.programs.clear();
             gpu.forget_weights();
-            self.fastest = plan.weights.policy;
+            self.policy = plan.weights.policy;
         }
         // The region may be larger than this plan's.
         let own = plan.peak_bytes() + gpu.region_bytes().saturating_sub(plan.weights.bytes);

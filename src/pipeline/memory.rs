@@ -39,6 +39,11 @@ pub(super) fn check(plan: &Plan, kept: Vec<usize>) -> Result<usize> {
     Ok(gone)
 }
 
+/// Bytes that may still be taken; none where the kernel keeps no such books.
+pub(super) fn free_bytes() -> Option<usize> {
+    Free::now().map(|free| free.bytes)
+}
+
 /// Refuses work that needs more memory than may still be taken.
 ///
 /// # Errors
@@ -150,6 +155,11 @@ fn groups(root: &Path) -> Vec<usize> {
 /// The process's largest resident size so far; none where the kernel keeps no such books.
 pub(super) fn peak_resident_bytes() -> Option<u64> {
     kib(Path::new("/"), "proc/self/status", "VmHWM:").map(|bytes| bytes as u64)
+}
+
+/// Bytes of memory that the process has taken and that no file backs; none where the kernel keeps no such books.
+pub fn anonymous_bytes() -> Option<u64> {
+    kib(Path::new("/"), "proc/self/status", "RssAnon:").map(|bytes| bytes as u64)
 }
 
 /// A line of one of the kernel's tables of sizes, in bytes.

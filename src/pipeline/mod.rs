@@ -18,7 +18,7 @@ pub use self::checkpoint::{CFG_SCALES, LORA_SCALES, Model, SIZE_LEVELS, Settings
 pub use self::engine::{Edited, Engine, Loaded, Made, PROGRAM_BYTES, Purpose, Seconds};
 pub use self::job::{Chosen, EditJob, EditParameters, Rng, SIDES, STEPS};
 pub use self::material::Material;
-pub use self::memory::check_host_memory;
+pub use self::memory::{anonymous_bytes, check_host_memory};
 pub use self::place::{DeviceChoice, LEAST_CAPABILITY, Place, PlaceChoice};
 pub use self::program::{EditInputs, HostInputs, Program, Request};
 pub use self::report::{Parameters, Report};

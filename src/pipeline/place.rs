@@ -33,6 +33,8 @@ pub struct PlaceChoice {
     pub precision: Option<Precision>,
     /// Most bytes of the GPU's memory to take; none: what is free.
     pub max_vram: Option<usize>,
+    /// Most bytes of the host's memory for weights that stream; none: what is free, but for 4 GB.
+    pub max_ram: Option<usize>,
     /// Where the GPU's libraries and the cache lie.
     pub setup: Setup,
 }
@@ -46,6 +48,8 @@ pub struct Place {
     pub precision: Precision,
     /// Most bytes of the GPU's memory to take; none: what is free.
     pub max_vram: Option<usize>,
+    /// Most bytes of the host's memory for weights that stream; none: what is free, but for 4 GB.
+    pub max_ram: Option<usize>,
     /// Where the GPU's libraries and the cache lie.
     pub setup: Setup,
 }
@@ -56,9 +60,10 @@ impl Place {
     /// # Errors
     /// A [`ResourceError`] if the device asked for cannot be used, a usage error for f32 on a GPU.
     pub fn open(choice: &PlaceChoice) -> Result<Place> {
-        let PlaceChoice { precision, max_vram, setup, .. } = choice.clone();
+        let PlaceChoice { precision, max_vram, max_ram, setup, .. } = choice.clone();
         let on_cpu = |why_cpu: Option<String>| {
-            Ok(Place { device: None, why_cpu, precision: precision.unwrap_or(Precision::F32), max_vram, setup: setup.clone() })
+            let precision = precision.unwrap_or(Precision::F32);
+            Ok(Place { device: None, why_cpu, precision, max_vram, max_ram, setup: setup.clone() })
         };
         match (choice.device, precision) {
             (DeviceChoice::Cpu, _) => on_cpu(None),
@@ -80,9 +85,9 @@ impl Place {
     /// A [`ResourceError`] if it cannot be used.
     pub fn open_gpu(choice: &PlaceChoice) -> Result<Place> {
         let ordinal = if let DeviceChoice::Cuda(ordinal) = choice.device { ordinal } else { 0 };
-        let PlaceChoice { max_vram, setup, .. } = choice.clone();
+        let PlaceChoice { max_vram, max_ram, setup, .. } = choice.clone();
         let device = Some(usable(ordinal, &setup)?);
-        Ok(Place { device, why_cpu: None, precision: Precision::Bf16, max_vram, setup })
+        Ok(Place { device, why_cpu: None, precision: Precision::Bf16, max_vram, max_ram, setup })
     }
 
     /// The GPU, if it is one.

@@ -14,7 +14,7 @@ use crate::model::Config;
 use crate::model::edit::{self, Conventions, EditBodies, EditSpec, EditTensors, NoiseSource, Savings};
 use crate::model::text::EMBEDDINGS;
 use crate::ops::{HostValues, Noise};
-use crate::plan::{Budget, Itinerary, Plan, Policy, Precision, Target};
+use crate::plan::{Budget, Itinerary, Plan, Precision, Target};
 use crate::prompt::{Patches, PromptSettings, PromptTokens};
 use crate::sampling::{self, Clock};
 use crate::tensor::{Component, DType};
@@ -54,13 +54,13 @@ impl Program {
         Ok(Program { plan: Arc::new(plan), ..self })
     }
 
-    /// The program with the fastest residency that fits, beside a context of so many bytes.
+    /// The program with weights resident or streamed, as it fits beside a context of so many bytes; the rest as for [`Plan::fit`].
     ///
     /// # Errors
     /// As for [`Plan::fit`].
-    pub fn fit(self, budget: Budget, fastest: Policy, context_bytes: usize) -> Result<Program> {
+    pub fn fit(self, budget: Budget, context_bytes: usize, link: f64, like: Option<usize>) -> Result<Program> {
         let plan = Plan { context_bytes, ..Arc::unwrap_or_clone(self.plan) };
-        Ok(Program { plan: Arc::new(plan.fit(budget, fastest)?), ..self })
+        Ok(Program { plan: Arc::new(plan.fit(budget, link, like)?), ..self })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::{Range, RangeInclusive};
 
 use super::itinerary::Itinerary;
-use crate::graph::{Graph, Kind, Storage, StorageId};
+use crate::graph::{BodyId, Graph, Kind, Storage, StorageId};
 
 /// Storages start at multiples of this many bytes.
 pub const ALIGNMENT: usize = 256;
@@ -75,15 +75,18 @@ fn uses(graph: &Graph) -> Vec<Uses> {
     uses
 }
 
-/// Byte offsets such that blocks (size in bytes, lifetime) that are live together do not overlap, and the arena's size.
-/// Largest first, each at the lowest place that is free during its life.
-pub fn assign(blocks: &[Option<(usize, Lifetime)>]) -> (Vec<Option<usize>>, usize) {
+/// Byte offsets such that blocks (size in bytes, lifetime) that are live together do not overlap, and the arena's size. Each lies at
+/// the lowest place that is free during its life: first those that live through the most of `bodies` (ranges of time, in order), so
+/// that no body's activations lie higher than they need, then the largest.
+pub fn assign(blocks: &[Option<(usize, Lifetime)>], bodies: &[Range<usize>]) -> (Vec<Option<usize>>, usize) {
+    let body_of = |at: &usize| bodies.partition_point(|body| body.end <= *at);
+    let beyond = |life: &Lifetime| body_of(life.end()) - body_of(life.start());
     let mut order: Vec<(usize, usize, &Lifetime)> = blocks
         .iter()
         .enumerate()
         .filter_map(|(i, b)| b.as_ref().map(|(size, life)| (i, size.next_multiple_of(ALIGNMENT), life)))
         .collect();
-    order.sort_by_key(|&(i, size, life)| (std::cmp::Reverse(size), *life.start(), i));
+    order.sort_by_key(|&(i, size, life)| (std::cmp::Reverse((beyond(life), size)), *life.start(), i));
 
     let mut offsets = vec![None; blocks.len()];
     let mut placed: Vec<(usize, usize, &Lifetime)> = Vec::new(); // offset, size, lifetime; by offset
@@ -107,6 +110,19 @@ pub fn assign(blocks: &[Option<(usize, Lifetime)>]) -> (Vec<Option<usize>>, usiz
 }
 
 impl super::Plan {
+    /// Bytes at the arena's start that hold all that is live while a body runs, its working memory included.
+    pub fn arena_of(&self, body: BodyId) -> usize {
+        let nodes = self.graph.nodes_of(body);
+        let live = |life: &Lifetime| *life.start() < nodes.end && nodes.start <= *life.end();
+        let of = |(i, storage): (usize, &Storage)| {
+            let offset = self.offsets[i].filter(|_| self.lifetimes[i].as_ref().is_some_and(live))?;
+            Some(offset + storage.spec.bytes())
+        };
+        let scratch = self.kernels.get(nodes.clone()).into_iter().flatten().map(|kernel| kernel.scratch).max().unwrap_or(0);
+        let storages = self.graph.storages.iter().enumerate().filter_map(of).max().unwrap_or(0);
+        storages.max(if scratch > 0 { self.scratch_offsets[body.0] + scratch } else { 0 })
+    }
+
     /// Pairs of storages that are live together and share bytes; empty for a correct plan.
     pub fn overlaps(&self) -> Vec<(StorageId, StorageId)> {
         let mut placed: Vec<(usize, usize, &Lifetime, usize)> = Vec::new();
@@ -131,9 +147,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn blocks_live_together_never_share_bytes(blocks in prop::collection::vec((1usize..100_000, 0usize..60, 0usize..20), 1..120)) {
+        fn blocks_live_together_never_share_bytes(
+            blocks in prop::collection::vec((1usize..100_000, 0usize..60, 0usize..20), 1..120),
+            cuts in prop::collection::vec(0usize..80, 0..5),
+        ) {
             let blocks: Vec<_> = blocks.into_iter().map(|(size, first, length)| Some((size, first..=first + length))).collect();
-            let (offsets, arena) = assign(&blocks);
+            let mut cuts = cuts;
+            cuts.sort_unstable();
+            let (offsets, arena) = assign(&blocks, &cuts.windows(2).map(|pair| pair[0]..pair[1]).collect::<Vec<_>>());
             for (i, a) in blocks.iter().enumerate() {
                 let ((size_a, life_a), at_a) = (a.as_ref().unwrap(), offsets[i].unwrap());
                 prop_assert!(at_a + size_a <= arena && at_a % ALIGNMENT == 0);
@@ -150,9 +171,16 @@ mod tests {
         }
     }
 
+    /// What outlives a body lies below what does not, however large that is.
+    #[test]
+    fn what_lives_long_lies_low() {
+        let (offsets, _) = assign(&[Some((9000, 0..=1)), Some((100, 1..=2)), Some((500, 2..=3))], &[0..2, 2..4]);
+        assert_eq!(offsets, [Some(256), Some(0), Some(256)]);
+    }
+
     #[test]
     fn blocks_one_after_another_share_their_place() {
-        let (offsets, arena) = assign(&[Some((1000, 0..=1)), Some((1000, 2..=3)), None]);
+        let (offsets, arena) = assign(&[Some((1000, 0..=1)), Some((1000, 2..=3)), None], &[]);
         assert_eq!((offsets, arena), (vec![Some(0), Some(0), None], 1024));
     }
 }

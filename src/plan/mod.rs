@@ -7,9 +7,11 @@
 mod itinerary;
 mod lifetime;
 mod memory;
+mod pace;
 mod precision;
 mod print;
 mod residency;
+mod stream;
 
 use anyhow::{Result, bail};
 
@@ -18,10 +20,12 @@ use crate::ops::{Arch, Kernel, View};
 
 pub use itinerary::{Itinerary, Leg, Turns};
 pub use lifetime::{ALIGNMENT, Lifetime, assign, lifetimes};
-pub use memory::{BodyMemory, Budget, CONTEXT_BYTES, KERNEL_BYTES};
+pub use memory::{BodyMemory, Budget, CONTEXT_BYTES, KERNEL_BYTES, Passage};
+pub use pace::{LINK_GB_PER_S, Pace};
 pub use precision::Precision;
 pub use print::bytes as format_bytes;
 pub use residency::{Arrival, Policy, Residency, Segment};
+pub use stream::Visit;
 
 /// What will run the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +68,10 @@ pub struct Plan {
     pub offsets: Vec<Option<usize>>,
     /// When each storage is live, in node numbers; none for weights.
     pub lifetimes: Vec<Option<Lifetime>>,
-    /// Size of the arena in bytes, with the kernels' working memory at its end.
+    /// Size of the arena in bytes.
     pub arena_bytes: usize,
-    /// Where in the arena the node that runs finds working memory.
-    pub scratch_offset: usize,
+    /// Where in the arena the kernels of each body find working memory.
+    pub scratch_offsets: Vec<usize>,
     /// Device memory of the process's context: an H100's, unless the place has measured its own.
     pub context_bytes: usize,
     /// Where weights lie on a device.
@@ -79,7 +83,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans a graph for an itinerary, with every weight resident; [`Plan::fit`] may have them share places.
+    /// Plans a graph for an itinerary, with every weight resident; [`Plan::fit`] may have some stream.
     ///
     /// # Errors
     /// A graph or an itinerary that breaks a rule, a precision that the target has not, or nodes that no kernel of it takes: the first ten
@@ -96,13 +100,16 @@ impl Plan {
             Target::Cuda(arch) => select(&graph, arch)?,
         };
         let lifetimes = lifetimes(&graph, &itinerary);
-        let blocks: Vec<_> = graph.storages.iter().zip(&lifetimes).map(|(s, l)| l.clone().map(|l| (s.spec.bytes(), l))).collect();
-        let (offsets, scratch_offset) = assign(&blocks);
-        // Nodes run one after another, so they share one place.
-        let arena_bytes = scratch_offset + kernels.iter().map(|k| k.scratch).max().unwrap_or(0);
+        let mut blocks: Vec<_> =
+            graph.storages.iter().zip(&lifetimes).map(|(s, l)| l.clone().map(|l| (s.spec.bytes(), l))).collect();
+        // Nodes run one after another, so those of a body share one place for working memory.
+        blocks.extend(graph.bodies.iter().map(|body| scratch(body, &kernels)));
+        let bodies: Vec<_> = graph.bodies.iter().map(|body| body.nodes.clone()).collect();
+        let (mut offsets, arena_bytes) = assign(&blocks, &bodies);
+        let scratch_offsets = offsets.split_off(graph.storages.len()).into_iter().map(Option::unwrap_or_default).collect();
         let body = |(n, body)| body_plan(&graph, body, itinerary.runs_of(BodyId(n)), &lifetimes);
         let bodies = graph.bodies.iter().enumerate().map(body).collect();
-        let weights = Residency::new(&graph, Policy::RESIDENT);
+        let weights = Residency::resident(&graph);
         Ok(Plan {
             graph,
             itinerary,
@@ -111,7 +118,7 @@ impl Plan {
             offsets,
             lifetimes,
             arena_bytes,
-            scratch_offset,
+            scratch_offsets,
             context_bytes: CONTEXT_BYTES,
             weights,
             bodies,
@@ -124,6 +131,12 @@ impl Plan {
         let placed = |s: &&Storage| matches!(s.kind, Kind::Weight(_));
         self.graph.storages.iter().filter(placed).map(|s| s.spec.bytes()).sum()
     }
+}
+
+/// The working memory of a body, and when it is in use.
+fn scratch(body: &Body, kernels: &[Kernel]) -> Option<(usize, Lifetime)> {
+    let bytes = kernels.get(body.nodes.clone())?.iter().map(|kernel| kernel.scratch).max()?;
+    (bytes > 0).then(|| (bytes, body.nodes.start..=body.nodes.end - 1))
 }
 
 fn select(graph: &Graph, arch: Arch) -> Result<Vec<Kernel>> {

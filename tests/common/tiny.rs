@@ -24,6 +24,16 @@ pub const STEPS: usize = 4;
 const SIZE: (usize, usize) = (80, 48);
 const SEED: u64 = 11;
 
+/// A plan with weights resident, and streamed in as little as it takes, and in more and more.
+pub fn residencies(plan: &Plan) -> Vec<Arc<Plan>> {
+    let (least, most) = (plan.least_bytes(), plan.clone().resident().device_bytes());
+    let streamed = [0, 2, 10, 30, 60, 95].map(|percent| {
+        let bytes = least + (most - least) / 100 * percent;
+        plan.clone().streamed(bytes, 55.0).unwrap_or_else(|least| panic!("{least} bytes are the least, not {bytes}"))
+    });
+    [vec![plan.clone().resident()], streamed.to_vec()].concat().into_iter().map(Arc::new).collect()
+}
+
 /// An edit of the tiny preset.
 pub struct TinyEdit {
     pub program: Program,
@@ -35,6 +45,11 @@ pub struct TinyEdit {
 }
 
 impl TinyEdit {
+    /// The plan with weights resident, and streamed in as little as it takes, and in more and more.
+    pub fn residencies(&self) -> Vec<Arc<Plan>> {
+        residencies(self.plan())
+    }
+
     /// In bf16, for a device.
     pub fn new(target: Target, version: Version, savings: Savings) -> TinyEdit {
         TinyEdit::planned(Precision::Bf16, target, version, savings)

@@ -59,7 +59,7 @@ static int meets(const char* function) {
 struct Block {
   char* start;
   size_t bytes;
-  int host;
+  int host, lent;  // lent: the process's own memory
   struct Block* next;
 };
 static struct Block* blocks;
@@ -72,7 +72,7 @@ static struct Block* block_of(const void* start, size_t bytes, int host) {
 
 static void* take(size_t bytes, int host) {
   struct Block* b = malloc(sizeof *b);
-  *b = (struct Block){aligned_alloc(512, (bytes + 511) / 512 * 512), bytes, host, blocks};
+  *b = (struct Block){aligned_alloc(512, (bytes + 511) / 512 * 512), bytes, host, 0, blocks};
   memset(b->start, 0x5a, bytes);
   blocks = b;
   return b->start;
@@ -82,8 +82,10 @@ static void give(struct Block* gone) {
   struct Block** at = &blocks;
   while (*at != gone) at = &(*at)->next;
   *at = gone->next;
-  memset(gone->start, 0xa5, gone->bytes);
-  free(gone->start);
+  if (!gone->lent) {
+    memset(gone->start, 0xa5, gone->bytes);
+    free(gone->start);
+  }
   free(gone);
 }
 
@@ -170,6 +172,23 @@ int cuMemHostAlloc(void** address, size_t bytes, unsigned flags) {
 int cuMemFreeHost(void* address) {
   BEGIN("cuMemFreeHost");
   struct Block* b = block_of(address, 1, 1);
+  if (!b) END(1);
+  forget(b);
+  give(b);
+  pinned--;
+  END(0);
+}
+int cuMemHostRegister_v2(void* start, size_t bytes, unsigned flags) {
+  BEGIN("cuMemHostRegister_v2");
+  struct Block* b = malloc(sizeof *b);
+  *b = (struct Block){start, bytes, 1, 1, blocks};
+  blocks = b;
+  pinned++;
+  END(0);
+}
+int cuMemHostUnregister(void* start) {
+  BEGIN("cuMemHostUnregister");
+  struct Block* b = block_of(start, 1, 1);
   if (!b) END(1);
   forget(b);
   give(b);

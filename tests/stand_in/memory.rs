@@ -82,19 +82,31 @@ fn another_lora_brings_only_what_it_touches() {
 fn what_does_not_fit_any_more_is_planned_again() {
     let Some(stand_in) = stand_in() else { return };
     let alone = edit(&mut engine(&stand_in), &mut Heard::default()).unwrap();
-    assert_eq!(alone.plan.weights.policy, Policy::RESIDENT);
-    for (skip, times, policy) in [(0, 1, 1), (1, 1, 1), (2, 1, 1), (0, 2, 2), (1, 2, 2)].map(|(s, t, p)| (s, t, Policy::ALL[p])) {
+    assert_eq!(alone.plan.weights.policy, Policy::Resident);
+    for (skip, times) in [(0, 1), (1, 1), (2, 1), (0, 2), (0, 3)] {
         let (mut engine, mut heard) = (engine(&stand_in), Heard::default());
         stand_in.fault("cuMemAlloc_v2", OUT_OF_MEMORY, skip, Some(times));
         let edited = edit(&mut engine, &mut heard).unwrap_or_else(|e| panic!("{skip} {times}: {e:#}"));
-        assert_eq!(edited.plan.weights.policy, policy, "refused {times} times after {skip}");
+        let least = alone.plan.least_bytes();
+        let taken = edited.plan.device_bytes();
+        let streamed = edited.plan.weights.policy == Policy::Streamed { bytes: taken };
+        assert!(
+            streamed && taken < alone.plan.device_bytes() && taken >= least,
+            "refused {times} times after {skip}: {taken}, {least} are the least, {:?}",
+            edited.plan.weights.policy
+        );
         assert!(edited.picture == alone.picture);
-        assert_eq!(heard.0.len(), times as usize, "{:?}", heard.0);
-        let words = format!("weights are {policy} instead of");
-        assert!(heard.0.last().unwrap().contains(&words) && heard.0[0].contains("are free now"), "{:?}", heard.0);
+        // The link is measured in memory of its own, and taken as known where there is none.
+        let told = (times as usize - 1).max(1);
+        assert_eq!(heard.0.len(), told, "{:?}", heard.0);
+        assert!(
+            heard.0.iter().all(|text| text.contains("more weights stream") && text.contains("are free now")),
+            "{:?}",
+            heard.0
+        );
         // Nothing is told or planned again.
-        assert_eq!(edit(&mut engine, &mut heard).unwrap().plan.weights.policy, policy);
-        assert_eq!((engine.made().programs, heard.0.len()), (1, times as usize));
+        assert_eq!(edit(&mut engine, &mut heard).unwrap().plan.device_bytes(), taken);
+        assert_eq!((engine.made().programs, heard.0.len()), (1, told));
     }
     assert_eq!(stand_in.mistakes(), 0);
 }
@@ -107,7 +119,7 @@ fn if_the_least_does_not_fit_both_numbers_are_said() {
     stand_in.fault("cuMemAlloc_v2", OUT_OF_MEMORY, 0, None);
     let error = edit(&mut engine, &mut heard).err().expect("no memory at all");
     assert!(error.is::<ResourceError>() && OutOfMemory::is_in(&error), "{error:#}");
-    assert_eq!(heard.0.len(), Policy::ALL.len() - 1, "a try for each residency");
+    assert_eq!(heard.0.len(), 3, "a try with less each time");
 
     // A device on which by now there is no room for any.
     stand_in.mend();

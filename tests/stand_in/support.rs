@@ -1,6 +1,7 @@
 //! The stand-in, in this process and beside the binary.
 
 use std::ffi::{CString, c_char, c_int, c_long};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -11,7 +12,7 @@ use step1x_edit::exec::{self, Cuda};
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::Savings;
 use step1x_edit::ops::Arch;
-use step1x_edit::plan::{Plan, Policy, Target};
+use step1x_edit::plan::{Plan, Target};
 use step1x_edit::weights::WeightSource;
 use tempfile::TempDir;
 
@@ -121,12 +122,17 @@ impl StandIn {
 
     /// What lies in the newest piece of the device's memory of so many bytes.
     pub fn block(&self, bytes: usize) -> Vec<u8> {
+        self.part_of(bytes, 0..bytes)
+    }
+
+    /// A part of it.
+    pub fn part_of(&self, bytes: usize, part: Range<usize>) -> Vec<u8> {
         // SAFETY: the function is stand_in.c's, whose memory is this process's own.
         unsafe {
             let find = self.libraries[0].get::<unsafe extern "C" fn(usize) -> *const u8>(c"stand_in_block").unwrap();
             let start = find(bytes);
             assert!(!start.is_null(), "no piece has {bytes} bytes");
-            std::slice::from_raw_parts(start, bytes).to_vec()
+            std::slice::from_raw_parts(start, bytes)[part].to_vec()
         }
     }
 
@@ -159,8 +165,8 @@ impl Drop for StandIn {
 }
 
 /// The edit's plan with each residency.
-pub fn plans(edit: &TinyEdit) -> [Arc<Plan>; 3] {
-    Policy::ALL.map(|policy| Arc::new(Plan::clone(edit.plan()).with(policy)))
+pub fn plans(edit: &TinyEdit) -> Vec<Arc<Plan>> {
+    edit.residencies()
 }
 
 /// The binary in a folder of its own, beside a stand-in.

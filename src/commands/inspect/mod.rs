@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use anyhow::Result;
 use indicatif::ProgressBar;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use self::checked::Checked;
 use self::loras::Looked;
@@ -18,7 +18,7 @@ use crate::model::edit::{NoiseSource, Savings};
 use crate::model::{Config, Preset, Version};
 use crate::ops::{Arch, H100_GRID_THREADS};
 use crate::pipeline::{EditInputs, LoraChoice, Model, ModelPath, Program, Request, Rules};
-use crate::plan::{BodyMemory, Budget, CONTEXT_BYTES, Plan, Policy, Precision, Target, format_bytes};
+use crate::plan::{BodyMemory, Budget, CONTEXT_BYTES, LINK_GB_PER_S, Plan, Precision, Target, format_bytes};
 use crate::prompt::{self, PromptSettings, Tokenizer};
 use crate::tensor::{Component, DType, Shape, Spec};
 use crate::weights::shown;
@@ -147,7 +147,7 @@ impl Planned {
         let plan = PlanJob { rules: Some(rules), ..job.plan.clone() };
         let mut program = plan_edit(&subject.config, &subject.settings, &subject.tokenizer, &plan)?;
         if let Some(allowed) = job.max_vram {
-            program = program.fit(Budget::Allowed(allowed), Policy::RESIDENT, CONTEXT_BYTES)?;
+            program = program.fit(Budget::Allowed(allowed), CONTEXT_BYTES, LINK_GB_PER_S, None)?;
         }
         Ok(Planned { subject, rules, program })
     }
@@ -250,13 +250,14 @@ fn device(plan: &Plan) -> Value {
     if plan.target == Target::Cpu {
         return Value::Null;
     }
-    let peaks: Map<String, Value> = plan.peaks().into_iter().map(|(policy, bytes)| (policy.to_string(), json!(bytes))).collect();
-    let stages = plan.bodies.iter().zip(plan.memory()).map(|(stage, memory)| {
-        let BodyMemory { resident, arriving, leaving } = memory;
-        json!({"name": stage.name, "resident_bytes": resident, "arriving_bytes": arriving, "leaving_bytes": leaving})
+    let stages = plan.bodies.iter().zip(plan.memory()).zip(plan.passages(LINK_GB_PER_S)).map(|((stage, memory), passage)| {
+        let BodyMemory { kept, streamed, ring } = memory;
+        json!({"name": stage.name, "kept_bytes": kept, "streamed_bytes": streamed, "ring_bytes": ring,
+               "seconds": passage.seconds, "stall_seconds": passage.stalls})
     });
     json!({"residency": plan.weights.policy.to_string(), "peak_bytes": plan.peak_bytes(), "region_bytes": plan.weights.bytes,
-           "peak_bytes_by_residency": peaks, "stages": stages.collect::<Vec<_>>()})
+           "least_bytes": plan.least_peak_bytes(),
+           "link_gb_per_s": LINK_GB_PER_S, "stages": stages.collect::<Vec<_>>()})
 }
 
 /// The program of an edit of a picture of this size, without the picture. In bf16 kernels are chosen for sm_90; f32 is

@@ -37,6 +37,8 @@ pub struct BenchJob {
     pub steps: usize,
     /// Timed runs of each stage.
     pub runs: usize,
+    /// Amounts of GPU memory to compare; none: one edit with all that is free, and each stage of it.
+    pub budgets: Vec<usize>,
     /// The GPU.
     pub place: PlaceChoice,
     /// Report as one JSON object a size.
@@ -74,14 +76,14 @@ impl Bench<'_> {
         let model = Model::open_parts(&self.job.model)?;
         model.adapt(&self.job.loras, progress)?;
         let open = opening.elapsed().as_secs_f64();
-        let edit = sample(&model, self.size, &self.job.prompt, self.job.steps, self.job.rules)?;
+        let edit = sample(&model, self.size, &self.job.prompt, self.job.steps, self.job.rules, 0)?;
         let before = self.place.device_bytes_in_use();
         let mut engine = Engine::open(model, self.place.clone())?;
         let meter = Meter::new(self.device);
         let (cold, first) = meter.watch(|| engine.make(&edit, progress));
         let (cold, made) = (cold?, engine.made());
         let warming = Instant::now();
-        let edit = sample(&engine.model, self.size, &self.job.prompt, self.job.steps, self.job.rules)?;
+        let edit = sample(&engine.model, self.size, &self.job.prompt, self.job.steps, self.job.rules, 0)?;
         let inputs = warming.elapsed().as_secs_f64();
         let (warm, second) = meter.watch(|| engine.make(&edit, progress));
         let warm = warm?;

@@ -33,7 +33,7 @@ pub struct CompareJob {
 pub fn run(job: &CompareJob, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
     let (place, _) = gpu("compare", &job.place)?;
     let mut engine = Engine::open(Model::open_parts(&job.model)?, place)?;
-    let edit = sample(&engine.model, job.size, &job.prompt, 3, job.rules)?;
+    let edit = sample(&engine.model, job.size, &job.prompt, 3, job.rules, 0)?;
     let (program, exec) = cuda(engine.ready(&edit, Purpose::Edit)?)?;
     let graph = &program.plan.graph;
     check_stages(&job.stages, graph)?;

@@ -62,7 +62,7 @@ pub fn run(job: &ProfileJob, progress: &mut dyn Progress, print: &mut dyn FnMut(
     let model = Model::open_parts(&job.model)?;
     model.adapt(&job.loras, progress)?;
     let mut engine = Engine::open(model, place)?;
-    let edit = sample(&engine.model, job.size, &job.prompt, job.steps, job.rules)?;
+    let edit = sample(&engine.model, job.size, &job.prompt, job.steps, job.rules, 0)?;
     let loaded = engine.ready(&edit, Purpose::Measure)?;
     let rows = loaded.program.spec.step_rows().total();
     let stages = time_stages(job, loaded, progress)?;

@@ -20,7 +20,7 @@ pub(super) fn check_memory(plan: &Plan, gpu: &Gpu) -> Result<()> {
         true => (free, 0),
         false => (free + gpu.free_region_bytes(), plan.weights.bytes),
     };
-    let needed = plan.arena_bytes + missing + KERNEL_BYTES;
+    let needed = if plan.weights.keeps_all() { plan.arena_bytes } else { 0 } + missing + KERNEL_BYTES;
     if needed > free {
         let (needed, free) = (format_bytes(needed), format_bytes(free));
         let text = format!("the plan needs {needed} of memory on {}, with weights {}", device.name, plan.weights.policy);
@@ -69,7 +69,8 @@ pub(super) fn launches(plan: &Plan, at: usize, base: Base) -> Vec<Launch> {
         Arg { address: start + (tensor.offset * tensor.spec.dtype.bytes()) as u64, view }
     };
     let (inputs, outputs) = (node.inputs.iter().map(arg).collect(), node.outputs.iter().map(arg).collect());
-    let scratch = base.arena + plan.scratch_offset as u64;
+    let body = plan.graph.bodies.partition_point(|body| body.nodes.end <= at);
+    let scratch = base.arena + plan.scratch_offsets[body] as u64;
     node.op.launch(&plan.kernels[at], &Args { inputs, outputs, table: base.table, scratch })
 }
 

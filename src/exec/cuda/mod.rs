@@ -2,15 +2,14 @@
 //!
 //! Nodes wait for their own weights alone, so that a body starts while the rest is still on its way. A body that runs more
 //! than once is captured into graphs at its second run (the first loads what libraries load late) and replayed from then
-//! on: most of its nodes, then the last ones. The next replay is asked for while the last ones run: early enough to leave no
-//! gap, late enough to stop soon.
+//! on: a graph for each segment, and the last nodes apart. The next replay is asked for while the last ones run: early enough to
+//! leave no gap, late enough to stop soon. Between segments the stream waits for weights and tells copies what is done.
 
 mod load;
 mod timing;
 
 use std::collections::HashMap;
 use std::mem::ManuallyDrop;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,11 +53,21 @@ pub struct Cuda {
 struct Parts {
     /// The device work of each node.
     work: Vec<Vec<Work>>,
-    /// Most nodes of a body, and its last ones.
-    captured: HashMap<BodyId, [Captured; 2]>,
-    arena: Memory,
+    /// The parts of bodies that are replayed.
+    captured: HashMap<BodyId, Vec<Part>>,
+    /// The region itself, where weights are streamed.
+    arena: Arc<Memory>,
     region: Arc<Memory>,
     _tables: Memory,
+}
+
+/// Some nodes of a body, captured.
+struct Part {
+    /// The segment that begins with them.
+    begins: Option<usize>,
+    /// Whether they are the first of the last ones.
+    last: bool,
+    graph: Captured,
 }
 
 enum Work {
@@ -80,9 +89,15 @@ impl Cuda {
         device.make_current()?;
         // All memory at once: what is free now may soon be another program's.
         check_memory(&plan, gpu)?;
-        let (arena, region) = (Memory::new(device, plan.arena_bytes)?, gpu.region(plan.weights.bytes)?);
+        let (arena, region) = match plan.weights.keeps_all() {
+            true => (Arc::new(Memory::new(device, plan.arena_bytes)?), gpu.region(plan.weights.bytes)?),
+            false => gpu.region(plan.weights.bytes).map(|region| (region.clone(), region))?,
+        };
         let (tables, places) = tables(&plan, device)?;
-        arena.fill(0xff, &gpu.stream)?; // all bits set is a NaN in every float type
+        if !plan.weights.keeps_all() {
+            gpu.overwrite(0..plan.arena_bytes)?;
+        }
+        arena.fill(0xff, 0..plan.arena_bytes, &gpu.stream)?; // all bits set is a NaN in every float type
         let modules = gpu.modules(&plan)?;
         let base = |at: usize| Base { arena: arena.address, region: region.address, table: tables.address + places[at] as u64 };
         let launches: Vec<Vec<Launch>> = (0..plan.graph.nodes.len()).map(|at| launches(&plan, at, base(at))).collect();
@@ -113,11 +128,14 @@ impl Cuda {
         self
     }
 
-    /// Enqueues one node.
+    /// Enqueues one node, the next of its body.
     ///
     /// # Errors
     /// A weight that could not be fetched, or what the driver reports.
     pub(super) fn run_node(&mut self, at: usize) -> Result<()> {
+        if let Some(segment) = self.plan.weights.segments.iter().position(|segment| segment.nodes.start == at) {
+            self.enter(segment)?;
+        }
         self.fetch(at, &mut unwatched)?;
         self.enqueue(at)
     }
@@ -127,11 +145,11 @@ impl Cuda {
         self.plan.clone()
     }
 
-    /// Says that a body begins.
-    pub(super) fn enter(&mut self, body: BodyId) -> Result<()> {
+    /// Says that a segment begins.
+    pub(super) fn enter(&mut self, segment: usize) -> Result<()> {
         let gpu = &self.gpu;
         gpu.device.make_current()?;
-        gpu.with_feed(self.number, |feed| feed.enter(body, &gpu.device, &gpu.stream))
+        gpu.with_feed(self.number, |feed| feed.enter(segment, &gpu.device, &gpu.stream))
     }
 
     /// Lets the stream wait for a node's weights.
@@ -161,10 +179,13 @@ impl Cuda {
     /// Runs a body node by node.
     fn run_nodes(&mut self, body: BodyId, watch: &mut Watch) -> Result<()> {
         let plan = self.plan.clone();
-        for at in plan.graph.nodes_of(body) {
-            self.fetch(at, watch)?;
-            self.enqueue(at)?;
-            watch(Some(&plan.graph.nodes[at]), self)?;
+        for segment in plan.weights.segments_of(body) {
+            self.enter(segment)?;
+            for at in plan.weights.segments[segment].nodes.clone() {
+                self.fetch(at, watch)?;
+                self.enqueue(at)?;
+                watch(Some(&plan.graph.nodes[at]), self)?;
+            }
         }
         self.warm[body.0] = true;
         Ok(())
@@ -172,7 +193,6 @@ impl Cuda {
 
     /// Replays a body, capturing it first if need be, once the replay before it has come to its last nodes.
     fn replay(&mut self, body: BodyId, watch: &mut Watch) -> Result<()> {
-        self.plan.graph.nodes_of(body).try_for_each(|at| self.fetch(at, watch))?;
         if !self.parts.captured.contains_key(&body) {
             let captured = self.capture(body)?;
             self.parts.captured.insert(body, captured);
@@ -181,22 +201,39 @@ impl Cuda {
         if let Some(before) = self.at_last.take() {
             before.wait(&mut || watch(None, self))?;
         }
-        let ([most, last], stream) = (&self.parts.captured[&body], &self.gpu.stream);
-        let at_last = Event::new(&self.gpu.device, false)?;
-        // SAFETY: as for `enqueue`.
-        unsafe { most.replay(stream) }?;
-        at_last.record(stream)?;
-        // SAFETY: as for `enqueue`.
-        unsafe { last.replay(stream) }?;
-        self.at_last = Some(at_last);
+        let plan = self.plan.clone();
+        for number in 0..self.parts.captured[&body].len() {
+            let Part { begins, last, .. } = self.parts.captured[&body][number];
+            if let Some(segment) = begins {
+                self.enter(segment)?;
+                plan.weights.segments[segment].nodes.clone().try_for_each(|at| self.fetch(at, watch))?;
+            }
+            if last {
+                let at_last = Event::new(&self.gpu.device, false)?;
+                at_last.record(&self.gpu.stream)?;
+                self.at_last = Some(at_last);
+            }
+            // SAFETY: as for `enqueue`.
+            unsafe { self.parts.captured[&body][number].graph.replay(&self.gpu.stream) }?;
+        }
         Ok(())
     }
 
-    fn capture(&self, body: BodyId) -> Result<[Captured; 2]> {
+    /// Captures a body in parts: each begins a segment, or the last nodes.
+    fn capture(&self, body: BodyId) -> Result<Vec<Part>> {
         let (device, stream, nodes) = (&self.gpu.device, &self.gpu.stream, self.plan.graph.nodes_of(body));
-        let cut = nodes.end - nodes.len().div_ceil(LAST);
-        let part = |mut nodes: Range<usize>| stream.capture(device, || nodes.try_for_each(|at| self.enqueue(at)));
-        Ok([part(nodes.start..cut)?, part(cut..nodes.end)?])
+        let last = nodes.end - nodes.len().div_ceil(LAST);
+        let mut parts = Vec::new();
+        for number in self.plan.weights.segments_of(body) {
+            let own = self.plan.weights.segments[number].nodes.clone();
+            let cut = if own.contains(&last) { last } else { own.end };
+            for nodes in [own.start..cut, cut..own.end].into_iter().filter(|nodes| !nodes.is_empty()) {
+                let (begins, last) = ((nodes.start == own.start).then_some(number), nodes.start == last);
+                let graph = stream.capture(device, || nodes.clone().try_for_each(|at| self.enqueue(at)))?;
+                parts.push(Part { begins, last, graph });
+            }
+        }
+        Ok(parts)
     }
 
     /// Where a storage of the arena lies.
@@ -231,7 +268,11 @@ impl Executor for Cuda {
         let own = tensor.offset * tensor.spec.dtype.bytes()..(tensor.offset * tensor.spec.dtype.bytes() + tensor.spec.bytes());
         self.gpu.device.make_current()?;
         self.finish(&mut unwatched)?;
-        self.parts.arena.write(self.place(tensor.storage)? + own.start, &bytemuck::cast_slice(&words)[own])
+        let place = self.place(tensor.storage)? + own.start;
+        if !self.plan.weights.keeps_all() {
+            self.gpu.overwrite(place..place + own.len())?;
+        }
+        self.parts.arena.write(place, &bytemuck::cast_slice(&words)[own])
     }
 
     fn read(&self, id: TensorId) -> Result<HostValues> {
@@ -255,9 +296,10 @@ impl Executor for Cuda {
     fn run(&mut self, body: BodyId, watch: &mut Watch) -> Result<()> {
         let plan = self.plan.clone();
         let _range = self.gpu.nvtx.range(plan.graph.bodies[body.0].name);
-        self.enter(body)?;
-        // A replay needs all weights before its first node.
-        let waiting = self.gpu.with_feed(self.number, |feed| Ok(feed.is_waiting()))?;
+        self.gpu.device.make_current()?;
+        // A replay needs all weights of a segment before its first node: too long where that is the whole body.
+        let segments = plan.weights.segments_of(body);
+        let waiting = segments.len() == 1 && self.gpu.with_feed(self.number, |feed| Ok(feed.is_waiting(segments.start)))?;
         if !(self.capture && plan.itinerary.runs_of(body) > 1 && self.warm[body.0]) || waiting {
             return self.run_nodes(body, watch);
         }

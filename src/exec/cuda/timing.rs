@@ -16,7 +16,6 @@ impl Cuda {
     /// # Errors
     /// As for [`Executor::run`].
     pub fn time_runs(&mut self, body: BodyId, runs: usize) -> Result<Vec<f32>> {
-        self.enter(body)?;
         self.run_nodes(body, &mut unwatched)?;
         self.replay(body, &mut unwatched)?;
         let mut marks = vec![self.mark()?];
@@ -35,7 +34,6 @@ impl Cuda {
     /// # Errors
     /// As for [`Executor::run`].
     pub fn time_nodes(&mut self, body: BodyId) -> Result<Vec<f32>> {
-        self.enter(body)?;
         let (plan, gpu) = (self.shared_plan(), self.gpu.clone());
         let nodes = plan.graph.nodes_of(body);
         nodes.clone().try_for_each(|at| self.run_node(at))?;
@@ -56,7 +54,6 @@ impl Cuda {
     /// # Errors
     /// As for [`Executor::run`].
     pub fn time_uncaptured(&mut self, body: BodyId) -> Result<f32> {
-        self.enter(body)?;
         let mut nodes = self.plan.graph.nodes_of(body);
         nodes.clone().try_for_each(|at| self.run_node(at))?;
         let start = self.mark()?;

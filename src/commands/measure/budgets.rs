@@ -1,0 +1,219 @@
+//! `bench --max-vram A,B,C`: what it costs that weights stream, for several amounts of GPU memory beside each other.
+//!
+//! Each budget has an engine of its own and three edits, each of another picture and another prompt of the same size. The third is
+//! warm: the program, its captured step and the host's store are there by then. A card slows down as it warms up, so where all
+//! weights fit beside them, an engine that has them resident takes turns: the third edit is held against one of its before and one
+//! after.
+
+use std::fmt;
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+use serde_json::json;
+
+use super::bench::BenchJob;
+use super::meter::Meter;
+use super::{gpu, sample};
+use crate::cuda::Device;
+use crate::image::Rgb;
+use crate::pipeline::{Edited, Engine, Model, Place, Progress, anonymous_bytes};
+use crate::plan::format_bytes;
+
+/// Edits of each budget.
+const EDITS: usize = 3;
+
+/// Edits with each budget, beside those with all weights resident (or streamed in all that is free, where they do not fit).
+///
+/// # Errors
+/// No device, a budget in which no edit can run, or whatever stops an edit.
+pub(super) fn run(job: &BenchJob, progress: &mut dyn Progress, print: &mut dyn FnMut(&str) -> Result<()>) -> Result<()> {
+    let (place, device) = gpu("bench --max-vram", &job.place)?;
+    for &size in &job.sizes {
+        let mut table =
+            Table { device: place.name(), size: [size.0, size.1], steps: job.steps, link_gb_per_s: 0.0, rows: vec![] };
+        let empty = place.device_bytes_in_use().unwrap_or(0);
+        let mut resident = Lane::new(job, place.clone(), size, progress)?;
+        table.rows.push(resident.row(None, &device, 0, progress)?);
+        let others = place.device_bytes_in_use().unwrap_or(0).saturating_sub(empty);
+        for &budget in &job.budgets {
+            let mut place = place.clone();
+            place.max_vram = Some(budget);
+            let row = Lane::new(job, place, size, progress)?.row(Some(&mut resident), &device, others, progress)?;
+            if !job.json {
+                progress.notice(&row.to_string());
+            }
+            table.rows.push(row);
+        }
+        table.link_gb_per_s = table.rows.iter().map(|row| row.link_gb_per_s).fold(0.0, f64::max);
+        let first = table.rows[0].pictures.clone();
+        table.rows.iter_mut().for_each(|row| row.equal = row.pictures == first);
+        print(&if job.json { format!("{}\n", json!(table)) } else { table.to_string() })?;
+        ensure!(table.rows.iter().all(|row| row.equal), "the pictures of different budgets are not the same to the byte");
+    }
+    Ok(())
+}
+
+/// An engine with its edits.
+struct Lane<'a> {
+    job: &'a BenchJob,
+    engine: Engine,
+    budget: Option<usize>,
+    size: (usize, usize),
+}
+
+impl Lane<'_> {
+    fn new<'a>(job: &'a BenchJob, place: Place, size: (usize, usize), progress: &mut dyn Progress) -> Result<Lane<'a>> {
+        let (budget, model) = (place.max_vram, Model::open_parts(&job.model)?);
+        model.adapt(&job.loras, progress)?;
+        Ok(Lane { job, engine: Engine::open(model, place)?, budget, size })
+    }
+
+    /// The edit of a number: each has another picture and another prompt of the same size.
+    fn edit(&mut self, number: usize, progress: &mut dyn Progress) -> Result<Edited> {
+        let job = self.job;
+        let prompt = format!("{} {number}", job.prompt); // one digit is one token
+        let material = sample(&self.engine.model, self.size, &prompt, job.steps, job.rules, number)?;
+        self.engine.make(&material, progress)
+    }
+
+    /// Makes the edits; the last one in turns with another engine's. `others`: bytes of the device's memory that are not this
+    /// engine's.
+    fn row(
+        &mut self,
+        mut other: Option<&mut Lane>,
+        device: &Arc<Device>,
+        others: usize,
+        progress: &mut dyn Progress,
+    ) -> Result<Row> {
+        let meter = Meter::new(device);
+        let (mut seconds, mut pictures, mut beside, mut peak) = (vec![], vec![], vec![], 0);
+        let mut last = None;
+        for number in 0..EDITS {
+            let warm = number + 1 == EDITS;
+            let mut turn = |progress: &mut dyn Progress| match &mut other {
+                Some(other) if warm => other.edit(number, progress).map(|edited| beside.push(edited.seconds.total())),
+                _ => Ok(()),
+            };
+            turn(progress)?;
+            let before = self.engine.made().on_device.uploaded_bytes;
+            let (edited, taken) = meter.watch(|| self.edit(number, progress));
+            let edited = edited?;
+            turn(progress)?;
+            seconds.push(edited.seconds.total());
+            pictures.push(edited.picture.clone());
+            peak = peak.max(taken.peak_bytes);
+            last = Some((edited, taken.joules, self.engine.made().on_device.uploaded_bytes - before));
+        }
+        let (edited, joules, uploaded_bytes) = last.expect("three edits were made");
+        let steps = self.job.steps as f64;
+        let ms = |stage: &str| edited.seconds.stages.iter().filter(|(name, _)| *name == stage).map(|(_, s)| 1e3 * s).sum::<f64>();
+        let (plan, link) = (&edited.plan, self.engine.link_gb_per_s()?);
+        let (passages, memory) = (plan.passages(link), plan.memory());
+        let step = plan.graph.body_named("step").map_or(0, |body| body.0);
+        Ok(Row {
+            budget: self.budget,
+            residency: plan.weights.policy.to_string(),
+            planned_bytes: plan.peak_bytes(),
+            peak_bytes: peak.saturating_sub(others),
+            kept_bytes: memory.iter().map(|m| m.kept).sum(),
+            streamed_bytes: memory.iter().map(|m| m.streamed).sum(),
+            host_bytes: anonymous_bytes(),
+            store_bytes: self.engine.stored_bytes(),
+            link_gb_per_s: link,
+            step_ms: ms("step") / steps,
+            text_ms: ms("text"),
+            predicted_seconds: passages.iter().map(|passage| passage.seconds).sum(),
+            predicted_step_ms: 1e3 * passages[step].seconds / steps,
+            seconds,
+            beside,
+            uploaded_bytes,
+            joules,
+            equal: true,
+            pictures,
+        })
+    }
+}
+
+/// What was measured at one size. It prints as a table and serializes as one JSON object.
+#[derive(Serialize)]
+struct Table {
+    device: String,
+    size: [usize; 2],
+    steps: usize,
+    link_gb_per_s: f64,
+    rows: Vec<Row>,
+}
+
+/// Edits with one budget.
+#[derive(Serialize)]
+struct Row {
+    /// Most bytes that were allowed; none: all that is free.
+    budget: Option<usize>,
+    residency: String,
+    planned_bytes: usize,
+    /// In use by everyone but the other engine while the edits ran.
+    peak_bytes: usize,
+    kept_bytes: usize,
+    streamed_bytes: usize,
+    /// Anonymous memory of the process after the last edit, the store included.
+    host_bytes: Option<u64>,
+    store_bytes: usize,
+    link_gb_per_s: f64,
+    /// Of each edit.
+    seconds: Vec<f64>,
+    /// Of the edits with all weights resident, before and after the last one.
+    beside: Vec<f64>,
+    /// Of the last edit.
+    step_ms: f64,
+    text_ms: f64,
+    /// As the plan predicts the last edit, and a step of it.
+    predicted_seconds: f64,
+    predicted_step_ms: f64,
+    /// Of the last edit.
+    uploaded_bytes: u64,
+    joules: Option<f64>,
+    /// Whether the pictures are those of the first row to the byte.
+    equal: bool,
+    #[serde(skip)]
+    pictures: Vec<Rgb>,
+}
+
+impl Row {
+    /// The last edit's time, as a part of what it takes with all weights resident; none if nobody took turns.
+    fn ratio(&self) -> Option<f64> {
+        let beside = self.beside.iter().sum::<f64>() / self.beside.len() as f64;
+        (!self.beside.is_empty()).then(|| self.seconds[EDITS - 1] / beside)
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let budget = self.budget.map_or_else(|| "all".into(), format_bytes);
+        write!(f, "{budget}: {:.3} s", self.seconds[EDITS - 1])
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let [width, height] = self.size;
+        writeln!(f, "{} {width}x{height}, {} steps, link {:.1} GB/s", self.device, self.steps, self.link_gb_per_s)?;
+        writeln!(
+            f,
+            "{:>10}{:>10}{:>10}{:>10}{:>9}{:>9}{:>9}{:>8}{:>9}{:>11}{:>11}{:>9}  pictures",
+            "allowed", "peak", "stays", "host", "first s", "second", "third", "ratio", "step ms", "predicted", "text ms", "J"
+        )?;
+        for row in &self.rows {
+            let allowed = row.budget.map_or_else(|| "all".into(), format_bytes);
+            let [peak, stays] = [row.peak_bytes, row.kept_bytes].map(format_bytes);
+            let host = row.host_bytes.map_or_else(|| "-".into(), |bytes| format_bytes(bytes as usize));
+            write!(f, "{allowed:>10}{peak:>10}{stays:>10}{host:>10}")?;
+            row.seconds.iter().try_for_each(|seconds| write!(f, "{seconds:>9.3}"))?;
+            let ratio = row.ratio().map_or_else(|| "-".into(), |ratio| format!("{ratio:.3}"));
+            let same = if row.equal { "equal" } else { "DIFFERENT" };
+            let joules = row.joules.map_or_else(|| "-".into(), |joules| format!("{joules:.0}"));
+            writeln!(f, "{ratio:>8}{:>9.1}{:>11.1}{:>11.1}{joules:>9}  {same}", row.step_ms, row.predicted_step_ms, row.text_ms)?;
+        }
+        Ok(())
+    }
+}

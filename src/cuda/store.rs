@@ -1,0 +1,223 @@
+//! Weights in page-locked memory of the host, from which the device copies by itself, again and again.
+//!
+//! Memory is taken in chunks of huge pages, and locked chunk by chunk by a thread of its own, while weights still come by way of
+//! buffers ([`super::Staging`]). A *slot* is a run of bytes of a chunk. Whoever first sends its bytes once the chunk is locked fills
+//! it; from then on copies need no thread. What the system does not lock stays with the buffers: slower, with the same bytes.
+
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use anyhow::Result;
+use memmap2::MmapMut;
+use rayon::prelude::*;
+
+use super::device::{Device, Locked};
+use crate::error::ResourceError;
+
+/// Bytes of a chunk, at least.
+const CHUNK: usize = 256 << 20;
+/// A thread touches so many bytes at a time.
+const TOUCHED: usize = 8 << 20;
+
+/// Page-locked memory that grows by slots and is kept.
+#[derive(Debug)]
+pub struct Store {
+    device: Arc<Device>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Chunks that are to be locked, in order.
+    waiting: std::collections::VecDeque<Weak<Chunk>>,
+    /// Whether a thread locks them.
+    working: bool,
+    /// Bytes of slots that were given.
+    bytes: usize,
+    refused: Option<String>,
+}
+
+/// Memory that is locked in one piece.
+#[derive(Debug)]
+struct Chunk {
+    bytes: usize,
+    locked: OnceLock<LockedBytes>,
+}
+
+#[derive(Debug)]
+struct LockedBytes(UnsafeCell<Locked>);
+
+// SAFETY: slots of a chunk do not overlap, and each is written behind its own lock; nothing else reads or writes it.
+unsafe impl Sync for LockedBytes {}
+
+/// A run of bytes of the store.
+#[derive(Debug)]
+pub struct Slot {
+    chunk: Arc<Chunk>,
+    offset: usize,
+    bytes: usize,
+    filled: AtomicBool,
+    filling: Mutex<()>,
+}
+
+impl Store {
+    /// Nothing is taken yet.
+    pub fn new(device: &Arc<Device>) -> Store {
+        Store { device: device.clone(), state: Arc::default() }
+    }
+
+    /// Bytes of all slots that were given.
+    pub fn bytes(&self) -> usize {
+        lock(&self.state).bytes
+    }
+
+    /// Why the system has not locked what it was asked for; told once.
+    pub fn refused(&self) -> Option<String> {
+        lock(&self.state).refused.take()
+    }
+
+    /// Slots of these sizes, one after another. Their memory is taken and locked from now on, in their order.
+    pub fn slots(&self, sizes: &[usize]) -> Vec<Arc<Slot>> {
+        let mut slots = Vec::with_capacity(sizes.len());
+        let mut rest = sizes;
+        while !rest.is_empty() {
+            let before = rest.iter().scan(0, |sum, size| Some(std::mem::replace(sum, *sum + size)));
+            let count = before.take_while(|bytes| *bytes < CHUNK).count();
+            let (own, others) = rest.split_at(count);
+            let chunk = Arc::new(Chunk { bytes: own.iter().sum(), locked: OnceLock::new() });
+            let mut offset = 0;
+            for &bytes in own {
+                let (filled, filling) = (AtomicBool::new(false), Mutex::new(()));
+                slots.push(Arc::new(Slot { chunk: chunk.clone(), offset, bytes, filled, filling }));
+                offset += bytes;
+            }
+            let mut state = lock(&self.state);
+            state.waiting.push_back(Arc::downgrade(&chunk));
+            state.bytes += chunk.bytes;
+            rest = others;
+        }
+        self.work();
+        slots
+    }
+
+    /// Has a thread lock the chunks that wait, if none does.
+    fn work(&self) {
+        let mut state = lock(&self.state);
+        if state.working || state.waiting.is_empty() {
+            return;
+        }
+        let (device, shared) = (self.device.clone(), Arc::downgrade(&self.state));
+        let spawned = std::thread::Builder::new().name("lock memory".into()).spawn(move || lock_chunks(&device, &shared));
+        match spawned {
+            Ok(_) => state.working = true,
+            Err(e) => state.refused = Some(format!("the system does not start a thread that locks memory: {e}")),
+        }
+    }
+}
+
+/// Locks chunk after chunk, until none waits or nobody wants them.
+fn lock_chunks(device: &Arc<Device>, shared: &Weak<Mutex<State>>) {
+    loop {
+        let Some(state) = shared.upgrade() else { return };
+        let next = {
+            let mut state = lock(&state);
+            let next = state.waiting.pop_front();
+            state.working = next.is_some();
+            next
+        };
+        let Some(next) = next else { return };
+        let Some(chunk) = next.upgrade() else { continue };
+        match chunk.take(device) {
+            Ok(locked) => drop(chunk.locked.set(LockedBytes(UnsafeCell::new(locked)))),
+            Err(e) => {
+                // What the system refuses once it refuses again.
+                let mut state = lock(&state);
+                state.refused.get_or_insert(format!("{e:#}"));
+                state.waiting.clear();
+                state.working = false;
+                return;
+            }
+        }
+    }
+}
+
+impl Chunk {
+    fn take(&self, device: &Arc<Device>) -> Result<Locked> {
+        device.make_current()?;
+        let mut map: MmapMut = huge(self.bytes.max(1))?;
+        map.par_chunks_mut(TOUCHED).for_each(|part| part.fill(0));
+        Locked::new(device, map)
+    }
+}
+
+impl Slot {
+    /// Its length.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether its memory is there and locked.
+    pub fn is_locked(&self) -> bool {
+        self.chunk.locked.get().is_some()
+    }
+
+    /// Its bytes, once they are filled.
+    pub fn filled(&self) -> Option<&[u8]> {
+        self.filled.load(Ordering::Acquire).then(|| {
+            let locked = self.chunk.locked.get().expect("a slot is filled after its chunk is locked");
+            // SAFETY: the range is this slot's, and nobody writes to it while it counts as filled (`forget`).
+            unsafe { &(&*locked.0.get()).bytes()[self.offset..self.offset + self.bytes] }
+        })
+    }
+
+    /// Fills its bytes if they are not filled yet; its memory must be locked.
+    ///
+    /// # Errors
+    /// What `fill` returns.
+    pub fn fill(&self, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
+        let _alone = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.filled.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let locked = self.chunk.locked.get().expect("only a slot that is locked is filled");
+        // SAFETY: the range is this slot's; nobody else writes to it while its lock is held, and nobody reads it before it counts
+        // as filled.
+        let bytes = unsafe { std::slice::from_raw_parts_mut((*locked.0.get()).pointer().add(self.offset), self.bytes) };
+        fill(bytes)?;
+        self.filled.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Its bytes are others' from now on, and are filled again when they are needed. No copy from it may be under way.
+    pub fn forget(&self) {
+        self.filled.store(false, Ordering::Release);
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Anonymous memory in huge pages, where the system has them; nothing is there until it is touched.
+pub(super) fn huge(bytes: usize) -> Result<MmapMut> {
+    let map = MmapMut::map_anon(bytes);
+    let map = map.map_err(|e| ResourceError(format!("the system does not give {} MB of memory: {e}", bytes / 1_000_000)))?;
+    // A system without huge pages refuses, and gives small ones.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Ok(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_in_huge_pages_is_memory() {
+        let mut map = huge(3 * TOUCHED + 1).unwrap();
+        map.par_chunks_mut(TOUCHED).for_each(|part| part.fill(7));
+        assert!(map.len() == 3 * TOUCHED + 1 && map.iter().all(|&byte| byte == 7));
+        assert!(huge(usize::MAX / 4).unwrap_err().is::<ResourceError>());
+    }
+}
