@@ -117,6 +117,14 @@ impl Feed {
         Ok(Feed { plan: plan.clone(), program, visits, at: None, upload, pieces: of_storage, bytes, leaves: vec![] })
     }
 
+    /// Lets come what needs no visit to end, once the stream has done what it was asked for.
+    pub(super) fn open_first(&self, device: &Arc<Device>, stream: &Stream) -> Result<()> {
+        let event = Event::new(device, false)?;
+        event.record(stream)?;
+        self.upload.open(0, Some(Arc::new(event)));
+        Ok(())
+    }
+
     /// The visit that a segment would begin now; none if none was announced.
     fn next_visit(&self, segment: usize) -> Option<usize> {
         let next = self.at.map_or(0, |at| at + 1);

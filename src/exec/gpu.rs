@@ -272,8 +272,15 @@ impl Gpu {
         self.count(|made| made.uploaded_bytes += feed.bytes);
         let left = keys.iter().enumerate().filter(|(i, _)| resident[*i]);
         feed.leaves = left.filter_map(|(i, key)| Some((key.clone()?, place(i)?))).collect();
+        // What needs no visit to end needs what the stream was asked for so far.
+        feed.open_first(&self.device, &self.stream)?;
         weights.feed = Some(feed);
         Ok(())
+    }
+
+    /// Whether weights come for a program's run.
+    pub(super) fn is_fed(&self, program: u64) -> bool {
+        self.weights().feed.as_ref().is_some_and(|feed| feed.program == program)
     }
 
     /// Lets the upload that feeds a program's run do something.
