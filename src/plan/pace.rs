@@ -1,6 +1,6 @@
 //! How long nodes and copies take, so that a plan can say what it costs to stream weights: a model, not a measurement.
 //!
-//! The rates are an H100's at its power limit, from profiles of whole edits at 512x512 and 1024x1024. On a slower card nodes take
+//! The rates are an H100's at its power limit, from profiles of whole edits from 512x512 to 2048x2048. On a slower card nodes take
 //! longer than this says, so copies hide better than planned.
 
 use crate::graph::{Graph, Node};
@@ -11,9 +11,12 @@ use crate::tensor::DType;
 pub const LINK_GB_PER_S: f64 = 55.0;
 
 /// Operations a second of large products.
-const PRODUCT: f64 = 690e12;
-/// Of attention by the kernel for Hopper, and by the portable one.
-const ATTENTION: [f64; 2] = [600e12, 230e12];
+const PRODUCT: f64 = 700e12;
+/// Of attention by the kernel for Hopper over endlessly many rows; over fewer it is less, half of it at [`FEW`].
+const ATTENTION_HOPPER: f64 = 640e12;
+const FEW: f64 = 800.0;
+/// Of attention by the portable kernel.
+const ATTENTION: f64 = 230e12;
 /// Of convolutions in 16 bits, and as TF32.
 const CONVOLUTION: [f64; 2] = [400e12, 182e12];
 /// Bytes a second, read and written.
@@ -45,7 +48,10 @@ fn seconds(graph: &Graph, node: &Node, kernel: &Kernel) -> f64 {
     let rate = match node.op.kind() {
         "linear" if wide => PRODUCT / 2.0,
         "linear" => PRODUCT,
-        "attention" => ATTENTION[usize::from(!kernel.to_string().starts_with("attention_hopper"))],
+        "attention" if kernel.to_string().starts_with("attention_hopper") => {
+            ATTENTION_HOPPER / (1.0 + FEW / outputs[0].shape.rows() as f64)
+        }
+        "attention" => ATTENTION,
         "conv2d" => CONVOLUTION[usize::from(wide)],
         _ => f64::INFINITY,
     };

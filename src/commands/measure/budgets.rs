@@ -2,8 +2,7 @@
 //!
 //! Each budget has an engine of its own and three edits, each of another picture and another prompt of the same size. The third is
 //! warm: the program, its captured step and the host's store are there by then. A card slows down as it warms up, so where all
-//! weights fit beside them, an engine that has them resident takes turns: the third edit is held against one of its before and one
-//! after.
+//! weights fit beside them, an engine that has them resident takes turns: the third edit is held against one of its just before.
 
 use std::fmt;
 use std::sync::Arc;
@@ -87,19 +86,16 @@ impl Lane<'_> {
         progress: &mut dyn Progress,
     ) -> Result<Row> {
         let meter = Meter::new(device);
-        let (mut seconds, mut pictures, mut beside, mut peak) = (vec![], vec![], vec![], 0);
+        let (mut seconds, mut pictures, mut beside, mut peak) = (vec![], vec![], None, 0);
         let mut last = None;
         for number in 0..EDITS {
             let warm = number + 1 == EDITS;
-            let mut turn = |progress: &mut dyn Progress| match &mut other {
-                Some(other) if warm => other.edit(number, progress).map(|edited| beside.push(edited.seconds.total())),
-                _ => Ok(()),
-            };
-            turn(progress)?;
+            if let Some(other) = other.as_mut().filter(|_| warm) {
+                beside = Some(other.edit(number, progress)?.seconds.total());
+            }
             let before = self.engine.made().on_device.uploaded_bytes;
             let (edited, taken) = meter.watch(|| self.edit(number, progress));
             let edited = edited?;
-            turn(progress)?;
             seconds.push(edited.seconds.total());
             pictures.push(edited.picture.clone());
             peak = peak.max(taken.peak_bytes);
@@ -162,8 +158,8 @@ struct Row {
     link_gb_per_s: f64,
     /// Of each edit.
     seconds: Vec<f64>,
-    /// Of the edits with all weights resident, before and after the last one.
-    beside: Vec<f64>,
+    /// Of the edit with all weights resident before the last one.
+    beside: Option<f64>,
     /// Of the last edit.
     step_ms: f64,
     text_ms: f64,
@@ -182,8 +178,7 @@ struct Row {
 impl Row {
     /// The last edit's time, as a part of what it takes with all weights resident; none if nobody took turns.
     fn ratio(&self) -> Option<f64> {
-        let beside = self.beside.iter().sum::<f64>() / self.beside.len() as f64;
-        (!self.beside.is_empty()).then(|| self.seconds[EDITS - 1] / beside)
+        Some(self.seconds[EDITS - 1] / self.beside?)
     }
 }
 
