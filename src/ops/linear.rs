@@ -104,7 +104,7 @@ impl Op for Linear {
 }
 
 /// `y[m, n] = x[m, k] · w`, all dense, with w [n, k] if `transposed`, else [k, n].
-pub(crate) fn matmul(
+pub(super) fn matmul(
     x: &[f32],
     w: &[f32],
     transposed: bool,

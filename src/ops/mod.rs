@@ -19,7 +19,6 @@ use branches::BranchParams;
 pub use branches::BranchRows;
 pub use case::Case;
 use case::ONE_ROUNDING;
-pub(crate) use linear::matmul;
 pub use noise::normal as philox_normal;
 pub use select::{Arch, How, Kernel, ProductConfig, Unsupported, View};
 use select::{

@@ -1,25 +1,19 @@
 //! LoRA and its relatives: what a file adds to rows of a tensor, computed while the tensor is read.
 //!
-//! All sums are in f32 and are rounded once. Blocks of rows are made in parallel, and each is made as a whole or not at all, so
-//! that a sum does not depend on where a read begins and ends.
+//! All sums are in f32 and are rounded once. Blocks of rows are made in parallel, and a sum does not depend on where a read begins
+//! and ends.
 
-use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::{FEW, Recipe, row_elements};
-use crate::ops::matmul;
+use super::low_rank::{Addend, LowRank, Rounded, add};
+use super::{BLOCK, FEW, Recipe, row_elements, with_buffer};
 use crate::tensor::{DType, Shape, Spec};
 use crate::weights::Result;
 use crate::weights::decode::encode_f32;
 use crate::weights::sound;
-
-/// Rows that are computed at once, counted from the first row of their change. Products of one shape add up in one order. Fewer
-/// would pack the second factor too often, more would leave the cache.
-pub(super) const BLOCK: usize = 64;
 
 /// A tensor with changes added, in f32, and rounded once.
 #[derive(Clone, Debug)]
@@ -185,7 +179,12 @@ impl PlusLora {
     pub(super) fn bytes(&self, first: usize, bytes: &mut [u8]) -> Result<()> {
         let size = self.spec.dtype.bytes();
         let ready = self.ready(first..first + bytes.len() / size)?;
+        let plain: Option<Vec<Addend>> = ready.iter().map(Ready::addend).collect();
+        let plain = plain.filter(|_| self.base.is_stored() && self.base.spec().dtype == self.spec.dtype);
         self.in_blocks(first, size, bytes, |first, bytes| {
+            if let Some(addends) = &plain {
+                return self.rounded(addends, first, bytes);
+            }
             with_buffer(bytes.len() / size, |values| {
                 self.sum(&ready, first, values)?;
                 let parts = values.chunks(FEW).zip(bytes.chunks_mut(FEW * size));
@@ -193,6 +192,15 @@ impl PlusLora {
                 self.check_finite(bytes)
             })
         })
+    }
+
+    /// The same of plain products and a base that is stored in the type of the sums: these take its place, a few at a time.
+    fn rounded(&self, addends: &[Addend], first: usize, bytes: &mut [u8]) -> Result<()> {
+        let dtype = self.spec.dtype;
+        let elements = first..first + bytes.len() / dtype.bytes();
+        self.base.read_at(first * dtype.bytes(), bytes)?;
+        add(addends, row_elements(&self.spec.shape), elements, &mut Rounded { dtype, bytes })?;
+        self.check_finite(bytes)
     }
 
     /// Refuses values that the type cannot have, though those of the tensor and of the changes are finite.
@@ -279,16 +287,9 @@ struct Ready<'a> {
 }
 
 enum Factors<'a> {
-    LowRank(Wide<'a>),
-    Hadamard([Wide<'a>; 2]),
+    LowRank(LowRank<'a>),
+    Hadamard([LowRank<'a>; 2]),
     Kronecker([Dense; 2]),
-}
-
-/// The factors of a product of which some rows at a time are made.
-struct Wide<'a> {
-    up: &'a Recipe,
-    down: Vec<f32>,
-    rank: usize,
 }
 
 /// A matrix.
@@ -298,19 +299,6 @@ struct Dense {
     values: Vec<f32>,
 }
 
-impl<'a> Wide<'a> {
-    fn new(Pair { up, down }: &'a Pair) -> Result<Wide<'a>> {
-        Ok(Wide { up, down: all(down)?, rank: down.spec().shape.0[0] })
-    }
-
-    fn rows(&self, rows: Range<usize>, product: &mut [f32]) -> Result<()> {
-        let mut up = vec![0.0; rows.len() * self.rank];
-        self.up.values(rows.start * self.rank, &mut up)?;
-        matmul(&up, &self.down, false, product, rows.len(), self.rank, self.down.len() / self.rank, Parallelism::None);
-        Ok(())
-    }
-}
-
 impl Dense {
     fn new(factor: &Factor) -> Result<Dense> {
         let (rows, columns) = factor.extents().unwrap_or((0, 0));
@@ -318,7 +306,7 @@ impl Dense {
             Factor::Whole(recipe) => all(recipe)?,
             Factor::Pair(pair) => {
                 let mut values = vec![0.0; rows * columns];
-                Wide::new(pair)?.rows(0..rows, &mut values)?;
+                LowRank::new(&pair.up, &pair.down)?.rows(0..rows, &mut values)?;
                 values
             }
         };
@@ -339,8 +327,10 @@ fn all(recipe: &Recipe) -> Result<Vec<f32>> {
 impl<'a> Ready<'a> {
     fn new(change: &'a Change, width: usize) -> Result<Ready<'a>> {
         let factors = match &change.product {
-            Product::LowRank(pair) => Factors::LowRank(Wide::new(pair)?),
-            Product::Hadamard([one, other]) => Factors::Hadamard([Wide::new(one)?, Wide::new(other)?]),
+            Product::LowRank(pair) => Factors::LowRank(LowRank::new(&pair.up, &pair.down)?),
+            Product::Hadamard([one, other]) => {
+                Factors::Hadamard([LowRank::new(&one.up, &one.down)?, LowRank::new(&other.up, &other.down)?])
+            }
             Product::Kronecker([left, right]) => Factors::Kronecker([Dense::new(left)?, Dense::new(right)?]),
         };
         let mut ready = Ready { change, width, factors, magnitudes: None };
@@ -430,8 +420,22 @@ impl<'a> Ready<'a> {
         Ok(())
     }
 
+    /// The change as a product that is added as it is; none if it is more than that.
+    fn addend(&self) -> Option<Addend<'_>> {
+        let Change { rows, scale, strength, magnitudes, .. } = self.change;
+        match &self.factors {
+            Factors::LowRank(product) if magnitudes.is_none() => {
+                Some(Addend { product, rows: rows.clone(), factor: strength * scale })
+            }
+            _ => None,
+        }
+    }
+
     /// Adds the change to the elements from `first` on of its tensor.
     fn add(&self, first: usize, values: &mut [f32]) -> Result<()> {
+        if let Some(addend) = self.addend() {
+            return add(&[addend], self.width, first..first + values.len(), values);
+        }
         let (own, width, end) = (&self.change.rows, self.width, first + values.len());
         let touched = own.start.max(first / width)..own.end.min(end.div_ceil(width));
         if touched.is_empty() {
@@ -457,17 +461,4 @@ impl<'a> Ready<'a> {
 /// What gives a vector of this sum of squares its length; one of zeros stays.
 fn factor(length: f32, squares: f64) -> f32 {
     if squares > 0.0 { (f64::from(length) / squares.sqrt()) as f32 } else { 0.0 }
-}
-
-/// Lends a thread's buffer, with whatever values are left in it. Memory that is taken anew for each block costs as much time, in
-/// pages that the system has to clear, as the block's product.
-fn with_buffer<T>(values: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
-    thread_local! {
-        static SPARE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(vec![]) };
-    }
-    let mut buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
-    buffer.resize(buffer.len().max(values), 0.0);
-    let result = work(&mut buffer[..values]);
-    SPARE.with_borrow_mut(|spare| spare.push(buffer));
-    result
 }

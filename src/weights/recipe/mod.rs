@@ -5,9 +5,11 @@
 //! elements of a bias.
 
 mod change;
+mod low_rank;
 mod packed;
 mod scaled;
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +28,9 @@ const PART: usize = 256 << 10;
 
 /// Elements that are widened or rounded at once, on one thread: those of a block stay in its core's cache.
 const FEW: usize = 32 << 10;
+
+/// Rows that are computed at once. For fewer the second factor would come too often from memory, more would leave the cache.
+const BLOCK: usize = 64;
 
 /// How a tensor is made.
 #[derive(Clone, Debug)]
@@ -71,6 +76,15 @@ impl Recipe {
                 rows.each_part(rows.row * size, offset..offset + bytes.len(), |part, from, to| part.read_at(from, &mut bytes[to]))
             }
             Recipe::Rows(_) | Recipe::Scaled(_) | Recipe::Packed(_) | Recipe::PlusLora(_) => self.compute(offset, bytes),
+        }
+    }
+
+    /// Whether its bytes are those of files, so that they have its values without any rounding.
+    fn is_stored(&self) -> bool {
+        match self {
+            Recipe::Stored(_) => true,
+            Recipe::Rows(rows) => rows.are_of_one_type() && rows.tensors().all(Recipe::is_stored),
+            Recipe::Scaled(_) | Recipe::Packed(_) | Recipe::PlusLora(_) => false,
         }
     }
 
@@ -346,6 +360,19 @@ impl Rows {
 /// Elements of a row along the first axis.
 pub(super) fn row_elements(shape: &Shape) -> usize {
     shape.0.iter().skip(1).product()
+}
+
+/// Lends a thread's buffer, with whatever values are left in it. Memory that is taken anew for each block costs as much time, in
+/// pages that the system has to clear, as the block's product.
+fn with_buffer<T>(values: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
+    thread_local! {
+        static SPARE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(vec![]) };
+    }
+    let mut buffer = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+    buffer.resize(buffer.len().max(values), 0.0);
+    let result = work(&mut buffer[..values]);
+    SPARE.with_borrow_mut(|spare| spare.push(buffer));
+    result
 }
 
 #[cfg(test)]

@@ -1,4 +1,3 @@
-use super::change::BLOCK;
 use super::*;
 use crate::weights::write::tests::write_safetensors;
 use crate::weights::{PlannedTensor, e4m3_to_f32};
@@ -8,12 +7,12 @@ use std::path::Path;
 use tempfile::TempDir;
 
 /// A file of synthetic tensors.
-struct Source {
+pub(super) struct Source {
     dir: TempDir,
     file: Arc<WeightFile>,
 }
 
-fn source(tensors: &[(&str, DType, &[usize])]) -> Source {
+pub(super) fn source(tensors: &[(&str, DType, &[usize])]) -> Source {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("stored.safetensors");
     let plan =
@@ -24,12 +23,12 @@ fn source(tensors: &[(&str, DType, &[usize])]) -> Source {
 }
 
 impl Source {
-    fn stored(&self, name: &str) -> Recipe {
+    pub(super) fn stored(&self, name: &str) -> Recipe {
         Recipe::Stored(Stored::new(&self.file, name).unwrap())
     }
 
     /// Values as the file has them.
-    fn values(&self, name: &str) -> Vec<f32> {
+    pub(super) fn values(&self, name: &str) -> Vec<f32> {
         let spec = self.file.spec(name).unwrap();
         let mut values = vec![0.0; spec.shape.elements()];
         decode_f32(spec.dtype, &self.file.read(name).unwrap(), &mut values);
