@@ -208,13 +208,15 @@ pub struct ProfileArgs {
     /// GPU to run on: cuda[:N]
     #[arg(long, default_value = "cuda", value_parser = values::device, help_heading = "Device")]
     device: DeviceChoice,
+    #[command(flatten)]
+    memory: MemoryArgs,
 }
 
 impl ProfileArgs {
     /// The job, with what the environment says.
     ///
     /// # Errors
-    /// A model error: no cache has the model of this name.
+    /// A model error: no cache has the model of this name; a usage error: a limit for the CPU.
     pub fn job(&self) -> Result<ProfileJob> {
         Ok(ProfileJob {
             model: self.parts.of(&self.model)?,
@@ -226,7 +228,7 @@ impl ProfileArgs {
             steps: self.steps,
             trace: self.trace.clone(),
             force: self.force,
-            place: PlaceChoice { device: self.device, precision: None, max_vram: None, max_ram: None, setup: setup() },
+            place: self.memory.choice(self.device)?,
             json: self.json,
         })
     }

@@ -40,6 +40,19 @@ pub struct Piece {
     pub gate: usize,
 }
 
+/// A copy that was timed.
+#[derive(Clone, Debug)]
+pub struct TimedCopy {
+    /// The number of its piece.
+    pub piece: usize,
+    /// How long it is.
+    pub bytes: usize,
+    /// Comes when it begins.
+    pub begins: Arc<Event>,
+    /// Comes when it has ended.
+    pub ends: Arc<Event>,
+}
+
 /// Fills the bytes of the piece of a number.
 pub type Fill<'a> = dyn Fn(usize, &mut [u8]) -> Result<()> + Send + Sync + 'a;
 
@@ -102,6 +115,8 @@ struct State {
     newest: HashMap<usize, Arc<Event>>,
     /// The event that each open gate waits for; none: it waits for nothing.
     gates: Vec<Option<Option<Arc<Event>>>>,
+    /// The copies since they are timed.
+    timed: Option<Vec<TimedCopy>>,
     failed: Option<anyhow::Error>,
     stopped: bool,
 }
@@ -125,9 +140,14 @@ impl Shared {
         bytes: &[u8],
         stream: &Stream,
     ) -> Result<Arc<Event>> {
-        let event = Arc::new(Event::new(&self.staging.device, false)?);
+        let event = Arc::new(Event::new(&self.staging.device, state.timed.is_some())?);
         if let Some(after) = after {
             stream.wait(&after)?;
+        }
+        if let Some(timed) = &mut state.timed {
+            let begins = Arc::new(Event::new(&self.staging.device, true)?);
+            begins.record(stream)?;
+            timed.push(TimedCopy { piece: number, bytes: bytes.len(), begins, ends: event.clone() });
         }
         // SAFETY: the bytes are a buffer that is filled again only after the event, or a slot of the store, which stays as it is
         // while an upload from it is under way. The place is within the memory, which lives as long as self, and free since its
@@ -197,6 +217,16 @@ impl Upload {
     pub fn open(&self, gate: usize, after: Option<Arc<Event>>) {
         self.shared.lock().gates[gate] = Some(after);
         self.shared.changed.notify_all();
+    }
+
+    /// Times the copies that begin from now on.
+    pub fn time_copies(&self) {
+        self.shared.lock().timed = Some(vec![]);
+    }
+
+    /// The copies that are timed, those under way among them.
+    pub fn timed_copies(&self) -> Vec<TimedCopy> {
+        self.shared.lock().timed.clone().unwrap_or_default()
     }
 
     /// Lets a stream wait until a piece is on the device; waits itself until the piece is on its way, or `keep_on` no more.

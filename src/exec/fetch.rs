@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cuda::{Device, Event, KeepOn, Memory, PIECE, Piece, Slot, Staging, Stream, Upload};
+use crate::cuda::{Device, Event, KeepOn, Memory, PIECE, Piece, Slot, Staging, Stream, TimedCopy, Upload};
 use crate::graph::{BodyId, Graph, Kind, StorageId};
 use crate::plan::{Arrival, Plan};
 use crate::weights::{WeightForm, WeightKey, WeightSource};
@@ -24,6 +24,8 @@ pub(super) struct Feed {
     /// For each storage, the visits before which it comes, with its pieces, until somebody has waited for them. They arrive
     /// in any order.
     pieces: HashMap<StorageId, VecDeque<(usize, Range<usize>)>>,
+    /// The weight that each piece is of.
+    weights: Vec<StorageId>,
     /// Bytes that come.
     pub(super) bytes: u64,
     /// The weights that lie in the region after the run, and where.
@@ -94,7 +96,7 @@ impl Feed {
         }
         let slots_of = store(&wanted);
 
-        let (mut pieces, mut slots, mut origins) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut pieces, mut slots, mut origins, mut of_piece) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut of_storage: HashMap<StorageId, VecDeque<_>> = HashMap::new();
         for Arrival { storage, visit, gate } in arrivals {
             let (first, number) = (pieces.len(), numbers[&storage]);
@@ -104,6 +106,7 @@ impl Feed {
                 pieces.push(Piece { offset, bytes: origin.bytes(), gate });
                 slots.push(slots_of[number].as_ref().map(|slots| slots[at].clone()));
                 origins.push((number, at));
+                of_piece.push(storage);
             }
             of_storage.entry(storage).or_default().push_back((visit, first..pieces.len()));
         }
@@ -114,7 +117,8 @@ impl Feed {
             Ok(key.fill(&*weights, elements.start, bytes)?)
         };
         let upload = Upload::start(staging, region, pieces, slots, visits.len().max(1), Arc::new(fill))?;
-        Ok(Feed { plan: plan.clone(), program, visits, at: None, upload, pieces: of_storage, bytes, leaves: vec![] })
+        let plan = plan.clone();
+        Ok(Feed { plan, program, visits, at: None, upload, pieces: of_storage, weights: of_piece, bytes, leaves: vec![] })
     }
 
     /// Lets come what needs no visit to end, once the stream has done what it was asked for.
@@ -178,6 +182,16 @@ impl Feed {
     /// Whether all that was announced has run.
     pub(super) fn is_done(&self) -> bool {
         self.pieces.is_empty() && self.at.map_or(0, |at| at + 1) == self.visits.len()
+    }
+
+    /// Times the copies from now on: all of them, if it is not open yet.
+    pub(super) fn time_copies(&self) {
+        self.upload.time_copies();
+    }
+
+    /// The copies that are timed, each with its weight.
+    pub(super) fn timed_copies(&self) -> Vec<(StorageId, TimedCopy)> {
+        self.upload.timed_copies().into_iter().map(|copy| (self.weights[copy.piece], copy)).collect()
     }
 
     /// Stops the upload: its threads end, and no copy begins any more.

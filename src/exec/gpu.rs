@@ -248,13 +248,14 @@ impl Gpu {
         self.host.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts to bring what a run lacks. `keys`: which weight each storage of the plan is.
+    /// Starts to bring what a run lacks. `keys`: which weight each storage of the plan is; `timed`: whether copies are timed.
     pub(super) fn feed(
         &self,
         (program, plan): (u64, &Arc<Plan>),
         region: &Arc<Memory>,
         keys: &[Option<WeightKey>],
         itinerary: &Itinerary,
+        timed: bool,
     ) -> Result<()> {
         let mut weights = self.weights();
         let current = weights.region.as_ref().is_some_and(|current| Arc::ptr_eq(current, region));
@@ -272,6 +273,9 @@ impl Gpu {
         self.count(|made| made.uploaded_bytes += feed.bytes);
         let left = keys.iter().enumerate().filter(|(i, _)| resident[*i]);
         feed.leaves = left.filter_map(|(i, key)| Some((key.clone()?, place(i)?))).collect();
+        if timed {
+            feed.time_copies();
+        }
         // What needs no visit to end needs what the stream was asked for so far.
         feed.open_first(&self.device, &self.stream)?;
         weights.feed = Some(feed);

@@ -16,7 +16,7 @@ use crate::ops::{HostValues, Values};
 use crate::plan::{Itinerary, Plan};
 
 pub use compare::{Compared, Difference, Report, compare};
-pub use cuda::{Cuda, products};
+pub use cuda::{Copied, Cuda, Lanes, Span, check_resident, products};
 pub use gpu::{Gpu, Made};
 pub use one_node::{Form, HostWeights, OneNode, aliases};
 pub use reference::Reference;

@@ -69,6 +69,11 @@ fn measuring_commands_say_what_they_lack() {
     place.run(&["compare", "-m", "nowhere", "--device", "cpu"]).refused(2, &["compare needs a GPU"]);
     place.run(&["bench", "-m", "nowhere", "--device", "cuda:999"]).refused(4, &["driver"]);
     place.run(&["profile", "-m", "nowhere", "--device", "cpu"]).refused(2, &["profile needs a GPU"]);
+    place.run(&["profile", "-m", "nowhere", "--device", "cuda:999", "--max-vram", "6GB"]).refused(4, &["driver"]);
+    place.run(&["profile", "-m", "nowhere", "--max-vram", "6XB"]).refused(2, &["--max-vram <BYTES>"]);
+    for limit in ["--max-vram", "--max-ram"] {
+        place.run(&["profile", "-m", "nowhere", "--device", "cpu", limit, "6GB"]).refused(2, &[limit, "--device cpu"]);
+    }
     place.write("trace.json", "mine");
     let trace = ["profile", "-m", "nowhere", "--device", "cpu", "--trace", "trace.json"];
     place.run(&trace).refused(2, &["trace.json exists", "--force"]);

@@ -7,6 +7,8 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use step1x_edit::cuda::{Ceilings, Link, Nvml};
+use step1x_edit::image::Rgb;
+use step1x_edit::pipeline::{DeviceChoice, EditParameters, Engine, Material, Model, Place, PlaceChoice, Purpose, Silent};
 use step1x_edit::plan::{CONTEXT_BYTES, KERNEL_BYTES};
 use step1x_edit::tensor::DType;
 
@@ -117,4 +119,43 @@ fn the_instruments_agree_with_each_other() {
     assert!((most - KERNEL_BYTES as f64..=most).contains(&taken), "{bytes}");
     assert!(bench["joules"].get("warm").is_some());
     assert!(number(&bench["stages"]["step"]["median_ms"]) > 0.0);
+}
+
+/// At this size nodes of the tiny model take long enough for marks, and for the host, not to count.
+#[test]
+fn nodes_and_waits_for_weights_are_all_of_a_turn() {
+    const SIDE: usize = 2048;
+    let Some(gpu) = gpu() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path();
+    run(folder, &["synth", "--preset", "tiny", "-o", "model", "-q"]);
+    let budget = {
+        let choice = PlaceChoice { device: DeviceChoice::Cuda(0), setup: gpu.setup.clone(), ..PlaceChoice::default() };
+        let model = Model::open(&folder.join("model")).unwrap();
+        let edit = EditParameters { steps: 8, ..EditParameters::new("make it snow") };
+        let picture = Rgb { width: SIDE, height: SIDE, data: vec![100; SIDE * SIDE * 3] };
+        let material = Material::of_working_size(&edit, &model, picture, &mut Silent).unwrap();
+        let mut engine = Engine::open(model, Place::open(&choice).unwrap()).unwrap();
+        let plan = engine.ready(&material, Purpose::Edit).unwrap().program.plan.clone();
+        let (least, all) = (plan.least_peak_bytes(), plan.peak_bytes());
+        assert!(plan.weights.keeps_all() && least < all, "{least} and {all} bytes");
+        (least + (all - least) / 10).to_string()
+    };
+    let size = format!("{SIDE}x{SIDE}");
+    let args = ["profile", "-m", "model", "-p", "make it snow", "--size", &size, "--steps", "8", "--max-vram", &budget, "--json"];
+    let profile = json_of(&run(folder, &[&args[..], &["--stage", "text,step", "--trace", "trace.json"]].concat()));
+    for name in ["text", "step"] {
+        let stage = &profile["stages"][name];
+        let [marked, nodes, stalls] = ["marked_ms", "nodes_ms", "stalls_ms"].map(|key| number(&stage[key]));
+        assert!(nodes > 0.0 && stalls > 0.0 && nodes + stalls <= 1.001 * marked, "{name}: {nodes} and {stalls} of {marked} ms");
+        assert!(number(&stage["bytes"]) > 0.0 && !stage["copies"].as_array().unwrap().is_empty(), "{name} streams nothing");
+        for copy in stage["copies"].as_array().unwrap() {
+            assert!(number(&copy["ends_ms"]) > number(&copy["begins_ms"]) && number(&copy["gb_per_s"]) < 1000.0, "{copy}");
+        }
+    }
+    let step = &profile["stages"]["step"];
+    let [turn, sum] = [number(&step["turn_ms"]), number(&step["nodes_ms"]) + number(&step["stalls_ms"])];
+    assert!((sum / turn - 1.0).abs() < 0.03, "nodes and waits take {sum} ms, a turn without marks {turn} ms");
+    let trace = fs::read_to_string(folder.join("trace.json")).unwrap();
+    assert!(trace.contains(r#""name":"copies""#) && trace.contains("waits for weights"));
 }

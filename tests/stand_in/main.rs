@@ -6,6 +6,7 @@
 #[allow(dead_code)]
 mod common;
 mod faults;
+mod lanes;
 mod memory;
 mod program;
 mod support;

@@ -195,8 +195,15 @@ impl Program {
     /// An edit of the demo model, which writes `out.png`.
     pub fn edit(&self, args: &[&str], variables: &[(&str, &str)]) -> Command {
         let picture = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/shapes.png");
+        let mut command = self.command(&["edit", "-i", picture, "-p", "make the circle blue", "-o", "out.png"], variables);
+        command.args(["-f", "--steps", "4"]).args(args);
+        command
+    }
+
+    /// Any command.
+    pub fn command(&self, args: &[&str], variables: &[(&str, &str)]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_step1x-edit"));
-        command.args(["edit", "-i", picture, "-p", "make the circle blue", "-o", "out.png", "-f", "--steps", "4"]).args(args);
+        command.args(args);
         command.current_dir(self.dir.path()).env("LD_LIBRARY_PATH", BUILT.as_ref().unwrap());
         command.env("STEP1X_CACHE", self.dir.path().join("cache")).envs(variables.iter().copied());
         command

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::meter::Meter;
 use super::{cuda, gpu, sample};
 use crate::cuda::{Ceilings, Device};
-use crate::exec::Executor;
+use crate::exec::{Executor, check_resident};
 use crate::graph::BodyId;
 use crate::pipeline::{
     Edited, Engine, LoraChoice, Made, Material, Model, ModelPath, Place, PlaceChoice, Progress, Purpose, Rules,
@@ -82,6 +82,7 @@ impl Bench<'_> {
         let meter = Meter::new(self.device);
         let (cold, first) = meter.watch(|| engine.make(&edit, progress));
         let (cold, made) = (cold?, engine.made());
+        check_resident(&cold.plan)?;
         let warming = Instant::now();
         let edit = sample(&engine.model, self.size, &self.job.prompt, self.job.steps, self.job.rules, 0)?;
         let inputs = warming.elapsed().as_secs_f64();

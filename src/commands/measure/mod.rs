@@ -3,11 +3,13 @@
 mod bench;
 mod budgets;
 mod compare;
+mod lanes;
 mod link;
 mod meter;
 pub(super) mod profile;
 mod report;
 pub(super) mod roofline;
+mod streamed;
 mod trace;
 
 use std::sync::Arc;

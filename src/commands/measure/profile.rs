@@ -1,4 +1,5 @@
-//! The `profile` command: every node of an edit's stages against what the device could do.
+//! The `profile` command: every node of an edit's stages against what the device could do; where weights stream, what is computed,
+//! waited for and copied ([`super::streamed`]).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,9 +8,9 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use super::report::{Profile, Stage};
-use super::roofline::{Rates, Timed};
+use super::roofline::{Rates, Timed, median};
 use super::trace::trace;
-use super::{check_stages, cuda, gpu, sample};
+use super::{check_stages, cuda, gpu, sample, streamed};
 use crate::cuda::{Ceilings, Device, Setup};
 use crate::error::usage;
 use crate::exec::{Cuda, Executor};
@@ -63,6 +64,18 @@ pub fn run(job: &ProfileJob, progress: &mut dyn Progress, print: &mut dyn FnMut(
     model.adapt(&job.loras, progress)?;
     let mut engine = Engine::open(model, place)?;
     let edit = sample(&engine.model, job.size, &job.prompt, job.steps, job.rules, 0)?;
+    // With a budget, or where not all weights fit, they stream as in any edit, and every stage runs once.
+    let purpose = if job.place.max_vram.is_some() { Purpose::Edit } else { Purpose::Measure };
+    if !engine.ready(&edit, purpose)?.program.plan.weights.keeps_all() {
+        let streamed = streamed::run((&job.stages, job.size, job.steps), &mut engine, &edit, progress)?;
+        if let Some(output) = output {
+            output.commit(streamed.trace().to_string().as_bytes())?;
+        }
+        return print(&if job.json { format!("{}\n", streamed.json()) } else { streamed.text() });
+    }
+    if purpose == Purpose::Edit {
+        progress.notice("all weights fit into what --max-vram allows: none streams, and stages are timed with all of them there");
+    }
     let loaded = engine.ready(&edit, Purpose::Measure)?;
     let rows = loaded.program.spec.step_rows().total();
     let stages = time_stages(job, loaded, progress)?;
@@ -134,9 +147,4 @@ pub(in crate::commands) fn measure_rates<'n>(
         *ms = ceilings.copy_milliseconds(bytes)?;
     }
     Ok(Rates { copy_gb_per_s: ceilings.copy_gb_per_s()?, bf16_tflops, tf32_tflops, copies })
-}
-
-pub(in crate::commands) fn median(mut times: Vec<f32>) -> f64 {
-    times.sort_by(f32::total_cmp);
-    times[times.len() / 2] as f64
 }

@@ -185,7 +185,13 @@ impl Sum {
 }
 
 /// A quotient; nothing of nothing is nothing.
-fn ratio(a: f64, b: f64) -> f64 {
+/// The time that half of these are not above; of an even number the longer one in the middle.
+pub(in crate::commands) fn median(mut times: Vec<f32>) -> f64 {
+    times.sort_by(f32::total_cmp);
+    times[times.len() / 2] as f64
+}
+
+pub(super) fn ratio(a: f64, b: f64) -> f64 {
     if b > 0.0 { a / b } else { 0.0 }
 }
 

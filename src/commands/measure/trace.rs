@@ -6,7 +6,7 @@ use super::report::Profile;
 use super::roofline::Sum;
 
 /// The one process of the trace.
-const PROCESS: u32 = 1;
+pub(super) const PROCESS: u32 = 1;
 
 /// The trace-event object. Times are microseconds; each stage begins where the one before ends.
 pub(super) fn trace(profile: &Profile) -> Value {
@@ -15,9 +15,7 @@ pub(super) fn trace(profile: &Profile) -> Value {
     let mut now = 0.0;
     for (number, stage) in profile.stages.iter().enumerate() {
         let thread = number as u32 + 1;
-        events.push(name("thread_name", thread, stage.name));
-        events
-            .push(json!({"ph": "M", "name": "thread_sort_index", "pid": PROCESS, "tid": thread, "args": {"sort_index": thread}}));
+        events.extend(self::thread(thread, stage.name));
         for node in &stage.nodes {
             let sum = Sum::of([node], &profile.rates);
             let duration = 1e3 * node.ms;
@@ -34,7 +32,14 @@ pub(super) fn trace(profile: &Profile) -> Value {
     json!({"displayTimeUnit": "ms", "traceEvents": events})
 }
 
-fn name(what: &str, thread: u32, text: &str) -> Value {
+/// What names a thread, and keeps threads in the order of their numbers.
+pub(super) fn thread(thread: u32, title: &str) -> [Value; 2] {
+    let order = json!({"ph": "M", "name": "thread_sort_index", "pid": PROCESS, "tid": thread, "args": {"sort_index": thread}});
+    [name("thread_name", thread, title), order]
+}
+
+/// What gives a process or a thread its name.
+pub(super) fn name(what: &str, thread: u32, text: &str) -> Value {
     json!({"ph": "M", "name": what, "pid": PROCESS, "tid": thread, "args": {"name": text}})
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 
 use super::choice::Numbered;
-use crate::commands::measure::profile::{measure_rates, median};
-use crate::commands::measure::roofline::{Rates, Timed};
+use crate::commands::measure::profile::measure_rates;
+use crate::commands::measure::roofline::{Rates, Timed, median};
 use crate::cuda::{Device, Setup};
 use crate::error::usage;
 use crate::exec::{Cuda, Difference, Executor, Gpu, OneNode, unwatched};

@@ -5,16 +5,19 @@
 //! on: a graph for each segment, and the last nodes apart. The next replay is asked for while the last ones run: early enough to
 //! leave no gap, late enough to stop soon. Between segments the stream waits for weights and tells copies what is done.
 
+mod lanes;
 mod load;
 mod timing;
 
 use std::collections::HashMap;
 use std::mem::ManuallyDrop;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use self::lanes::Notes;
 use self::load::{Base, check_memory, launches, prepare, tables};
 use super::fetch::weight_keys;
 use super::gpu::Gpu;
@@ -26,7 +29,9 @@ use crate::ops::{HostValues, Values};
 use crate::plan::{Itinerary, Plan, Target};
 use crate::weights::WeightKey;
 
+pub use self::lanes::{Copied, Lanes, Span};
 pub use self::load::products;
+pub use self::timing::check_resident;
 
 /// Of a body's nodes one in so many is among the last ones.
 const LAST: usize = 8;
@@ -47,6 +52,8 @@ pub struct Cuda {
     capture: bool,
     /// Comes when the last nodes of the latest replay begin.
     at_last: Option<Event>,
+    /// When what is done, if anybody wants to know.
+    notes: Option<Notes>,
     parts: ManuallyDrop<Parts>,
     gpu: Arc<Gpu>,
 }
@@ -65,6 +72,7 @@ struct Parts {
 
 /// Some nodes of a body, captured.
 struct Part {
+    nodes: Range<usize>,
     /// The segment that begins with them.
     begins: Option<usize>,
     /// Whether they are the first of the last ones.
@@ -99,7 +107,7 @@ impl Cuda {
         let (number, keys) = (gpu.next_program(), weight_keys(&plan.graph)?);
         let early = plan.weights.keeps_all();
         if early {
-            gpu.feed((number, &plan), &region, &keys, &plan.itinerary)?;
+            gpu.feed((number, &plan), &region, &keys, &plan.itinerary, false)?;
         }
         let parts = Cuda::parts(gpu, &plan, arena, region).inspect_err(|_| gpu.stop_feed(number))?;
         Ok(Cuda {
@@ -110,6 +118,7 @@ impl Cuda {
             early,
             capture: true,
             at_last: None,
+            notes: None,
             parts: ManuallyDrop::new(parts),
             gpu: gpu.clone(),
         })
@@ -168,6 +177,20 @@ impl Cuda {
         gpu.with_feed(self.number, |feed| feed.enter(segment, &gpu.device, &gpu.stream))
     }
 
+    /// Lets the weights of a run come; `timed`: their copies are timed, all of them.
+    pub(super) fn announce(&mut self, itinerary: &Itinerary, timed: bool) -> Result<()> {
+        self.notes = None;
+        self.plan.itinerary.check_run(itinerary, &self.plan.graph)?;
+        self.gpu.device.make_current()?;
+        self.finish(&mut unwatched)?;
+        let early = std::mem::take(&mut self.early) && *itinerary == self.plan.itinerary && !timed;
+        if early && self.gpu.is_fed(self.number) {
+            return Ok(());
+        }
+        self.notes = if timed { Some(Notes::new(self.mark()?)) } else { None };
+        self.gpu.feed((self.number, &self.plan), &self.parts.region, &self.keys, itinerary, timed)
+    }
+
     /// Lets the stream wait for a node's weights.
     fn fetch(&self, at: usize, watch: &mut Watch) -> Result<()> {
         let graph = &self.plan.graph;
@@ -198,8 +221,11 @@ impl Cuda {
         for segment in plan.weights.segments_of(body) {
             self.enter(segment)?;
             for at in plan.weights.segments[segment].nodes.clone() {
+                let waits = self.note()?;
                 self.fetch(at, watch)?;
+                let begins = self.note()?;
                 self.enqueue(at)?;
+                self.note_end(at..at + 1, waits, begins)?;
                 watch(Some(&plan.graph.nodes[at]), self)?;
             }
         }
@@ -220,6 +246,7 @@ impl Cuda {
         let plan = self.plan.clone();
         for number in 0..self.parts.captured[&body].len() {
             let Part { begins, last, .. } = self.parts.captured[&body][number];
+            let waits = self.note()?;
             if let Some(segment) = begins {
                 self.enter(segment)?;
                 plan.weights.segments[segment].nodes.clone().try_for_each(|at| self.fetch(at, watch))?;
@@ -229,8 +256,11 @@ impl Cuda {
                 at_last.record(&self.gpu.stream)?;
                 self.at_last = Some(at_last);
             }
+            let begins = self.note()?;
+            let part = &self.parts.captured[&body][number];
             // SAFETY: as for `enqueue`.
-            unsafe { self.parts.captured[&body][number].graph.replay(&self.gpu.stream) }?;
+            unsafe { part.graph.replay(&self.gpu.stream) }?;
+            self.note_end(part.nodes.clone(), waits, begins)?;
         }
         Ok(())
     }
@@ -246,7 +276,7 @@ impl Cuda {
             for nodes in [own.start..cut, cut..own.end].into_iter().filter(|nodes| !nodes.is_empty()) {
                 let (begins, last) = ((nodes.start == own.start).then_some(number), nodes.start == last);
                 let graph = stream.capture(device, || nodes.clone().try_for_each(|at| self.enqueue(at)))?;
-                parts.push(Part { begins, last, graph });
+                parts.push(Part { nodes, begins, last, graph });
             }
         }
         Ok(parts)
@@ -303,14 +333,7 @@ impl Executor for Cuda {
     }
 
     fn begin(&mut self, itinerary: &Itinerary) -> Result<()> {
-        self.plan.itinerary.check_run(itinerary, &self.plan.graph)?;
-        self.gpu.device.make_current()?;
-        self.finish(&mut unwatched)?;
-        let early = std::mem::take(&mut self.early) && *itinerary == self.plan.itinerary;
-        if early && self.gpu.is_fed(self.number) {
-            return Ok(());
-        }
-        self.gpu.feed((self.number, &self.plan), &self.parts.region, &self.keys, itinerary)
+        self.announce(itinerary, false)
     }
 
     fn run(&mut self, body: BodyId, watch: &mut Watch) -> Result<()> {

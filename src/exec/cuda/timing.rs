@@ -7,15 +7,34 @@ use anyhow::Result;
 
 use super::Cuda;
 use crate::cuda::Event;
+use crate::error::ResourceError;
 use crate::exec::{Executor, unwatched};
 use crate::graph::BodyId;
+use crate::plan::{Plan, format_bytes};
+
+/// Refuses a plan whose weights stream: its stages cannot run again and again.
+///
+/// # Errors
+/// A [`ResourceError`] with the memory that it would take.
+pub fn check_resident(plan: &Plan) -> Result<()> {
+    if plan.weights.keeps_all() {
+        return Ok(());
+    }
+    let all = format_bytes(plan.clone().resident().peak_bytes());
+    Err(ResourceError(format!(
+        "to time a stage again and again, all weights must be on the GPU at once, which takes {all} of its memory, and that does not \
+         fit; choose a smaller --size, or measure with weights that stream: profile, and bench with --max-vram"
+    ))
+    .into())
+}
 
 impl Cuda {
     /// Runs a body twice to warm up, then replays it `runs` times, and gives each run's milliseconds.
     ///
     /// # Errors
-    /// As for [`Executor::run`].
+    /// As for [`check_resident`] and [`Executor::run`].
     pub fn time_runs(&mut self, body: BodyId, runs: usize) -> Result<Vec<f32>> {
+        check_resident(&self.plan)?;
         self.run_nodes(body, &mut unwatched)?;
         self.replay(body, &mut unwatched)?;
         let mut marks = vec![self.mark()?];
@@ -32,8 +51,9 @@ impl Cuda {
     /// is a range of NVTX.
     ///
     /// # Errors
-    /// As for [`Executor::run`].
+    /// As for [`check_resident`] and [`Executor::run`].
     pub fn time_nodes(&mut self, body: BodyId) -> Result<Vec<f32>> {
+        check_resident(&self.plan)?;
         let (plan, gpu) = (self.shared_plan(), self.gpu.clone());
         let nodes = plan.graph.nodes_of(body);
         nodes.clone().try_for_each(|at| self.run_node(at))?;
@@ -52,8 +72,9 @@ impl Cuda {
     /// Runs a body twice, the second time with an event before and after all of it, and gives that run's milliseconds.
     ///
     /// # Errors
-    /// As for [`Executor::run`].
+    /// As for [`check_resident`] and [`Executor::run`].
     pub fn time_uncaptured(&mut self, body: BodyId) -> Result<f32> {
+        check_resident(&self.plan)?;
         let mut nodes = self.plan.graph.nodes_of(body);
         nodes.clone().try_for_each(|at| self.run_node(at))?;
         let start = self.mark()?;
@@ -64,7 +85,10 @@ impl Cuda {
     }
 
     /// A timed event, recorded.
-    fn mark(&self) -> Result<Event> {
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn mark(&self) -> Result<Event> {
         let mark = Event::new(&self.gpu.device, true)?;
         mark.record(&self.gpu.stream)?;
         Ok(mark)
