@@ -2,11 +2,12 @@
 //!
 //! Memory is taken in chunks of huge pages, and locked chunk by chunk by a thread of its own, while weights still come by way of
 //! buffers ([`super::Staging`]). A *slot* is a run of bytes of a chunk. Whoever first sends its bytes once the chunk is locked fills
-//! it; from then on copies need no thread. What the system does not lock stays with the buffers: slower, with the same bytes.
+//! it; from then on copies need no thread. What the system does not lock stays with the buffers: slower, with the same bytes. Once
+//! it has refused, the store grows no more.
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 
 use anyhow::Result;
 use memmap2::MmapMut;
@@ -33,8 +34,11 @@ struct State {
     waiting: std::collections::VecDeque<Weak<Chunk>>,
     /// Whether a thread locks them.
     working: bool,
-    /// Bytes of slots that were given.
+    /// Bytes of chunks that are locked, or are to be.
     bytes: usize,
+    /// Whether the system has refused to lock a chunk.
+    closed: bool,
+    /// Why, until it has been told.
     refused: Option<String>,
 }
 
@@ -48,7 +52,8 @@ struct Chunk {
 #[derive(Debug)]
 struct LockedBytes(UnsafeCell<Locked>);
 
-// SAFETY: slots of a chunk do not overlap, and each is written behind its own lock; nothing else reads or writes it.
+// SAFETY: slots of a chunk do not overlap, and each is written by whoever has its `Filling`, of which there is one at a time; nothing
+// else reads or writes it.
 unsafe impl Sync for LockedBytes {}
 
 /// A run of bytes of the store.
@@ -61,15 +66,27 @@ pub struct Slot {
     filling: Mutex<()>,
 }
 
+/// The right to fill a slot, which is nobody else's meanwhile.
+pub struct Filling<'s> {
+    slot: &'s Slot,
+    _alone: MutexGuard<'s, ()>,
+}
+
 impl Store {
     /// Nothing is taken yet.
     pub fn new(device: &Arc<Device>) -> Store {
         Store { device: device.clone(), state: Arc::default() }
     }
 
-    /// Bytes of all slots that were given.
+    /// Bytes that are locked, or are to be.
     pub fn bytes(&self) -> usize {
         lock(&self.state).bytes
+    }
+
+    /// How many bytes of so many may still be asked for.
+    pub fn room(&self, most: usize) -> usize {
+        let state = lock(&self.state);
+        if state.closed { 0 } else { most.saturating_sub(state.bytes) }
     }
 
     /// Why the system has not locked what it was asked for; told once.
@@ -111,8 +128,17 @@ impl Store {
         let spawned = std::thread::Builder::new().name("lock memory".into()).spawn(move || lock_chunks(&device, &shared));
         match spawned {
             Ok(_) => state.working = true,
-            Err(e) => state.refused = Some(format!("the system does not start a thread that locks memory: {e}")),
+            Err(e) => state.close(format!("the system does not start a thread that locks memory: {e}"), 0),
         }
+    }
+}
+
+impl State {
+    /// No more is asked of the system, which has refused so many bytes.
+    fn close(&mut self, why: String, bytes: usize) {
+        let waiting: usize = self.waiting.drain(..).filter_map(|chunk| chunk.upgrade()).map(|chunk| chunk.bytes).sum();
+        self.bytes = self.bytes.saturating_sub(bytes + waiting);
+        (self.closed, self.working, self.refused) = (true, false, Some(why));
     }
 }
 
@@ -130,14 +156,7 @@ fn lock_chunks(device: &Arc<Device>, shared: &Weak<Mutex<State>>) {
         let Some(chunk) = next.upgrade() else { continue };
         match chunk.take(device) {
             Ok(locked) => drop(chunk.locked.set(LockedBytes(UnsafeCell::new(locked)))),
-            Err(e) => {
-                // What the system refuses once it refuses again.
-                let mut state = lock(&state);
-                state.refused.get_or_insert(format!("{e:#}"));
-                state.waiting.clear();
-                state.working = false;
-                return;
-            }
+            Err(e) => return lock(&state).close(format!("{e:#}"), chunk.bytes),
         }
     }
 }
@@ -171,27 +190,37 @@ impl Slot {
         })
     }
 
-    /// Fills its bytes if they are not filled yet; its memory must be locked.
-    ///
-    /// # Errors
-    /// What `fill` returns.
-    pub fn fill(&self, fill: impl FnOnce(&mut [u8]) -> Result<()>) -> Result<()> {
-        let _alone = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.filled.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let locked = self.chunk.locked.get().expect("only a slot that is locked is filled");
-        // SAFETY: the range is this slot's; nobody else writes to it while its lock is held, and nobody reads it before it counts
-        // as filled.
-        let bytes = unsafe { std::slice::from_raw_parts_mut((*locked.0.get()).pointer().add(self.offset), self.bytes) };
-        fill(bytes)?;
-        self.filled.store(true, Ordering::Release);
-        Ok(())
+    /// The right to fill it; none if its memory is not locked, it is filled, or somebody else fills it now. Nobody waits for
+    /// whoever does: the file that is read may not answer.
+    pub fn fill(&self) -> Option<Filling<'_>> {
+        let alone = match self.filling.try_lock() {
+            Ok(alone) => alone,
+            Err(TryLockError::Poisoned(e)) => e.into_inner(), // it was not filled
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        let fills = self.is_locked() && !self.filled.load(Ordering::Acquire);
+        fills.then_some(Filling { slot: self, _alone: alone })
     }
 
-    /// Its bytes are others' from now on, and are filled again when they are needed. No copy from it may be under way.
+    /// Its bytes are others' from now on, and are filled again when they are needed. No copy from it may be under way, nor an upload
+    /// that has not been stopped.
     pub fn forget(&self) {
         self.filled.store(false, Ordering::Release);
+    }
+}
+
+impl Filling<'_> {
+    /// The slot's bytes.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        let locked = self.slot.chunk.locked.get().expect("only a slot that is locked is filled");
+        // SAFETY: the range is this slot's; nobody else writes to it while this is held, and nobody reads it before it counts as
+        // filled.
+        unsafe { std::slice::from_raw_parts_mut((*locked.0.get()).pointer().add(self.slot.offset), self.slot.bytes) }
+    }
+
+    /// All of them are there.
+    pub fn done(self) {
+        self.slot.filled.store(true, Ordering::Release);
     }
 }
 

@@ -162,10 +162,12 @@ impl Shared {
 }
 
 impl Drop for Shared {
-    /// Copies from the store end before anything of it goes.
+    /// Copies from the store end before anything of it goes; of a device that is broken nobody knows what it reads.
     fn drop(&mut self) {
         let _ = self.staging.device.make_current();
-        let _ = self.stored.synchronize();
+        if self.stored.synchronize().is_err() {
+            std::mem::forget(std::mem::take(&mut self.slots));
+        }
     }
 }
 
@@ -296,14 +298,17 @@ impl<'s> Sender<'s> {
         for turn in 0.. {
             let Some((number, after)) = self.take()? else { return Ok(()) };
             let piece = self.shared.pieces[number];
-            if let Some(slot) = self.shared.slots[number].as_ref().filter(|slot| slot.is_locked()) {
-                slot.fill(|bytes| fill(number, bytes))?;
-                let bytes = slot.filled().unwrap_or_default();
+            if let Some(slot) = &self.shared.slots[number]
+                && let Some(mut filling) = slot.fill()
+            {
+                fill(number, filling.bytes())?;
                 let mut state = self.shared.lock();
+                // Once the upload has been stopped the weight may be another: what was read does not count.
                 if state.stopped {
                     return Ok(());
                 }
-                self.shared.copy(&mut state, number, after, bytes, &self.stream)?;
+                filling.done();
+                self.shared.copy(&mut state, number, after, slot.filled().unwrap_or_default(), &self.stream)?;
                 continue;
             }
             let slot = &mut self.slots[turn % 2];

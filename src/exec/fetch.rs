@@ -21,6 +21,9 @@ pub(super) struct Feed {
     /// Which visit is under way; none before the first.
     at: Option<usize>,
     upload: Upload,
+    region: Arc<Memory>,
+    /// For each visit, the places that are overwritten once it has ended; none where nothing is.
+    pub(super) spent: Vec<Vec<Range<usize>>>,
     /// For each storage, the visits before which it comes, with its pieces, until somebody has waited for them. They arrive
     /// in any order.
     pieces: HashMap<StorageId, VecDeque<(usize, Range<usize>)>>,
@@ -117,8 +120,9 @@ impl Feed {
             Ok(key.fill(&*weights, elements.start, bytes)?)
         };
         let upload = Upload::start(staging, region, pieces, slots, visits.len().max(1), Arc::new(fill))?;
-        let plan = plan.clone();
-        Ok(Feed { plan, program, visits, at: None, upload, pieces: of_storage, weights: of_piece, bytes, leaves: vec![] })
+        let (plan, region, weights) = (plan.clone(), region.clone(), of_piece);
+        let (pieces, leaves, spent) = (of_storage, vec![], vec![]);
+        Ok(Feed { plan, program, visits, at: None, upload, region, spent, pieces, weights, bytes, leaves })
     }
 
     /// Lets come what needs no visit to end, once the stream has done what it was asked for.
@@ -151,6 +155,9 @@ impl Feed {
         };
         let passed_over = visit > next && self.pieces.values().flatten().any(|(wanted, _)| (next..visit).contains(wanted));
         ensure!(!passed_over, "{name} cannot run before the weights of what was announced before it; begin again without that");
+        if let Some(places) = self.at.and_then(|at| self.spent.get(at)) {
+            places.iter().try_for_each(|place| self.region.fill(0xff, place.clone(), stream))?;
+        }
         let event = Event::new(device, false)?;
         event.record(stream)?;
         let event = Arc::new(event);
@@ -177,6 +184,11 @@ impl Feed {
     pub(super) fn is_waiting(&self, segment: usize) -> bool {
         let visit = self.next_visit(segment).or(self.at);
         self.pieces.values().flatten().any(|(wanted, _)| Some(*wanted) <= visit)
+    }
+
+    /// Bytes at the region's start to which nothing comes before the segment under way has ended: activations.
+    pub(super) fn activations(&self) -> usize {
+        self.visits.get(self.at.unwrap_or(0)).map_or(0, |&segment| self.plan.weights.arena[segment])
     }
 
     /// Whether all that was announced has run.

@@ -50,6 +50,15 @@ pub struct Made {
     pub uploaded_bytes: u64,
 }
 
+/// What a run does beside computing.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Extras {
+    /// Copies are timed, all of them.
+    pub(super) timed: bool,
+    /// As of [`Cuda::with_poison`](super::Cuda::with_poison).
+    pub(super) poison: bool,
+}
+
 /// The weights' region and which of them are whole in it.
 #[derive(Default)]
 struct DeviceWeights {
@@ -71,11 +80,15 @@ struct HostWeights {
 }
 
 impl HostWeights {
+    fn new(device: &Arc<Device>) -> HostWeights {
+        HostWeights { store: Store::new(device), slots: HashMap::new(), most: usize::MAX, runs: 0 }
+    }
+
     /// The places of weights that come in a run: of those that stream again and again, in this run or over runs, as many as there
     /// may be.
     fn slots_of(&mut self, wanted: &[Wanted]) -> Vec<Option<Slots>> {
         self.runs += usize::from(wanted.iter().any(|weight| weight.streams));
-        let mut free = self.most.saturating_sub(self.store.bytes());
+        let mut free = self.store.room(self.most);
         let (mut new, mut sizes) = (Vec::new(), Vec::new());
         for weight in wanted.iter().filter(|weight| weight.streams && (weight.times > 1 || self.runs > 1)) {
             let pieces = weight.pieces();
@@ -86,10 +99,9 @@ impl HostWeights {
                 sizes.extend(pieces);
             }
         }
-        let mut slots = self.store.slots(&sizes);
+        let mut slots = self.store.slots(&sizes).into_iter();
         for (key, pieces) in new {
-            let others = slots.split_off(pieces);
-            self.slots.insert(key, std::mem::replace(&mut slots, others));
+            self.slots.insert(key, slots.by_ref().take(pieces).collect());
         }
         wanted.iter().map(|weight| self.slots.get(&weight.key).cloned()).collect()
     }
@@ -107,7 +119,7 @@ impl Gpu {
             modules: Mutex::default(),
             gemms: Mutex::new(Gemms::new(device, setup)?),
             weights: Mutex::default(),
-            host: Mutex::new(HostWeights { store: Store::new(device), slots: HashMap::new(), most: usize::MAX, runs: 0 }),
+            host: Mutex::new(HostWeights::new(device)),
             made: Mutex::default(),
             programs: AtomicU64::new(0),
             staging: Staging::new(device),
@@ -202,13 +214,15 @@ impl Gpu {
         Ok(())
     }
 
-    /// Says that these bytes of the region are about to be written to: weights that lay there are gone.
+    /// Says that a program is about to write to these bytes of the region: weights that lay there are gone. A run of the program
+    /// that is under way goes on if they are its activations' now; no other run does, since its upload may write there too.
     ///
     /// # Errors
-    /// What an upload that has ended reports.
-    pub(super) fn overwrite(&self, bytes: Range<usize>) -> Result<()> {
+    /// What an upload that is ended reports.
+    pub(super) fn overwrite(&self, program: u64, bytes: Range<usize>) -> Result<()> {
         let mut weights = self.weights();
-        if weights.feed.as_ref().is_some_and(Feed::is_done) {
+        let goes_on = |feed: &Feed| feed.program == program && !feed.is_done() && bytes.end <= feed.activations();
+        if !weights.feed.as_ref().is_some_and(goes_on) {
             weights.settle()?;
         }
         weights.there.retain(|_, place| place.end <= bytes.start || bytes.end <= place.start);
@@ -227,6 +241,11 @@ impl Gpu {
                 Ok(*self.link.get_or_init(|| measured.filter(|rate| LIKELY.contains(rate)).unwrap_or(LINK_GB_PER_S)))
             }
         }
+    }
+
+    /// Gives up all weights in page-locked memory of the host; what still copies from there keeps its part until it is done.
+    pub fn forget_store(&self) {
+        *self.host() = HostWeights::new(&self.device);
     }
 
     /// Bytes of weights that are, or are about to be, in page-locked memory of the host.
@@ -248,14 +267,14 @@ impl Gpu {
         self.host.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts to bring what a run lacks. `keys`: which weight each storage of the plan is; `timed`: whether copies are timed.
+    /// Starts to bring what a run lacks. `keys`: which weight each storage of the plan is.
     pub(super) fn feed(
         &self,
         (program, plan): (u64, &Arc<Plan>),
         region: &Arc<Memory>,
         keys: &[Option<WeightKey>],
         itinerary: &Itinerary,
-        timed: bool,
+        Extras { timed, poison }: Extras,
     ) -> Result<()> {
         let mut weights = self.weights();
         let current = weights.region.as_ref().is_some_and(|current| Arc::ptr_eq(current, region));
@@ -267,9 +286,14 @@ impl Gpu {
             |(i, key): (usize, &Option<WeightKey>)| key.as_ref().is_some_and(|key| weights.there.get(key).cloned() == place(i));
         let mut resident: Vec<bool> = keys.iter().enumerate().map(there).collect();
         weights.there.clear(); // until the upload has ended well
+        let mut before = resident.clone();
         let mut store = |wanted: &[Wanted]| self.host().slots_of(wanted);
         let (visits, staging) = (itinerary.visits(), &self.staging);
         let mut feed = Feed::start((program, plan), keys, &visits, &mut resident, staging, region, &self.source, &mut store)?;
+        if poison {
+            let spent = plan.weights.spent(&plan.weights.visits(&visits), &mut before);
+            feed.spent = spent.iter().map(|weights| weights.iter().filter_map(|w| plan.weights.place(*w)).collect()).collect();
+        }
         self.count(|made| made.uploaded_bytes += feed.bytes);
         let left = keys.iter().enumerate().filter(|(i, _)| resident[*i]);
         feed.leaves = left.filter_map(|(i, key)| Some((key.clone()?, place(i)?))).collect();

@@ -60,6 +60,10 @@ pub struct Engine {
     policy: Policy,
     /// Most bytes of the GPU's memory to take, since more were not there when they were to be taken.
     most: Option<usize>,
+    /// What the place allowed when this was decided: bytes of the GPU's memory, and of the host's.
+    allowed: [Option<usize>; 2],
+    /// Whether it was told that the host has too little memory for weights that stream.
+    told: bool,
     /// Programs planned so far.
     planned: usize,
     /// What the first edit says: that the cache is not used, and why.
@@ -143,7 +147,9 @@ impl Engine {
         let source = model.folder.clone();
         let gpu = place.device().map(|device| Gpu::open(device, &place.setup, source)).transpose()?;
         let note = place.setup.cache.as_deref().filter(|_| gpu.is_some()).and_then(cache::refusal);
-        Ok(Engine { model, place, gpu, programs: vec![], policy: Policy::Resident, most: None, planned: 0, note })
+        let allowed = [place.max_vram, place.max_ram];
+        let (programs, policy) = (vec![], Policy::Resident);
+        Ok(Engine { model, place, gpu, programs, policy, most: None, allowed, told: false, planned: 0, note })
     }
 
     /// Gives up all that it keeps, and gives back what it was opened with.
@@ -173,12 +179,19 @@ impl Engine {
         let Loaded { program, exec, .. } = self.fill(at, material)?;
         let prepare = begun.elapsed().as_secs_f64() - plan;
         let Ran { pixels, seconds: stages, until_step } = run_program(&mut **exec, program, progress, &mut |_, _| Ok(()))?;
-        Ok(Edited {
+        let edited = Edited {
             picture: Rgb { width: material.size.0, height: material.size.1, data: pixels },
             seconds: Seconds { plan, prepare, stages, until_step },
             plan: program.plan.clone(),
             device_bytes: self.place.device_bytes_in_use(),
-        })
+        };
+        if let Some(why) = self.gpu.as_ref().and_then(|gpu| gpu.store_refused()) {
+            progress.notice(&format!(
+                "the host cannot keep all weights ready that stream, so some are read anew each time, at less than half the speed, \
+                 with the same result: {why}"
+            ));
+        }
+        Ok(edited)
     }
 
     /// The program that makes an edit of this material, loaded, its inputs written: for those who run it themselves.
@@ -234,6 +247,7 @@ impl Engine {
         if let Some(gpu) = &self.gpu {
             gpu.settle(&mut || progress.node())?;
         }
+        self.follow_the_place();
         if let Some(at) = self.known(spec, purpose) {
             return Ok(self.touch(at));
         }
@@ -250,8 +264,22 @@ impl Engine {
         Ok(loaded)
     }
 
+    /// Forgets what was decided by limits that are no longer the place's.
+    fn follow_the_place(&mut self) {
+        let allowed = [self.place.max_vram, self.place.max_ram];
+        let Some(gpu) = self.gpu.as_ref().filter(|_| allowed != self.allowed) else { return };
+        self.programs.clear();
+        gpu.forget_weights();
+        (self.policy, self.allowed, self.told) = (Policy::Resident, allowed, false);
+        if self.place.max_ram.is_some_and(|most| gpu.stored_bytes() > most) {
+            gpu.forget_store();
+        }
+    }
+
     fn known(&self, spec: &EditSpec, purpose: Purpose) -> Option<usize> {
-        self.programs.iter().position(|loaded| loaded.purpose == purpose && loaded.program.spec == *spec)
+        let precision = self.place.precision;
+        let is = |loaded: &Loaded| loaded.purpose == purpose && loaded.program.spec == *spec;
+        self.programs.iter().position(|loaded| is(loaded) && loaded.program.plan.precision == precision)
     }
 
     /// Makes a program the most recently used; gives its new number.
@@ -314,17 +342,17 @@ impl Engine {
         unreachable!("the last try returns")
     }
 
-    /// Says how much of the host's memory weights may take that stream in every step, and what it costs if that is too little.
-    fn host_memory(&self, gpu: &Gpu, plan: &Plan, progress: &mut dyn Progress) {
+    /// Says how much of the host's memory weights may take that stream, and once what it costs if that is too little for a step's.
+    fn host_memory(&mut self, gpu: &Gpu, plan: &Plan, progress: &mut dyn Progress) {
         if plan.weights.keeps_all() {
-            return;
+            return gpu.forget_store();
         }
         let free = memory::free_bytes().map_or(usize::MAX, |free| (free + gpu.stored_bytes()).saturating_sub(SPARED));
         let most = self.place.max_ram.map_or(free, |most| most.min(free));
         gpu.limit_store(most);
         let again = plan.bodies.iter().zip(plan.memory()).filter(|(body, _)| body.runs > 1);
         let streamed: usize = again.map(|(_, memory)| memory.streamed).sum();
-        if streamed > most {
+        if streamed > most && !std::mem::replace(&mut self.told, true) {
             progress.notice(&format!(
                 "{} of weights stream in every step, but only {} of the host's memory may keep them ready; the rest is read anew each \
                  time, at less than half the speed",

@@ -119,6 +119,12 @@ impl Residency {
         residency
     }
 
+    /// Gives weights other places.
+    pub(super) fn move_to(&mut self, places: &[(StorageId, usize)]) {
+        places.iter().for_each(|(storage, offset)| self.offsets[storage.0] = Some(*offset));
+        self.neighbours = self.shared();
+    }
+
     /// Who shares bytes with whom.
     fn shared(&self) -> Vec<Vec<StorageId>> {
         let mut placed: Vec<(Range<usize>, usize)> =
@@ -207,6 +213,24 @@ impl Residency {
             left.last_mut().expect("this visit's height").1 = visit + 1;
         }
         arrivals
+    }
+
+    /// For each visit of a run, the weights that nobody needs where they lie once it has ended: they come again before they are
+    /// read again, or are not there after the run. `resident`: as for [`Residency::arrivals`].
+    pub fn spent(&self, visits: &[usize], resident: &mut [bool]) -> Vec<Vec<StorageId>> {
+        let comes: std::collections::HashSet<(usize, StorageId)> =
+            self.arrivals(visits, resident).iter().map(|arrival| (arrival.visit, arrival.storage)).collect();
+        let mut needed = resident.to_vec(); // after a visit
+        let mut spent = vec![vec![]; visits.len()];
+        for (visit, &segment) in visits.iter().enumerate().rev() {
+            for &storage in &self.reads[segment] {
+                if !needed[storage.0] {
+                    spent[visit].push(storage);
+                }
+                needed[storage.0] = !comes.contains(&(visit, storage));
+            }
+        }
+        spent
     }
 }
 

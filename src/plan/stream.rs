@@ -249,15 +249,13 @@ impl<'g> Choice<'g> {
                 offsets[*storage] = Some(end);
             }
         }
-        let made = |offsets: Vec<Option<usize>>| {
-            let policy = Policy::Streamed { bytes: self.bytes };
-            Residency::placed(self.graph, policy, segments.clone(), offsets, self.kept.clone(), self.bytes, arena.clone())
-        };
+        let (policy, kept) = (Policy::Streamed { bytes: self.bytes }, self.kept.clone());
+        let mut residency = Residency::placed(self.graph, policy, segments.clone(), offsets, kept, self.bytes, arena);
         let mut at = end;
         for stage in &self.stages {
             let ring = stage.arena..end;
-            let (mut best, all): (Option<(f64, usize, Vec<_>)>, usize) =
-                (None, self.streamed(stage).map(|(_, storage)| self.size(storage)).sum());
+            let mut best: Option<(f64, usize, Vec<_>)> = None;
+            let all: usize = self.streamed(stage).map(|(_, storage)| self.size(storage)).sum();
             let tried = if stage.runs > 1 && all > ring.len() { TRIED } else { 1 };
             for (less, whole) in (0..tried).flat_map(|less| [(less, false), (less, true)]) {
                 if whole && tried == 1 && best.is_some() {
@@ -265,9 +263,7 @@ impl<'g> Choice<'g> {
                 }
                 let ring = ring.start + ring.len() / (2 * TRIED) * less / ALIGNMENT * ALIGNMENT..end;
                 let Some((places, at)) = self.pass(stage, &segments, &ring, at, whole) else { continue };
-                let mut with = offsets.clone();
-                places.iter().for_each(|(storage, offset)| with[storage.0] = Some(*offset));
-                let residency = made(with);
+                residency.move_to(&places);
                 if !residency.finds_all(stage.id) {
                     continue;
                 }
@@ -278,9 +274,9 @@ impl<'g> Choice<'g> {
             }
             let (_, next, places) = best?;
             at = next;
-            places.iter().for_each(|(storage, offset)| offsets[storage.0] = Some(*offset));
+            residency.move_to(&places);
         }
-        Some(made(offsets))
+        Some(residency)
     }
 
     /// Lays a stage's weights into its ring, each below the one before, the first below `at`; gives where the next would be. `whole`:

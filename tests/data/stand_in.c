@@ -6,7 +6,7 @@
 // whoever frees or fills memory too early is found out (`mistakes`).
 //
 // STAND_IN_FAULT="FUNCTION[|FUNCTION] CODE [SKIP [TIMES]]" has functions fail with a code, after SKIP calls that succeed, TIMES times or
-// for ever. A code from 700 on breaks the device: all that is asked of it afterwards fails likewise. STAND_IN_MEMORY="BYTES [NEIGHBOUR AFTER]" is what the device
+// for ever. A code from 700 to 799 breaks the device: all that is asked of it afterwards fails likewise. STAND_IN_MEMORY="BYTES [NEIGHBOUR AFTER]" is what the device
 // has, and what another process takes of it once so many pieces have been taken. The functions at the end do the same for a test
 // that is in the same process.
 
@@ -17,14 +17,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OUT_OF_MEMORY = 2, NOT_READY = 600, BROKEN = 700 };
+enum { OUT_OF_MEMORY = 2, NOT_READY = 600, BROKEN = 700, NOT_PERMITTED = 800 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static long mistakes, graphs, pinned, uploads;
 static char fault[100];
 static int fault_code, broken;
 static long fault_skip, fault_times = -1;
-static size_t total = 80000000000, used, neighbour, neighbour_takes;
+static size_t total = 80000000000, used, peak, neighbour, neighbour_takes;
 static long neighbour_after = -1;
 
 __attribute__((constructor)) static void read_environment(void) {
@@ -41,7 +41,7 @@ static int meets(const char* function) {
   while (at && !((at == fault || at[-1] == '|') && (at[length] == '|' || !at[length]))) at = strstr(at + 1, function);
   if (!at || fault_skip-- > 0 || fault_times == 0) return 0;
   if (fault_times > 0) fault_times--;
-  if (fault_code >= BROKEN) broken = fault_code;
+  if (fault_code >= BROKEN && fault_code < NOT_PERMITTED) broken = fault_code;
   return fault_code;
 }
 
@@ -156,6 +156,7 @@ int cuMemAlloc_v2(uint64_t* address, size_t bytes) {
   if (neighbour_after >= 0 && neighbour_after-- == 0) neighbour = neighbour_takes;
   if (bytes > free_bytes()) END(OUT_OF_MEMORY);
   used += bytes;
+  if (used > peak) peak = used;
   *address = (uint64_t)take(bytes, 0);
   END(0);
 }
@@ -439,6 +440,13 @@ void stand_in_memory(size_t all, size_t taken, long after) {
   pthread_mutex_lock(&lock);
   total = all, neighbour = 0, neighbour_takes = taken, neighbour_after = after;
   pthread_mutex_unlock(&lock);
+}
+// Most bytes of the device's memory that were taken at once since this was asked last.
+long stand_in_peak(void) {
+  pthread_mutex_lock(&lock);
+  long most = peak;
+  peak = used;
+  END(most);
 }
 long stand_in_mistakes(void) { return mistakes; }
 long stand_in_graphs(void) { return graphs; }

@@ -94,13 +94,16 @@ fn every_residency_gives_the_same_bytes() {
         let mut first = None;
         for plan in edit.residencies() {
             let policy = plan.weights.policy;
-            let mut exec = gpu.executor(&plan, weights.clone());
-            // In the second run some weights are there already.
-            for run in 0..2 {
-                let results = edit.run(&mut exec).unwrap_or_else(|e| panic!("{what}, {policy:?}: {e:#}"));
-                let first = first.get_or_insert_with(|| results.clone());
-                for ((name, a), (_, b)) in first.iter().zip(&results) {
-                    assert!(a == b, "{what}: {name} is another when {policy:?}, run {run}");
+            // Then once more with every weight overwritten as soon as nobody needs it.
+            let poisoned = (!plan.weights.keeps_all()).then(|| gpu.executor(&plan, weights.clone()).with_poison());
+            for (how, mut exec) in std::iter::once(gpu.executor(&plan, weights.clone())).chain(poisoned).enumerate() {
+                // From the second run on some weights are there already, from the third on others come from the host's store.
+                for run in 0..3 {
+                    let results = edit.run(&mut exec).unwrap_or_else(|e| panic!("{what}, {policy:?}: {e:#}"));
+                    let first = first.get_or_insert_with(|| results.clone());
+                    for ((name, a), (_, b)) in first.iter().zip(&results) {
+                        assert!(a == b, "{what}: {name} is another when {policy:?}, run {run}, poisoned {how} of 1");
+                    }
                 }
             }
         }

@@ -2,6 +2,7 @@
 //! copies, streams and events are real, and kernels compute nothing. So what is shown here is which bytes lie where and when, how
 //! faults are told, and how soon a stop is obeyed; what is computed, `gpu` shows on a real device.
 
+mod budgets;
 #[path = "../common/mod.rs"]
 #[allow(dead_code)]
 mod common;
@@ -9,5 +10,6 @@ mod faults;
 mod lanes;
 mod memory;
 mod program;
+mod streams;
 mod support;
 mod uploads;

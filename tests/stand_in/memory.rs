@@ -14,7 +14,7 @@ use crate::support::{OUT_OF_MEMORY, StandIn, stand_in};
 
 /// Remembers notices.
 #[derive(Default)]
-struct Heard(Vec<String>);
+pub struct Heard(pub Vec<String>);
 
 impl Progress for Heard {
     fn place(&mut self, _: &Place) {}
@@ -36,13 +36,18 @@ impl Progress for Heard {
     }
 }
 
-fn engine(stand_in: &StandIn) -> Engine {
+pub fn engine(stand_in: &StandIn) -> Engine {
     let choice = PlaceChoice { device: DeviceChoice::Cuda(0), setup: stand_in.setup.clone(), ..PlaceChoice::default() };
     Engine::open(Model::demo().unwrap(), Place::open(&choice).unwrap()).unwrap()
 }
 
 fn edit(engine: &mut Engine, heard: &mut Heard) -> Result<Edited> {
-    let picture = Rgb { width: 64, height: 64, data: vec![100; 64 * 64 * 3] };
+    edit_of(engine, 64, heard)
+}
+
+/// Edits a picture of a width.
+pub fn edit_of(engine: &mut Engine, width: usize, heard: &mut Heard) -> Result<Edited> {
+    let picture = Rgb { width, height: 64, data: vec![100; width * 64 * 3] };
     let wanted =
         EditParameters { steps: 3, size_level: Some(64), cfg_scale: Some(6.0), ..EditParameters::new("make the circle blue") };
     engine.edit(&wanted, Some(&picture), heard)

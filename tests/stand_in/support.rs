@@ -1,5 +1,6 @@
 //! The stand-in, in this process and beside the binary.
 
+use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_int, c_long};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,8 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use libloading::Library;
 use step1x_edit::cuda::{Device, Setup};
-use step1x_edit::exec::{self, Cuda};
+use step1x_edit::exec::{self, Cuda, Executor};
+use step1x_edit::graph::{Node, Storage, StorageId};
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::Savings;
 use step1x_edit::ops::Arch;
@@ -19,6 +21,7 @@ use tempfile::TempDir;
 use crate::common::tiny::TinyEdit;
 
 pub const OUT_OF_MEMORY: c_int = 2;
+pub const NOT_PERMITTED: c_int = 800;
 pub const NOT_READY: c_int = 600;
 pub const ILLEGAL_ADDRESS: c_int = 700;
 
@@ -105,6 +108,11 @@ impl StandIn {
         self.count("mistakes")
     }
 
+    /// Most bytes of the device's memory that were taken at once since this was asked last.
+    pub fn peak(&self) -> usize {
+        self.count("peak") as usize
+    }
+
     /// Recorded graphs that nobody has destroyed.
     pub fn graphs(&self) -> i64 {
         self.count("graphs")
@@ -155,6 +163,51 @@ impl StandIn {
         edit.run(&mut exec).unwrap();
         self.block(plan.weights.bytes)
     }
+}
+
+/// Every weight's bytes as the device has them, by component and name.
+pub struct Truth(HashMap<(String, String), Vec<u8>>);
+
+impl StandIn {
+    /// The weights of an edit, from a source with which nothing goes wrong.
+    pub fn truth(&self, edit: &TinyEdit, weights: Arc<dyn WeightSource + Send + Sync>) -> Truth {
+        let plan = Arc::new(Plan::clone(edit.plan()).resident());
+        let mut exec = self.executor(&plan, weights);
+        edit.run(&mut exec).unwrap();
+        Truth::of(self, &plan)
+    }
+}
+
+impl Truth {
+    /// What lies in the region now that a plan with resident weights has run.
+    pub fn of(stand_in: &StandIn, plan: &Plan) -> Truth {
+        assert!(plan.weights.keeps_all());
+        let region = stand_in.block(plan.weights.bytes);
+        let of = |(id, storage): (usize, &Storage)| Some((name(storage), region[plan.weights.place(StorageId(id))?].to_vec()));
+        Truth(plan.graph.storages.iter().enumerate().filter_map(of).collect())
+    }
+
+    /// Looks whether a node finds its weights in their places; waits for the node.
+    pub fn check(&self, stand_in: &StandIn, exec: &dyn Executor, node: &Node, when: &str) -> anyhow::Result<()> {
+        let plan = exec.plan();
+        exec.read(node.outputs[0])?;
+        for storage in node.inputs.iter().map(|&id| plan.graph.tensor(id).storage) {
+            let lies = plan.weights.place(storage).is_none() || self.lies(stand_in, plan, storage);
+            let (policy, weight) = (plan.weights.policy, &plan.graph.storages[storage.0].name);
+            assert!(lies, "{policy:?}, {when}: {} without {weight}", node.name);
+        }
+        Ok(())
+    }
+
+    /// Whether a weight lies whole in its place.
+    pub fn lies(&self, stand_in: &StandIn, plan: &Plan, weight: StorageId) -> bool {
+        let place = plan.weights.place(weight);
+        place.is_some_and(|place| stand_in.part_of(plan.weights.bytes, place) == self.0[&name(&plan.graph.storages[weight.0])])
+    }
+}
+
+fn name(storage: &Storage) -> (String, String) {
+    (format!("{:?}", storage.kind), storage.name.clone())
 }
 
 impl Drop for StandIn {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use step1x_edit::error::Interrupted;
 use step1x_edit::exec::{Cuda, Executor, Gpu};
-use step1x_edit::graph::Node;
+use step1x_edit::graph::{Node, StorageId};
 use step1x_edit::tensor::{Component, Spec};
 use step1x_edit::weights::{ModelError, Result, WeightSource};
 
@@ -16,14 +16,14 @@ use crate::support::{StandIn, plans, stand_in};
 
 /// What happens to a reader of weights.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Trouble {
+pub enum Trouble {
     Fails,
     Panics,
     Hangs,
 }
 
 /// Weights that give trouble after so many reads.
-struct Troubled {
+pub struct Troubled {
     weights: SyntheticWeights,
     left: AtomicUsize,
     trouble: Trouble,
@@ -32,18 +32,23 @@ struct Troubled {
 }
 
 impl Troubled {
-    fn new(edit: &TinyEdit, reads: usize, trouble: Trouble) -> Arc<Troubled> {
+    pub fn new(edit: &TinyEdit, reads: usize, trouble: Trouble) -> Arc<Troubled> {
         let (left, hangs, answers) = (reads.into(), Mutex::new(true), Condvar::new());
         Arc::new(Troubled { weights: edit.weights(), left, trouble, hangs, answers })
     }
 
+    /// Trouble after so many more reads.
+    pub fn trouble_after(&self, reads: usize) {
+        self.left.store(reads, Ordering::Relaxed);
+    }
+
     /// No trouble any more.
-    fn mend(&self) {
+    pub fn mend(&self) {
         self.left.store(usize::MAX, Ordering::Relaxed);
     }
 
     /// Who hangs goes on.
-    fn answer(&self) {
+    pub fn answer(&self) {
         *self.hangs.lock().unwrap() = false;
         self.answers.notify_all();
     }
@@ -69,12 +74,12 @@ impl WeightSource for Troubled {
     }
 }
 
-fn reads(edit: &TinyEdit) -> usize {
+pub fn reads(edit: &TinyEdit) -> usize {
     edit.plan().graph.weights().count()
 }
 
 /// Waits for what other threads do in their own time.
-fn soon(what: &str, done: impl Fn() -> bool) {
+pub fn soon(what: &str, done: impl Fn() -> bool) {
     let begun = Instant::now();
     while !done() {
         assert!(begun.elapsed() < Duration::from_secs(20), "{what}: not after 20 s");
@@ -132,29 +137,15 @@ fn what_an_upload_brought_is_there_for_the_next_edit() {
 fn every_node_finds_its_weights() {
     let Some(stand_in) = stand_in() else { return };
     let edit = stand_in.tiny();
-    let resident = edit.residencies().remove(0);
-    let all = stand_in.region_of(&edit, &resident);
-    let graph = &resident.graph;
+    let truth = stand_in.truth(&edit, Arc::new(edit.weights()));
+    let graph = &edit.plan().graph;
     for plan in plans(&edit) {
         let gpu = stand_in.open(Arc::new(edit.weights()));
         let mut exec = Cuda::load(&gpu, plan.clone()).unwrap().without_capture();
         let mut sent = vec![];
         for run in 0..3 {
             let watch = &mut |node: Option<&Node>, exec: &dyn Executor| {
-                let Some(node) = node else { return Ok(()) };
-                exec.read(node.outputs[0])?; // waits for the node
-                for storage in node.inputs.iter().map(|&id| graph.tensor(id).storage) {
-                    let Some(place) = plan.weights.place(storage) else { continue };
-                    let there = stand_in.part_of(plan.weights.bytes, place);
-                    let policy = plan.weights.policy;
-                    let name = &graph.storages[storage.0].name;
-                    assert!(
-                        there == all[resident.weights.place(storage).unwrap()],
-                        "{policy:?}, run {run}: {} without {name}",
-                        node.name
-                    );
-                }
-                Ok(())
+                node.map_or(Ok(()), |node| truth.check(&stand_in, exec, node, &format!("run {run}")))
             };
             edit.run_watched(&mut exec, watch).unwrap();
             sent.push(gpu.made().uploaded_bytes);
@@ -169,6 +160,31 @@ fn every_node_finds_its_weights() {
         let bytes: usize = again.iter().map(|storage| graph.storages[storage.0].spec.bytes()).sum();
         assert_eq!(gpu.stored_bytes(), bytes, "{:?}", plan.weights.policy);
         assert_eq!((sent[2] > sent[1], bytes > 0), (!plan.weights.keeps_all(), !plan.weights.keeps_all()));
+    }
+    assert_eq!(stand_in.mistakes(), 0);
+}
+
+/// With poison a weight that nobody needs any more is gone, and every node still finds its own.
+#[test]
+fn weights_that_nobody_needs_can_be_overwritten() {
+    let Some(stand_in) = stand_in() else { return };
+    let edit = stand_in.tiny();
+    let truth = stand_in.truth(&edit, Arc::new(edit.weights()));
+    for plan in plans(&edit) {
+        let mut exec = stand_in.executor(&plan, Arc::new(edit.weights())).without_capture().with_poison();
+        let visits = plan.weights.visits(&plan.itinerary.visits());
+        let mut there = vec![false; plan.graph.storages.len()];
+        for run in 0..3 {
+            let watch = &mut |node: Option<&Node>, exec: &dyn Executor| {
+                node.map_or(Ok(()), |node| truth.check(&stand_in, exec, node, &format!("poisoned run {run}")))
+            };
+            edit.run_watched(&mut exec, watch).unwrap();
+            plan.weights.arrivals(&visits, &mut there);
+            let last = plan.weights.reads_of(*visits.last().unwrap());
+            for id in (0..there.len()).map(StorageId).filter(|id| !there[id.0] && !last.contains(id)) {
+                assert!(!truth.lies(&stand_in, &plan, id), "{:?}, run {run}: {} is still there", plan.weights.policy, id.0);
+            }
+        }
     }
     assert_eq!(stand_in.mistakes(), 0);
 }

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use self::lanes::Notes;
 use self::load::{Base, check_memory, launches, prepare, tables};
 use super::fetch::weight_keys;
-use super::gpu::Gpu;
+use super::gpu::{Extras, Gpu};
 use super::values::{check_count, load, load_weight, store};
 use super::{Executor, Watch, unwatched};
 use crate::cuda::{Captured, Event, Function, KernelLaunch, Launch, Memory, Product};
@@ -50,6 +50,7 @@ pub struct Cuda {
     /// Whether weights have begun to come, for a run of the plan's itinerary that has not begun.
     early: bool,
     capture: bool,
+    poison: bool,
     /// Comes when the last nodes of the latest replay begin.
     at_last: Option<Event>,
     /// When what is done, if anybody wants to know.
@@ -106,8 +107,9 @@ impl Cuda {
         };
         let (number, keys) = (gpu.next_program(), weight_keys(&plan.graph)?);
         let early = plan.weights.keeps_all();
-        if early {
-            gpu.feed((number, &plan), &region, &keys, &plan.itinerary, false)?;
+        match early {
+            true => gpu.feed((number, &plan), &region, &keys, &plan.itinerary, Extras::default())?,
+            false => gpu.overwrite(number, 0..plan.arena_bytes)?,
         }
         let parts = Cuda::parts(gpu, &plan, arena, region).inspect_err(|_| gpu.stop_feed(number))?;
         Ok(Cuda {
@@ -117,6 +119,7 @@ impl Cuda {
             plan,
             early,
             capture: true,
+            poison: false,
             at_last: None,
             notes: None,
             parts: ManuallyDrop::new(parts),
@@ -128,9 +131,6 @@ impl Cuda {
     fn parts(gpu: &Arc<Gpu>, plan: &Arc<Plan>, arena: Arc<Memory>, region: Arc<Memory>) -> Result<Parts> {
         let device = &gpu.device;
         let (tables, places) = tables(plan, device)?;
-        if !plan.weights.keeps_all() {
-            gpu.overwrite(0..plan.arena_bytes)?;
-        }
         arena.fill(0xff, 0..plan.arena_bytes, &gpu.stream)?; // all bits set is a NaN in every float type
         let modules = gpu.modules(plan)?;
         let base = |at: usize| Base { arena: arena.address, region: region.address, table: tables.address + places[at] as u64 };
@@ -150,6 +150,13 @@ impl Cuda {
     /// Runs repeated bodies node by node too.
     pub fn without_capture(mut self) -> Self {
         self.capture = false;
+        self
+    }
+
+    /// Overwrites the place of a weight that streams with 0xff, a NaN, as soon as its last reader is done: for tests, which see then
+    /// that nobody reads it later.
+    pub fn with_poison(mut self) -> Self {
+        self.poison = true;
         self
     }
 
@@ -188,7 +195,8 @@ impl Cuda {
             return Ok(());
         }
         self.notes = if timed { Some(Notes::new(self.mark()?)) } else { None };
-        self.gpu.feed((self.number, &self.plan), &self.parts.region, &self.keys, itinerary, timed)
+        let extras = Extras { timed, poison: self.poison };
+        self.gpu.feed((self.number, &self.plan), &self.parts.region, &self.keys, itinerary, extras)
     }
 
     /// Lets the stream wait for a node's weights.
@@ -316,7 +324,7 @@ impl Executor for Cuda {
         self.finish(&mut unwatched)?;
         let place = self.place(tensor.storage)? + own.start;
         if !self.plan.weights.keeps_all() {
-            self.gpu.overwrite(place..place + own.len())?;
+            self.gpu.overwrite(self.number, place..place + own.len())?;
         }
         self.parts.arena.write(place, &bytemuck::cast_slice(&words)[own])
     }
