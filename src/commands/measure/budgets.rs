@@ -185,7 +185,9 @@ impl Row {
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let budget = self.budget.map_or_else(|| "all".into(), format_bytes);
-        write!(f, "{budget}: {:.3} s", self.seconds[EDITS - 1])
+        let ratio = self.ratio().map_or_else(String::new, |ratio| format!(", {ratio:.3} of resident"));
+        let [planned, peak] = [self.planned_bytes, self.peak_bytes].map(format_bytes);
+        write!(f, "{budget}: third edit {:.3} s{ratio}, {peak} in use, {planned} planned", self.seconds[EDITS - 1])
     }
 }
 
