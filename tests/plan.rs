@@ -267,6 +267,18 @@ fn what_is_kept_comes_once() {
     }
 }
 
+/// The modelled time of a step's nodes against steps measured on an H100 (benches/results: 2026-11-26-h100-stream-first.txt, of 512
+/// -judge-lora-layouts.txt, of 768 2026-11-25-h100-bench-768.txt). The bound is what is asked of a plan's prediction.
+#[test]
+fn a_modelled_step_takes_as_long_as_a_measured_one() {
+    for (side, measured) in [(512, 0.109), (768, 0.2507), (1024, 0.4973), (2048, 3.621)] {
+        let plan = planned(Preset::Full, (side, side), side, Precision::Bf16).plan;
+        let pace = plan.pace(55.0);
+        let modelled: f64 = plan.graph.nodes_of(plan.graph.body_named("step").unwrap()).map(|at| pace.nodes[at]).sum();
+        assert!((modelled / measured - 1.0).abs() < 0.03, "{side}: {modelled} s, measured {measured} s");
+    }
+}
+
 /// A turn of the timeline takes its nodes' time and its stalls; with an endless link nothing stalls; with a link so slow that nothing
 /// hides, a turn takes what its bytes take.
 #[test]

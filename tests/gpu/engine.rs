@@ -60,7 +60,7 @@ fn programs_make_room_for_others() {
     let alone = sizes.map(|(w, h)| free.edit(&wanted, Some(&picture(w, h)), &mut Silent).unwrap());
     assert_eq!(free.kept(), 3);
     let largest = alone.iter().map(|edited| edited.plan.peak_bytes()).max().unwrap();
-    // What one program needs; with the weights phased, less.
+    // What one program needs; where weights stream, less.
     for allowed in [largest, largest - alone[0].plan.weights.bytes / 4] {
         let mut tight = engine(&gpu, Some(allowed));
         for _ in 0..2 {

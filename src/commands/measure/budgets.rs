@@ -32,13 +32,16 @@ pub(super) fn run(job: &BenchJob, progress: &mut dyn Progress, print: &mut dyn F
         let mut table =
             Table { device: place.name(), size: [size.0, size.1], steps: job.steps, link_gb_per_s: 0.0, rows: vec![] };
         let empty = place.device_bytes_in_use().unwrap_or(0);
-        let mut resident = Lane::new(job, place.clone(), size, progress)?;
-        table.rows.push(resident.row(None, &device, 0, progress)?);
+        let mut first = Lane::new(job, place.clone(), size, progress)?;
+        table.rows.push(first.row(None, &device, 0, progress)?);
+        // It stays for its turns where the largest budget fits beside it.
+        let beside = device.memory()?.0 >= job.budgets.iter().copied().max().unwrap_or(0);
+        let mut resident = Some(first).filter(|_| beside);
         let others = place.device_bytes_in_use().unwrap_or(0).saturating_sub(empty);
         for &budget in &job.budgets {
             let mut place = place.clone();
             place.max_vram = Some(budget);
-            let row = Lane::new(job, place, size, progress)?.row(Some(&mut resident), &device, others, progress)?;
+            let row = Lane::new(job, place, size, progress)?.row(resident.as_mut(), &device, others, progress)?;
             if !job.json {
                 progress.notice(&row.to_string());
             }
