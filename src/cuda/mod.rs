@@ -39,5 +39,5 @@ pub use nvml::{EnergyMeter, Nvml, Pcie};
 pub use nvtx::{Nvtx, Range};
 pub use store::{Slot, Store};
 pub use trials::{ROUNDS, Trial, Trials};
-pub use upload::{Fill, PIECE, Piece, Staging, TimedCopy, Upload};
+pub use upload::{Fill, Finish, PIECE, Piece, Staging, TimedCopy, Upload};
 pub use wait::KeepOn;

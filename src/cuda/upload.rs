@@ -34,8 +34,10 @@ const PATIENCE: Duration = Duration::from_millis(300);
 pub struct Piece {
     /// Where in the memory it goes.
     pub offset: usize,
-    /// Its length, at most [`PIECE`].
+    /// Its length.
     pub bytes: usize,
+    /// What goes up beside it, at most, for a [`Finish`]; with its own length at most [`PIECE`].
+    pub beside: usize,
     /// The gate it waits for.
     pub gate: usize,
 }
@@ -53,8 +55,12 @@ pub struct TimedCopy {
     pub ends: Arc<Event>,
 }
 
-/// Fills the bytes of the piece of a number.
-pub type Fill<'a> = dyn Fn(usize, &mut [u8]) -> Result<()> + Send + Sync + 'a;
+/// Fills the bytes of the piece of a number, and the bytes beside it, if there is more to be done on the device.
+pub type Fill<'a> = dyn Fn(usize, &mut [u8], &mut [u8]) -> Result<Option<Finish>> + Send + Sync + 'a;
+
+/// Makes of a piece that goes up what it is to be, in the order of a stream: of the bytes beside it, which stay page-locked and as
+/// they are as long as the piece's own, and of its address.
+pub type Finish = Box<dyn FnOnce(&[u8], u64, &Stream) -> Result<()> + Send>;
 
 /// Page-locked buffers that one upload leaves to the next.
 #[derive(Debug)]
@@ -130,14 +136,15 @@ impl Shared {
         self.changed.wait_timeout(state, most).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Begins the copy of a piece from page-locked bytes, in the order of a stream, after an event; gives the event that comes when
-    /// it is done. The upload must not have been stopped.
+    /// Begins the copy of a piece from page-locked bytes, in the order of a stream, after an event, with what is left to do of those
+    /// beside it; gives the event that comes when it is done. The upload must not have been stopped.
     fn copy(
         &self,
         state: &mut State,
         number: usize,
         after: Option<Arc<Event>>,
         bytes: &[u8],
+        finish: Option<(&[u8], Finish)>,
         stream: &Stream,
     ) -> Result<Arc<Event>> {
         let event = Arc::new(Event::new(&self.staging.device, state.timed.is_some())?);
@@ -149,10 +156,14 @@ impl Shared {
             begins.record(stream)?;
             timed.push(TimedCopy { piece: number, bytes: bytes.len(), begins, ends: event.clone() });
         }
+        let address = self.memory.address + self.pieces[number].offset as u64;
         // SAFETY: the bytes are a buffer that is filled again only after the event, or a slot of the store, which stays as it is
         // while an upload from it is under way. The place is within the memory, which lives as long as self, and free since its
         // gate is open; whoever uses it for something else ends the upload first.
-        unsafe { stream.upload(self.memory.address + self.pieces[number].offset as u64, bytes) }?;
+        unsafe { stream.upload(address, bytes) }?;
+        if let Some((beside, finish)) = finish {
+            finish(beside, address, stream)?;
+        }
         event.record(stream)?;
         state.sent[number] = Some(event.clone());
         state.newest.insert(stream.number(), event.clone());
@@ -185,7 +196,7 @@ impl Upload {
         gates: usize,
         fill: Arc<Fill<'static>>,
     ) -> Result<Upload> {
-        let fits = |p: &Piece| p.bytes <= PIECE && p.offset + p.bytes <= memory.bytes && p.gate < gates;
+        let fits = |p: &Piece| p.bytes + p.beside <= PIECE && p.offset + p.bytes <= memory.bytes && p.gate < gates;
         ensure!(pieces.iter().all(fits), "a piece is too large or has no gate");
         let same = |(slot, piece): (&Option<Arc<Slot>>, &Piece)| slot.as_ref().is_none_or(|slot| slot.bytes() == piece.bytes);
         ensure!(slots.len() == pieces.len() && slots.iter().zip(&pieces).all(same), "a piece is not as long as its slot");
@@ -294,21 +305,21 @@ impl<'s> Sender<'s> {
 
     /// Takes piece after piece.
     fn send(&mut self, fill: &Fill) -> Result<()> {
-        let largest = self.shared.pieces.iter().map(|p| p.bytes).max().unwrap_or(0);
+        let largest = self.shared.pieces.iter().map(|p| p.bytes + p.beside).max().unwrap_or(0);
         for turn in 0.. {
             let Some((number, after)) = self.take()? else { return Ok(()) };
             let piece = self.shared.pieces[number];
             if let Some(slot) = &self.shared.slots[number]
                 && let Some(mut filling) = slot.fill()
             {
-                fill(number, filling.bytes())?;
+                ensure!(fill(number, filling.bytes(), &mut [])?.is_none(), "what the host keeps is whole");
                 let mut state = self.shared.lock();
                 // Once the upload has been stopped the weight may be another: what was read does not count.
                 if state.stopped {
                     return Ok(());
                 }
                 filling.done();
-                self.shared.copy(&mut state, number, after, slot.filled().unwrap_or_default(), &self.stream)?;
+                self.shared.copy(&mut state, number, after, slot.filled().unwrap_or_default(), None, &self.stream)?;
                 continue;
             }
             let slot = &mut self.slots[turn % 2];
@@ -319,14 +330,21 @@ impl<'s> Sender<'s> {
             if let Some(event) = busy.take() {
                 event.synchronize()?;
             }
-            let bytes = &mut buffer.bytes()[..piece.bytes];
-            fill(number, bytes)?;
+            let (bytes, beside) = buffer.bytes()[..piece.bytes + piece.beside].split_at_mut(piece.bytes);
+            let finish = fill(number, bytes, beside)?;
             // No copy may begin once the upload has been stopped.
             let mut state = self.shared.lock();
             if state.stopped {
                 return Ok(());
             }
-            *busy = Some(self.shared.copy(&mut state, number, after, bytes, &self.stream)?);
+            *busy = Some(self.shared.copy(
+                &mut state,
+                number,
+                after,
+                bytes,
+                finish.map(|finish| (&*beside, finish)),
+                &self.stream,
+            )?);
         }
         Ok(())
     }
@@ -347,7 +365,7 @@ impl<'s> Sender<'s> {
             };
             state.next += 1;
             match shared.slots[number].as_ref().and_then(|slot| slot.filled()) {
-                Some(bytes) => drop(shared.copy(&mut state, number, after, bytes, &shared.stored)?),
+                Some(bytes) => drop(shared.copy(&mut state, number, after, bytes, None, &shared.stored)?),
                 None => return Ok(Some((number, after))),
             }
         }

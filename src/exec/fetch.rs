@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cuda::{Device, Event, KeepOn, Memory, PIECE, Piece, Slot, Staging, Stream, TimedCopy, Upload};
+use super::merge::{Merger, bytes_beside, rows_of_a_piece};
+use crate::cuda::{Device, Event, Finish, KeepOn, Memory, PIECE, Piece, Slot, Staging, Stream, TimedCopy, Upload};
 use crate::graph::{BodyId, Graph, Kind, StorageId};
 use crate::plan::{Arrival, Plan};
-use crate::weights::{WeightForm, WeightKey, WeightSource};
+use crate::weights::{Addition, WeightForm, WeightKey, WeightSource};
 
 /// A run with the upload that feeds it.
 pub(super) struct Feed {
@@ -60,9 +61,35 @@ struct Origin {
     key: WeightKey,
     /// Elements of the piece, in the order in which they lie on the device.
     elements: Range<usize>,
+    /// What the device adds to them, if it does; then they are whole rows.
+    addition: Option<Arc<Addition>>,
 }
 
 impl Origin {
+    /// Brings its bytes, and what is left to do on the device.
+    fn read(
+        &self,
+        weights: &dyn WeightSource,
+        merger: &Arc<Merger>,
+        bytes: &mut [u8],
+        beside: &mut [u8],
+    ) -> Result<Option<Finish>> {
+        if let Some(addition) = &self.addition {
+            let rows = self.elements.start / addition.width()..self.elements.end / addition.width();
+            let finish = merger.read(addition, &rows, bytes, beside)?;
+            if finish.is_some() {
+                return Ok(finish);
+            }
+        }
+        self.key.fill(weights, self.elements.start, bytes)?;
+        Ok(None)
+    }
+
+    /// Most bytes that go up beside it.
+    fn beside(&self) -> usize {
+        self.addition.as_ref().map_or(0, |addition| bytes_beside(addition, self.elements.len() / addition.width()))
+    }
+
     fn bytes(&self) -> usize {
         self.elements.len() * self.key.form.dtype.bytes()
     }
@@ -77,7 +104,7 @@ impl Feed {
         keys: &[Option<WeightKey>],
         bodies: &[BodyId],
         resident: &mut [bool],
-        staging: &Arc<Staging>,
+        (staging, merger): (&Arc<Staging>, &Arc<Merger>),
         region: &Arc<Memory>,
         weights: &Arc<dyn WeightSource + Send + Sync>,
         store: &mut dyn FnMut(&[Wanted]) -> Vec<Option<Slots>>,
@@ -91,8 +118,9 @@ impl Feed {
         for arrival in &arrivals {
             let key = keys[arrival.storage.0].as_ref().context("no node reads the weight")?;
             let number = *numbers.entry(arrival.storage).or_insert_with(|| {
-                let origins = origins_of(key, graph.storages[arrival.storage.0].spec.shape.elements()).collect();
-                wanted.push(Wanted { key: key.clone(), times: 0, streams: !plan.weights.kept[arrival.storage.0], origins });
+                let streams = !plan.weights.kept[arrival.storage.0];
+                let origins = origins_of(key, graph.storages[arrival.storage.0].spec.shape.elements(), streams, &**weights);
+                wanted.push(Wanted { key: key.clone(), times: 0, streams, origins });
                 wanted.len() - 1
             });
             wanted[number].times += 1;
@@ -106,7 +134,7 @@ impl Feed {
             let start = plan.weights.offsets[storage.0].context("the weight has no place on the device")?;
             for (at, origin) in wanted[number].origins.iter().enumerate() {
                 let offset = start + origin.elements.start * origin.key.form.dtype.bytes();
-                pieces.push(Piece { offset, bytes: origin.bytes(), gate });
+                pieces.push(Piece { offset, bytes: origin.bytes(), beside: origin.beside(), gate });
                 slots.push(slots_of[number].as_ref().map(|slots| slots[at].clone()));
                 origins.push((number, at));
                 of_piece.push(storage);
@@ -114,10 +142,12 @@ impl Feed {
             of_storage.entry(storage).or_default().push_back((visit, first..pieces.len()));
         }
         let bytes = pieces.iter().map(|piece| piece.bytes as u64).sum();
-        let weights = weights.clone();
-        let fill = move |piece: usize, bytes: &mut [u8]| {
-            let Origin { key, elements } = &wanted[origins[piece].0].origins[origins[piece].1];
-            Ok(key.fill(&*weights, elements.start, bytes)?)
+        if pieces.iter().any(|piece| piece.beside > 0) {
+            merger.reserve()?;
+        }
+        let (weights, merger) = (weights.clone(), merger.clone());
+        let fill = move |piece: usize, bytes: &mut [u8], beside: &mut [u8]| {
+            wanted[origins[piece].0].origins[origins[piece].1].read(&*weights, &merger, bytes, beside)
         };
         let upload = Upload::start(staging, region, pieces, slots, visits.len().max(1), Arc::new(fill))?;
         let (plan, region, weights) = (plan.clone(), region.clone(), of_piece);
@@ -235,8 +265,15 @@ pub(super) fn weight_keys(graph: &Graph) -> Result<Vec<Option<WeightKey>>> {
     Ok(keys)
 }
 
-/// A weight of so many elements in pieces.
-fn origins_of(key: &WeightKey, elements: usize) -> impl Iterator<Item = Origin> {
-    let step = PIECE / key.form.dtype.bytes();
-    (0..elements).step_by(step).map(move |start| Origin { key: key.clone(), elements: start..elements.min(start + step) })
+/// A weight of so many elements in pieces. What stays on the device is merged there with LoRA files; of what streams the host keeps
+/// the sum.
+fn origins_of(key: &WeightKey, elements: usize, streams: bool, weights: &dyn WeightSource) -> Vec<Origin> {
+    let addition = if streams { None } else { weights.addition(key.component, &key.name, key.form) };
+    let rows = addition.as_ref().and_then(rows_of_a_piece);
+    let (step, addition) = match (rows, addition) {
+        (Some(rows), Some(addition)) => (rows * addition.width(), Some(Arc::new(addition))),
+        _ => (PIECE / key.form.dtype.bytes(), None),
+    };
+    let piece = |start| Origin { key: key.clone(), elements: start..elements.min(start + step), addition: addition.clone() };
+    (0..elements).step_by(step.max(1)).map(piece).collect()
 }

@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
 use super::fetch::{Feed, Slots, Wanted};
+use super::merge::Merger;
 use crate::cuda::{Compiler, Cubin, Device, Gemms, KeepOn, Memory, Module, Nvtx, Setup, Staging, Store, Stream, copies_gb_per_s};
 use crate::error::ResourceError;
 use crate::graph::StorageId;
@@ -27,6 +28,7 @@ pub struct Gpu {
     weights: Mutex<DeviceWeights>,
     host: Mutex<HostWeights>,
     staging: Arc<Staging>,
+    merger: Arc<Merger>,
     link: OnceLock<f64>,
     made: Mutex<Made>,
     programs: AtomicU64,
@@ -48,6 +50,8 @@ pub struct Made {
     pub captures: usize,
     /// Bytes of weights sent.
     pub uploaded_bytes: u64,
+    /// Bytes of weights that the device merged with LoRA files.
+    pub merged_bytes: u64,
 }
 
 /// What a run does beside computing.
@@ -123,6 +127,7 @@ impl Gpu {
             made: Mutex::default(),
             programs: AtomicU64::new(0),
             staging: Staging::new(device),
+            merger: Merger::new(device, setup),
             link: OnceLock::new(),
             source,
             nvtx: Nvtx::attach(setup.profiler.as_deref()),
@@ -138,7 +143,7 @@ impl Gpu {
 
     /// What has been made so far.
     pub fn made(&self) -> Made {
-        *self.made.lock().unwrap_or_else(PoisonError::into_inner)
+        Made { merged_bytes: self.merger.bytes(), ..*self.made.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
     pub(super) fn count(&self, more: impl FnOnce(&mut Made)) {
@@ -184,6 +189,21 @@ impl Gpu {
                 Ok(weights.region.insert(region).clone())
             }
         }
+    }
+
+    /// The bytes of a weight that lies on the device after a run; none if it does not.
+    ///
+    /// # Errors
+    /// What the driver reports, or the upload that brought it.
+    pub fn resident_bytes(&self, key: &WeightKey) -> Result<Option<Vec<u8>>> {
+        self.device.make_current()?;
+        self.stream.synchronize()?;
+        let mut weights = self.weights();
+        weights.settle()?;
+        let (Some(region), Some(place)) = (&weights.region, weights.there.get(key)) else { return Ok(None) };
+        let mut bytes = vec![0; place.len()];
+        region.read(place.start, &mut bytes)?;
+        Ok(Some(bytes))
     }
 
     /// Bytes of the weights' region.
@@ -288,8 +308,8 @@ impl Gpu {
         weights.there.clear(); // until the upload has ended well
         let mut before = resident.clone();
         let mut store = |wanted: &[Wanted]| self.host().slots_of(wanted);
-        let (visits, staging) = (itinerary.visits(), &self.staging);
-        let mut feed = Feed::start((program, plan), keys, &visits, &mut resident, staging, region, &self.source, &mut store)?;
+        let (visits, by) = (itinerary.visits(), (&self.staging, &self.merger));
+        let mut feed = Feed::start((program, plan), keys, &visits, &mut resident, by, region, &self.source, &mut store)?;
         if poison {
             let spent = plan.weights.spent(&plan.weights.visits(&visits), &mut before);
             feed.spent = spent.iter().map(|weights| weights.iter().filter_map(|w| plan.weights.place(*w)).collect()).collect();

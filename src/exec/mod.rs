@@ -5,6 +5,7 @@ mod compare;
 mod cuda;
 mod fetch;
 mod gpu;
+mod merge;
 mod one_node;
 mod reference;
 mod values;

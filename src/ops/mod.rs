@@ -47,6 +47,7 @@ macro_rules! ops {
 ops! {
     activation {Activation}
     add {Add}
+    add_low_rank {AddLowRank, LowRankProduct}
     attention {Attention, Segment}
     cast {Cast}
     conv2d {Conv2d}

@@ -232,6 +232,14 @@ impl Engine {
         self.gpu.as_ref().map_or(Ok(LINK_GB_PER_S), |gpu| gpu.link_gb_per_s())
     }
 
+    /// The bytes of a weight that lies on the GPU after an edit, as they lie there; none if it does not.
+    ///
+    /// # Errors
+    /// What the driver reports.
+    pub fn resident_bytes(&self, key: &WeightKey) -> Result<Option<Vec<u8>>> {
+        self.gpu.as_ref().map_or(Ok(None), |gpu| gpu.resident_bytes(key))
+    }
+
     /// Bytes of weights in page-locked memory of the host.
     pub fn stored_bytes(&self) -> usize {
         self.gpu.as_ref().map_or(0, |gpu| gpu.stored_bytes())

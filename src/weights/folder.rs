@@ -16,8 +16,8 @@ use super::json::{CONFIG_BYTES, TOKENIZER_BYTES, read, read_json};
 use super::layout::{Layout, LayoutKind, ModelPath, Weights};
 use super::lora::{Lora, Merged};
 use super::names::{self, Spelling};
-use super::recipe::Recipe;
-use super::{ModelError, Result, WeightSource};
+use super::recipe::{Addition, Recipe};
+use super::{ModelError, Result, WeightForm, WeightSource};
 use crate::model::Version;
 use crate::tensor::{Component, Spec};
 
@@ -204,6 +204,13 @@ impl WeightSource for ModelFolder {
 
     fn is_computed(&self, component: Component, name: &str) -> bool {
         self.merged().recipe(component, name).is_some()
+    }
+
+    fn addition(&self, component: Component, name: &str, form: WeightForm) -> Option<Addition> {
+        match self.merged().recipe(component, name) {
+            Some(Recipe::PlusLora(sum)) => Addition::new(sum, form),
+            _ => None,
+        }
     }
 
     fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {

@@ -40,7 +40,7 @@ pub use hub::{Caches, HubFiles, HubName, TEXT_ENCODER_REPOSITORY};
 pub use layout::{LayoutKind, ModelPath, SETTINGS};
 pub use lora::{Lora, LoraChoice, LoraSummary};
 pub use names::to_diffusers;
-pub use recipe::{Change, Factor, Magnitudes, Pair, PlusLora, Product, Recipe, Rows, Scaled, Stored};
+pub use recipe::{Addition, Change, Factor, Magnitudes, Pair, PlusLora, Product, Recipe, Rows, Scaled, Stored};
 pub use rows::read_rows;
 pub use splitmix::{Splitmix, fill};
 pub use words::shown;
@@ -60,6 +60,11 @@ pub trait WeightSource: Sync {
     /// Whether its elements are computed in large blocks: then one long read costs less than many short ones.
     fn is_computed(&self, _: Component, _: &str) -> bool {
         false
+    }
+
+    /// What a device can add by itself to the weight as files have it, so that it becomes this weight in a form.
+    fn addition(&self, _: Component, _: &str, _: WeightForm) -> Option<Addition> {
+        None
     }
 
     /// Reads the little-endian bytes of a weight from `offset` on.

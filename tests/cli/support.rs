@@ -214,7 +214,7 @@ pub fn library(place: &Place, source: &str, name: &str) -> Option<PathBuf> {
     fs::create_dir_all(&folder).unwrap();
     let source = format!("{}/tests/data/{source}", env!("CARGO_MANIFEST_DIR"));
     let output = folder.join(format!("lib{name}.so"));
-    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&output).arg(source).status();
+    let built = Command::new("cc").args(["-shared", "-fPIC", "-O1", "-o"]).arg(&output).arg(source).arg("-lm").status();
     built.is_ok_and(|status| status.success()).then_some(folder)
 }
 

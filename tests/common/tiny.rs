@@ -11,12 +11,12 @@ use step1x_edit::image::Rgb;
 use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{NoiseSource, Savings};
-use step1x_edit::ops::{H100_GRID_THREADS, HostValues};
+use step1x_edit::ops::{H100_GRID_THREADS, HostValues, WeightOrder};
 use step1x_edit::pipeline::{EditInputs, HostInputs, LoraChoice, Model, Program, Request, Rules};
 use step1x_edit::plan::{Plan, Precision, Target};
 use step1x_edit::prompt::{self, Patches};
-use step1x_edit::tensor::{Component, Shape};
-use step1x_edit::weights::{Lora, WeightSource};
+use step1x_edit::tensor::{Component, DType, Shape};
+use step1x_edit::weights::{Lora, ModelFolder, WeightForm, WeightKey, WeightSource};
 
 use super::SyntheticWeights;
 
@@ -153,15 +153,29 @@ impl TinyEdit {
 
 /// A LoRA of rank 2 of a module of the demo model's transformer, in a folder.
 pub fn lora(dir: &Path, module: &str, scale: f32) -> Arc<Lora> {
+    lora_of_rank(dir, module, 2, scale)
+}
+
+/// The same of any rank.
+pub fn lora_of_rank(dir: &Path, module: &str, rank: usize, scale: f32) -> Arc<Lora> {
     let folder = &Model::demo().unwrap().folder;
     let Shape(extents) = folder.spec(Component::Dit, &format!("{module}.weight")).unwrap().shape;
     let factor = |n: usize| (0..n).flat_map(|i| ((i * 7919 % 101) as f32 / 500.0 - 0.1).to_le_bytes()).collect::<Vec<u8>>();
-    let (down, up) = (factor(2 * extents[1]), factor(2 * extents[0]));
-    let path = dir.join(format!("{module}.safetensors"));
+    let (down, up) = (factor(rank * extents[1]), factor(rank * extents[0]));
+    let path = dir.join(format!("{module}-{rank}.safetensors"));
     let views = [
-        (format!("{module}.lora_down.weight"), TensorView::new(Dtype::F32, vec![2, extents[1]], &down).unwrap()),
-        (format!("{module}.lora_up.weight"), TensorView::new(Dtype::F32, vec![extents[0], 2], &up).unwrap()),
+        (format!("{module}.lora_down.weight"), TensorView::new(Dtype::F32, vec![rank, extents[1]], &down).unwrap()),
+        (format!("{module}.lora_up.weight"), TensorView::new(Dtype::F32, vec![extents[0], rank], &up).unwrap()),
     ];
     safetensors::serialize_to_file(views, None, &path).unwrap();
     Lora::open(&LoraChoice { path, scale }).unwrap()
+}
+
+/// A weight of the transformer as a device has it in bf16, and its bytes as the host merges it with LoRA files.
+pub fn merged_by_host(folder: &ModelFolder, module: &str) -> (WeightKey, Vec<u8>) {
+    let form = WeightForm { dtype: DType::BF16, order: WeightOrder::AsStored };
+    let key = WeightKey { component: Component::Dit, name: format!("{module}.weight").into(), form };
+    let mut bytes = vec![0; 2 * folder.spec(Component::Dit, &key.name).unwrap().shape.elements()];
+    key.fill(folder, 0, &mut bytes).unwrap();
+    (key, bytes)
 }

@@ -13,7 +13,7 @@ use step1x_edit::image::Rgb;
 use step1x_edit::pipeline::{DeviceChoice, EditParameters, Engine, LoraChoice, Model, Place, PlaceChoice, Progress, Silent};
 use step1x_edit::weights::Lora;
 
-use crate::common::tiny::lora;
+use crate::common::tiny::{lora, merged_by_host};
 use crate::support::{Gpu, gpu};
 
 fn engine(gpu: &Gpu, max_vram: Option<usize>) -> Engine {
@@ -155,12 +155,17 @@ fn lora_files_change_between_edits() {
             let picture = engine.edit(&wanted, Some(&source), &mut Silent).unwrap().picture;
             assert!(picture == alone(loras).picture, "{} files, {allowed:?}", loras.len());
             assert_eq!(picture == plain.picture, loras.is_empty());
+            for module in modules.iter().filter(|_| allowed.is_none()) {
+                let (key, bytes) = merged_by_host(&engine.model.folder, module);
+                assert!(engine.resident_bytes(&key).unwrap().unwrap() == bytes, "{module} with {} files", loras.len());
+            }
         }
         let made = engine.made();
         assert_eq!((made.programs, made.on_device.captures), (before.programs, before.on_device.captures));
         if allowed.is_none() {
             let again = made.on_device.uploaded_bytes - before.on_device.uploaded_bytes;
             assert!(again > 0 && 10 * again < before.on_device.uploaded_bytes, "{again} bytes came again");
+            assert!(made.on_device.merged_bytes > 0, "the host has merged them");
         }
     }
 }
@@ -183,7 +188,8 @@ fn full_lora(dir: &Path) -> Arc<Lora> {
     Lora::open(&LoraChoice { path, scale: 1.0 }).unwrap()
 }
 
-/// Run by hand, with the folder of a model of the released size in `STEP1X_MODEL`: what a LoRA file costs a cold and a warm engine.
+/// Run by hand, with the folder of a model of the released size in `STEP1X_MODEL`: what a LoRA file costs a cold and a warm engine, and
+/// a step; and whether the device merges as the host does.
 #[test]
 #[ignore = "needs a model of the released size in STEP1X_MODEL"]
 fn a_lora_of_the_released_size_costs_little_time() {
@@ -191,24 +197,52 @@ fn a_lora_of_the_released_size_costs_little_time() {
     let folder = std::env::var_os("STEP1X_MODEL").expect("STEP1X_MODEL names a model's folder");
     let (dir, source) = (tempfile::tempdir().unwrap(), picture(512, 512));
     let lora = full_lora(dir.path());
-    let wanted = EditParameters { steps: 1, size_level: Some(512), ..EditParameters::new("make it snow") };
     let open = || {
         let choice = PlaceChoice { device: DeviceChoice::Cuda(0), setup: gpu.setup.clone(), ..PlaceChoice::default() };
         Engine::open(Model::open(folder.as_ref()).unwrap(), Place::open(&choice).unwrap()).unwrap()
     };
-    let edit = |engine: &mut Engine, loras: Option<Vec<Arc<Lora>>>| {
+    // Seconds of all, and of the steps.
+    let edit = |engine: &mut Engine, loras: Option<Vec<Arc<Lora>>>, steps| {
+        let wanted = EditParameters { steps, size_level: Some(512), ..EditParameters::new("make it snow") };
         let begun = Instant::now();
         loras.map(|loras| engine.adapt(loras).unwrap());
-        engine.edit(&wanted, Some(&source), &mut Silent).unwrap();
-        begun.elapsed().as_secs_f64()
+        let edited = engine.edit(&wanted, Some(&source), &mut Silent).unwrap();
+        let in_steps = edited.seconds.stages.iter().filter(|(name, _)| *name == "step").map(|(_, seconds)| seconds).sum::<f64>();
+        (begun.elapsed().as_secs_f64(), in_steps)
     };
-    edit(&mut open(), None); // brings the files into the system's cache
+    edit(&mut open(), None, 1); // brings the files into the system's cache
     let (mut plain, mut adapted) = (open(), None);
-    let (cold, warm) = (edit(&mut plain, None), edit(&mut plain, None));
+    let (cold, warm) = (edit(&mut plain, None, 1).0, edit(&mut plain, None, 1).0);
     drop(plain);
-    let cold_with = edit(adapted.insert(open()), Some(vec![lora.clone()]));
+    let cold_with = edit(adapted.insert(open()), Some(vec![lora.clone()]), 1).0;
     let engine = adapted.as_mut().unwrap();
-    let (away, back) = (edit(engine, Some(vec![])), edit(engine, Some(vec![lora])));
+    let merged = engine.made().on_device.merged_bytes as f64 / 1e9;
+    let (away, back) = (edit(engine, Some(vec![]), 1).0, edit(engine, Some(vec![lora.clone()]), 1).0);
     println!("cold {cold:.2} s, with a LoRA {cold_with:.2} s; warm {warm:.2} s, LoRA away {away:.2} s, back {back:.2} s");
-    assert!(cold_with - cold <= 1.0 && back - warm <= 2.5);
+    println!("{merged:.2} GB were merged on the device");
+    for module in
+        ["double_blocks.0.img_attn.qkv", "double_blocks.18.txt_mlp.2", "single_blocks.0.linear1", "single_blocks.37.linear2"]
+    {
+        let (key, bytes) = merged_by_host(&engine.model.folder, module);
+        assert!(engine.resident_bytes(&key).unwrap().unwrap() == bytes, "{module} is not what the host merges");
+    }
+
+    // Steps in turns, each after an edit that brings the weights.
+    let mut seconds = [vec![], vec![]];
+    for _ in 0..3 {
+        for (with, loras) in [vec![], vec![lora.clone()]].into_iter().enumerate() {
+            edit(engine, Some(loras), STEPS);
+            seconds[with].push(edit(engine, None, STEPS).1);
+        }
+    }
+    let [without, with] = seconds.map(|mut turns: Vec<f64>| {
+        turns.sort_by(f64::total_cmp);
+        turns[1]
+    });
+    println!("{STEPS} steps {without:.3} s, with a LoRA {with:.3} s");
+    assert!(without >= 2.0, "too short to tell");
+    assert!(merged > 10.0 && cold_with - cold <= 1.0 && back - warm <= 2.5 && (with / without - 1.0).abs() <= 0.005);
 }
+
+/// Steps that take two seconds and more.
+const STEPS: usize = 28;

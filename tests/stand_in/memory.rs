@@ -66,18 +66,20 @@ fn another_lora_brings_only_what_it_touches() {
     let [one, other] = [qkv, linear1].map(|module| lora(dir.path(), module, 1.0));
     edit(&mut engine, heard).unwrap();
     let mut made = engine.made();
-    for (loras, names, bytes) in [
-        (vec![one.clone()], 1, bytes_of(qkv)),
-        (vec![one.clone()], 0, 0),
-        (vec![other.clone()], 2, bytes_of(qkv) + bytes_of(linear1)),
-        (vec![other, one], 1, bytes_of(qkv)),
-        (vec![], 2, bytes_of(qkv) + bytes_of(linear1)),
+    for (loras, names, bytes, merged) in [
+        (vec![one.clone()], 1, bytes_of(qkv), bytes_of(qkv)),
+        (vec![one.clone()], 0, 0, 0),
+        (vec![other.clone()], 2, bytes_of(qkv) + bytes_of(linear1), bytes_of(linear1)),
+        (vec![other, one], 1, bytes_of(qkv), bytes_of(qkv)),
+        (vec![], 2, bytes_of(qkv) + bytes_of(linear1), 0),
     ] {
         assert_eq!(engine.adapt(loras).unwrap(), names);
         edit(&mut engine, heard).unwrap();
         let now = engine.made();
         assert_eq!(now.on_device.uploaded_bytes - made.on_device.uploaded_bytes, bytes);
+        assert_eq!(now.on_device.merged_bytes - made.on_device.merged_bytes, merged, "on the device");
         made.on_device.uploaded_bytes = now.on_device.uploaded_bytes;
+        made.on_device.merged_bytes = now.on_device.merged_bytes;
         assert_eq!(now, made, "no program, kernel, launch or capture");
     }
 }

@@ -35,7 +35,7 @@ static BUILT: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
     let build = |name: &str| {
         // Whoever asks the loader for this name is given what this process has loaded already.
         let (file, name) = (folder.join(format!("lib{name}.so")), format!("-Wl,-soname,lib{name}.so"));
-        Command::new("cc").args(["-shared", "-fPIC", "-O1", &name, "-o"]).arg(file).arg(source).status()
+        Command::new("cc").args(["-shared", "-fPIC", "-O1", &name, "-o"]).arg(file).arg(source).arg("-lm").status()
     };
     NAMES.iter().all(|name| build(name).is_ok_and(|status| status.success())).then_some(folder)
 });

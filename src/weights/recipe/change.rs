@@ -19,7 +19,7 @@ use crate::weights::sound;
 #[derive(Clone, Debug)]
 pub struct PlusLora {
     pub(super) base: Box<Recipe>,
-    changes: Vec<Change>,
+    pub(super) changes: Vec<Change>,
     pub(super) spec: Spec,
 }
 

@@ -4,6 +4,7 @@
 //! same bytes however the tensor is cut. "Rows" are along the first axis: those of a matrix, filters of a convolution,
 //! elements of a bias.
 
+mod addition;
 mod change;
 mod low_rank;
 mod packed;
@@ -14,6 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use self::addition::Addition;
 pub use self::change::{Change, Factor, Magnitudes, Pair, PlusLora, Product};
 pub use self::packed::Packed;
 pub use self::scaled::Scaled;
@@ -70,12 +72,28 @@ impl Recipe {
             return Err(self.named(&asked));
         }
         match self {
-            Recipe::Stored(stored) => stored.read_at(offset, bytes),
+            Recipe::Stored(stored) => stored.read_at(offset, bytes).map(drop),
             Recipe::Rows(rows) if rows.are_of_one_type() => {
                 let size = rows.spec.dtype.bytes();
                 rows.each_part(rows.row * size, offset..offset + bytes.len(), |part, from, to| part.read_at(from, &mut bytes[to]))
             }
             Recipe::Rows(_) | Recipe::Scaled(_) | Recipe::Packed(_) | Recipe::PlusLora(_) => self.compute(offset, bytes),
+        }
+    }
+
+    /// The same where the bytes are those of files; gives the bits of the largest magnitude among its elements.
+    fn read_stored(&self, offset: usize, bytes: &mut [u8]) -> Result<u32> {
+        match self {
+            Recipe::Stored(stored) => stored.read_at(offset, bytes),
+            Recipe::Rows(rows) if rows.are_of_one_type() => {
+                let (row, wanted, mut largest) = (rows.row * rows.spec.dtype.bytes(), offset..offset + bytes.len(), 0);
+                rows.each_part(row, wanted, |part, from, to| {
+                    largest = part.read_stored(from, &mut bytes[to])?.max(largest);
+                    Ok(())
+                })?;
+                Ok(largest)
+            }
+            other => Err(other.named("it is computed, where bytes of a file are needed")),
         }
     }
 
@@ -179,8 +197,8 @@ impl Stored {
     }
 
     /// Reads bytes from `offset` on, a part at a time, so that each is looked at while it is in the cache. (Elements that the
-    /// ends of a part divide are passed over; who reads weights reads whole ones.)
-    fn read_at(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+    /// ends of a part divide are passed over; who reads weights reads whole ones.) Gives the bits of the largest magnitude.
+    fn read_at(&self, offset: usize, bytes: &mut [u8]) -> Result<u32> {
         let (dtype, size) = (self.spec.dtype, self.spec.dtype.bytes());
         let mut largest = 0;
         for (part, bytes) in bytes.chunks_mut(PART).enumerate() {
@@ -192,8 +210,10 @@ impl Stored {
             return Err(self.fault("has values that are not finite, so the file is damaged"));
         }
         match &self.not_zero {
-            Some(known) if largest == 0 && !bytes.is_empty() && !known.load(Ordering::Relaxed) => self.check_not_zero(known),
-            _ => Ok(()),
+            Some(known) if largest == 0 && !bytes.is_empty() && !known.load(Ordering::Relaxed) => {
+                self.check_not_zero(known).map(|()| largest)
+            }
+            _ => Ok(largest),
         }
     }
 
@@ -220,7 +240,7 @@ impl Stored {
         let mut bytes = vec![0; PART.min(self.spec.bytes())];
         (0..self.spec.bytes()).step_by(PART).try_for_each(|offset| {
             let end = PART.min(self.spec.bytes() - offset);
-            self.read_at(offset, &mut bytes[..end])
+            self.read_at(offset, &mut bytes[..end]).map(drop)
         })
     }
 
