@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::register;
 use signal_hook::low_level::exit;
-use step1x_edit::cli::{self, BenchChoice, Command, EditArgs};
-use step1x_edit::commands::{demo, doctor, inspect, judge, measure, op, pull, synth, verify};
+use step1x_edit::cli::{self, BatchArgs, BenchChoice, Command, EditArgs};
+use step1x_edit::commands::{batch, demo, doctor, inspect, judge, measure, op, pull, synth, verify};
 use step1x_edit::error::{Interrupted, ResourceError, UsageError, no_thread, printable};
 use step1x_edit::image::{Stream, quieten_decoders};
 use step1x_edit::pipeline::run_edit;
@@ -41,6 +41,7 @@ fn run(command: &Command) -> Result<u8> {
     let silent = &mut Display::new(true, &STOP);
     match command {
         Command::Edit(args) => edit(args)?,
+        Command::Batch(args) => return batch(args, silent),
         Command::Demo(args) => {
             let done = demo::run(&args.job()?, silent, &case_bar(args.quiet))?;
             if !args.quiet {
@@ -141,12 +142,24 @@ fn edit(args: &EditArgs) -> Result<()> {
     Ok(())
 }
 
+/// Makes a manifest's edits, or brings the results of shards together.
+fn batch(args: &BatchArgs, progress: &mut Display) -> Result<u8> {
+    if let Some(job) = args.merge() {
+        let (words, whole) = batch::merge(&job)?;
+        print(&format!("{words}\n"))?;
+        return Ok(u8::from(!whole));
+    }
+    let ears = batch::Ears { stop: &STOP, bar: case_bar(args.quiet()), say, print, quiet: args.quiet() };
+    batch::run(&args.job()?, &ears, progress)
+}
+
 /// Starts the CPU's threads: as many as the flag says, else the environment, else one for each core.
 fn start_threads(command: &Command) -> Result<()> {
     let asked = match command {
         // They compute nothing, and say what is wrong even where no thread starts.
         Command::Doctor(_) | Command::Pull(_) => return Ok(()),
         Command::Edit(args) => args.place.threads,
+        Command::Batch(args) => args.threads(),
         Command::Demo(args) => args.place.threads,
         Command::Judge(args) => args.place.threads,
         _ => None,

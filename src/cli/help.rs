@@ -20,6 +20,10 @@ pub(super) const EXAMPLES: &str = "Examples:
   step1x-edit edit -i examples/shapes.png -p \"make the circle blue\" -o edited.png
   step1x-edit edit -m MODEL_FOLDER -i photo.jpg -p \"turn day into night\" -o night.png";
 
+pub(super) const BATCH_EXAMPLES: &str = "Examples:
+  step1x-edit batch prompts.json -o edited -m v1.1
+  step1x-edit batch photos -p \"make it snow\" -o snow -m v1.1 --resume";
+
 pub(super) const PULL_EXAMPLES: &str = "Examples:
   step1x-edit pull v1.1 --dry-run
   step1x-edit pull v1.1 && step1x-edit edit -m v1.1 -i photo.jpg -p \"make it snow\" -o snow.png";
@@ -31,7 +35,7 @@ pub(super) const OP_EXAMPLES: &str = "Examples:
 
 /// What people come for, and the commands that do it.
 const GROUPS: [(&str, &[&str]); 5] = [
-    ("Use", &["edit", "demo", "pull"]),
+    ("Use", &["edit", "batch", "demo", "pull"]),
     ("Look", &["inspect", "doctor"]),
     ("Measure", &["bench", "profile", "op"]),
     ("Check", &["verify", "compare", "judge"]),

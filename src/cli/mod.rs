@@ -1,7 +1,9 @@
 //! The command line: flags and environment to validated jobs. Nothing below reads either.
 
+mod batch;
 mod demo;
 mod edit;
+mod edits;
 mod environment;
 mod help;
 mod judge;
@@ -18,6 +20,7 @@ use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
 
+pub use self::batch::BatchArgs;
 pub use self::demo::DemoArgs;
 pub use self::edit::EditArgs;
 pub use self::environment::{setup, threads};
@@ -44,6 +47,9 @@ pub enum Command {
     /// Edit a picture by an instruction, or make one from text alone (without -i; model v1.1)
     #[command(after_help = help::EXAMPLES)]
     Edit(Box<EditArgs>),
+    /// Make every edit of a manifest on one loaded model, and go on after any interruption
+    #[command(after_help = help::BATCH_EXAMPLES)]
+    Batch(Box<BatchArgs>),
     /// Make the gallery of the built-in demo model: pictures, instructions, results
     Demo(DemoArgs),
     /// Fetch a model from Hugging Face or ModelScope into the cache where -m finds it

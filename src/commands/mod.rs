@@ -1,5 +1,6 @@
 //! The commands besides `edit`. Each takes a job whose every choice is made, whoever made it.
 
+pub mod batch;
 pub mod demo;
 pub mod doctor;
 pub mod inspect;

@@ -12,7 +12,7 @@ mod stream;
 
 pub use encode::{Format, encode};
 pub use output::Output;
-pub use read::{Alpha, Decoded, Reading, decode, decode_bytes, decode_from, quieten_decoders};
+pub use read::{Alpha, Decoded, Reading, claimed_size, decode, decode_bytes, decode_from, quieten_decoders, read_file};
 pub use resize::{Filter, resize, resize_alpha, resize_as_torchvision, working_size};
 pub use stream::Stream;
 

@@ -13,7 +13,7 @@ use anyhow::Result;
 
 use super::memory;
 use super::run::{Ran, run_program};
-use super::{EditParameters, Material, Model, Place, Program, Progress, Silent};
+use super::{EditParameters, Encoded, Material, Model, Place, Program, Progress, Silent};
 use crate::cuda::{OutOfMemory, cache};
 use crate::exec::{self, Cuda, Executor, Gpu, Reference};
 use crate::image::{self, Filter, Rgb};
@@ -32,6 +32,9 @@ const TRIES: usize = 4;
 const LESS: f64 = 0.8;
 /// The host's memory that weights which stream leave to everyone else.
 const SPARED: usize = 4_000_000_000;
+
+/// How a loaded program is run.
+type Run<'r> = dyn FnMut(&mut dyn Executor, &Program, &mut dyn Progress) -> Result<Ran> + 'r;
 
 /// The loaded model on a place.
 ///
@@ -66,6 +69,8 @@ pub struct Engine {
     told: bool,
     /// Programs planned so far.
     planned: usize,
+    /// Most programs to keep.
+    most_programs: usize,
     /// What the first edit says: that the cache is not used, and why.
     note: Option<String>,
 }
@@ -149,7 +154,24 @@ impl Engine {
         let note = place.setup.cache.as_deref().filter(|_| gpu.is_some()).and_then(cache::refusal);
         let allowed = [place.max_vram, place.max_ram];
         let (programs, policy) = (vec![], Policy::Resident);
-        Ok(Engine { model, place, gpu, programs, policy, most: None, allowed, told: false, planned: 0, note })
+        Ok(Engine {
+            model,
+            place,
+            gpu,
+            programs,
+            policy,
+            most: None,
+            allowed,
+            told: false,
+            planned: 0,
+            most_programs: usize::MAX,
+            note,
+        })
+    }
+
+    /// Keeps at most so many programs from now on, whatever memory there is for more: for those who make edits of ever new shapes.
+    pub fn keep_at_most(&mut self, programs: usize) {
+        self.most_programs = programs.max(1);
     }
 
     /// Gives up all that it keeps, and gives back what it was opened with.
@@ -172,13 +194,26 @@ impl Engine {
     /// # Errors
     /// As for [`Engine::edit`].
     pub fn make(&mut self, material: &Material, progress: &mut dyn Progress) -> Result<Edited> {
+        self.make_by(material, progress, &mut |exec, program, progress| run_program(exec, program, progress, &mut |_, _| Ok(())))
+    }
+
+    /// Makes an edit of material whose picture and prompts, and all else but the seed, are those of earlier ones: what the encoders
+    /// made of these is `encoded`, and is there afterwards. The bytes are those that [`Engine::make`] makes.
+    ///
+    /// # Errors
+    /// As for [`Engine::edit`].
+    pub fn make_again(&mut self, material: &Material, encoded: &mut Encoded, progress: &mut dyn Progress) -> Result<Edited> {
+        self.make_by(material, progress, &mut |exec, program, progress| encoded.run(exec, program, progress))
+    }
+
+    fn make_by(&mut self, material: &Material, progress: &mut dyn Progress, run: &mut Run) -> Result<Edited> {
         let begun = Instant::now();
         self.note.take().iter().for_each(|note| progress.notice(note));
         let at = self.load(material.spec(), Purpose::Edit, progress)?;
         let plan = self.programs[at].planned.saturating_duration_since(begun).as_secs_f64();
         let Loaded { program, exec, .. } = self.fill(at, material)?;
         let prepare = begun.elapsed().as_secs_f64() - plan;
-        let Ran { pixels, seconds: stages, until_step } = run_program(&mut **exec, program, progress, &mut |_, _| Ok(()))?;
+        let Ran { pixels, seconds: stages, until_step } = run(&mut **exec, program, progress)?;
         let edited = Edited {
             picture: Rgb { width: material.size.0, height: material.size.1, data: pixels },
             seconds: Seconds { plan, prepare, stages, until_step },
@@ -407,6 +442,7 @@ impl Engine {
     /// Keeps a program as the most recently used; gives its number.
     fn keep(&mut self, loaded: Loaded) -> usize {
         self.programs.push(loaded);
+        self.programs.drain(..self.programs.len().saturating_sub(self.most_programs));
         self.programs.len() - 1
     }
 }

@@ -93,6 +93,11 @@ impl Material {
         Ok(Material { size, working, patches, inputs, embeddings, seed: edit.seed, chosen })
     }
 
+    /// The same with another seed.
+    pub fn with_seed(self, seed: u64) -> Material {
+        Material { seed, ..self }
+    }
+
     /// What the edit left open, settled.
     pub fn chosen(&self) -> &Chosen {
         &self.chosen

@@ -153,7 +153,7 @@ fn groups(root: &Path) -> Vec<usize> {
 }
 
 /// The process's largest resident size so far; none where the kernel keeps no such books.
-pub(super) fn peak_resident_bytes() -> Option<u64> {
+pub fn peak_resident_bytes() -> Option<u64> {
     kib(Path::new("/"), "proc/self/status", "VmHWM:").map(|bytes| bytes as u64)
 }
 

@@ -1,6 +1,7 @@
 //! One edit, from files to file: open, edit, commit. [`Engine`] is what many edits share.
 
 mod checkpoint;
+mod encoded;
 mod engine;
 mod job;
 mod material;
@@ -15,10 +16,11 @@ mod wording;
 use anyhow::Result;
 
 pub use self::checkpoint::{CFG_SCALES, LORA_SCALES, Model, SIZE_LEVELS, Settings, open_loras, parse_settings};
+pub use self::encoded::Encoded;
 pub use self::engine::{Edited, Engine, Loaded, Made, PROGRAM_BYTES, Purpose, Seconds};
 pub use self::job::{Chosen, EditJob, EditParameters, Rng, SIDES, STEPS};
 pub use self::material::Material;
-pub use self::memory::{anonymous_bytes, check_host_memory};
+pub use self::memory::{anonymous_bytes, check_host_memory, peak_resident_bytes};
 pub use self::place::{DeviceChoice, LEAST_CAPABILITY, Place, PlaceChoice};
 pub use self::program::{EditInputs, HostInputs, Program, Request};
 pub use self::report::{Parameters, Report};
@@ -100,7 +102,7 @@ pub fn run_edit(job: &EditJob, progress: &mut dyn Progress) -> Result<Report> {
     let (model, place) = engine.close(); // the device is free before the picture is encoded
 
     let picture = image::resize(&edited.picture, last.0, last.1, Filter::Bicubic);
-    let parameters = Parameters::new(job, &model, &edited, last)?;
+    let parameters = Parameters::new(&job.edit, job.image.is_some(), &model, &edited, last)?;
     let alpha = original.and_then(|Original { size, alpha }| Some(image::resize_alpha(alpha?, size, last)));
     let bytes = image::encode(&picture, alpha.as_deref(), format, &parameters.to_string())?;
     output.commit_unless(&bytes, &mut || match &job.output {

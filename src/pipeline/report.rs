@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::memory::peak_resident_bytes;
-use super::{EditJob, Edited, Model, Place, Rng, Rules};
+use super::{EditJob, EditParameters, Edited, Model, Place, Rng, Rules};
 use crate::weights::Lora;
 
 /// What it takes to make the picture again.
@@ -92,10 +92,18 @@ struct PeakBytes {
 }
 
 impl Parameters {
+    /// Those of an edit that was made, of a picture or from text alone; `output`: width and height of the result.
+    ///
     /// # Errors
     /// A LoRA file that cannot be read any more.
-    pub(super) fn new(job: &EditJob, model: &Model, edited: &Edited, output: (usize, usize)) -> Result<Parameters> {
-        let (edit, chosen) = (&job.edit, job.edit.with(model)?);
+    pub fn new(
+        edit: &EditParameters,
+        of_picture: bool,
+        model: &Model,
+        edited: &Edited,
+        output: (usize, usize),
+    ) -> Result<Parameters> {
+        let chosen = edit.with(model)?;
         let used = |lora: Arc<Lora>| {
             let file = lora.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
             Ok(UsedLora { file, sha256: lora.sha256()?, scale: lora.scale })
@@ -104,7 +112,7 @@ impl Parameters {
             loras: model.folder.loras().into_iter().map(used).collect::<Result<_>>()?,
             program: concat!("step1x-edit ", env!("CARGO_PKG_VERSION")),
             model: format!("{}{}", model.config.version, if model.is_demo { " (demo model)" } else { "" }),
-            task: if job.image.is_some() { "edit" } else { "text-to-image" },
+            task: if of_picture { "edit" } else { "text-to-image" },
             prompt: edit.prompt.clone(),
             negative_prompt: edit.negative_prompt.clone(),
             seed: edit.seed,
@@ -121,6 +129,13 @@ impl Parameters {
             working_size: [edited.picture.width, edited.picture.height],
             output_size: [output.0, output.1],
         })
+    }
+}
+
+impl Parameters {
+    /// The model's version.
+    pub fn model(&self) -> &str {
+        &self.model
     }
 }
 

@@ -8,6 +8,7 @@ use super::{Program, Progress};
 use crate::exec::Executor;
 use crate::graph::{BodyId, TensorId};
 use crate::ops::HostValues;
+use crate::plan::Itinerary;
 
 /// What a run gives.
 pub struct Ran {
@@ -27,10 +28,24 @@ pub type Ended<'e> = dyn FnMut(BodyId, &dyn Executor) -> Result<()> + 'e;
 /// # Errors
 /// What `progress` or `ended` return, values that are not finite, or what the executor reports.
 pub fn run_program(exec: &mut dyn Executor, program: &Program, progress: &mut dyn Progress, ended: &mut Ended) -> Result<Ran> {
+    run_along(&program.plan.itinerary, exec, program, progress, ended)
+}
+
+/// Runs a part of a program, at whose end the picture is there; what the part starts from is there as well.
+///
+/// # Errors
+/// As for [`run_program`].
+pub(super) fn run_along(
+    itinerary: &Itinerary,
+    exec: &mut dyn Executor,
+    program: &Program,
+    progress: &mut dyn Progress,
+    ended: &mut Ended,
+) -> Result<Ran> {
     let (t, plan, begun) = (&program.tensors, &program.plan, Instant::now());
     let (mut seconds, mut until_step) = (Vec::new(), 0.0);
-    exec.begin(&plan.itinerary)?;
-    for leg in &plan.itinerary.0 {
+    exec.begin(itinerary)?;
+    for leg in &itinerary.0 {
         let (start, visits) = (Instant::now(), leg.visits());
         for (turn, &body) in visits.iter().enumerate() {
             progress.stage(plan.graph.bodies[body.0].name, turn, visits.len())?;

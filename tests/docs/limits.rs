@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{Code, ROOT, code};
 
 /// Where what comes from outside is read.
-const READERS: [&str; 9] = [
+const READERS: [&str; 10] = [
     "src/image/read",
     "src/weights",
     "src/prompt",
@@ -15,6 +15,7 @@ const READERS: [&str; 9] = [
     "src/cli",
     "src/pipeline",
     "src/commands/pull",
+    "src/commands/batch",
     "src/commands/verify/golden.rs",
     "src/commands/judge/cases.rs",
 ];

@@ -126,7 +126,12 @@ pub fn decode_from(stream: &Stream, reading: &Reading) -> Result<Decoded> {
     decode(path, reading)
 }
 
-fn read_file(path: &Path, reading: &Reading) -> Result<Vec<u8>> {
+/// The bytes of a picture file, without metadata that is not looked at.
+///
+/// # Errors
+///
+/// If it cannot be read, or is far larger than its pixels could be.
+pub fn read_file(path: &Path, reading: &Reading) -> Result<Vec<u8>> {
     let file = File::open(path)?;
     let found = file.metadata()?;
     ensure!(!found.is_dir(), "it is a folder; give a picture file");
@@ -186,6 +191,16 @@ pub fn decode_bytes(bytes: &[u8], reading: &Reading) -> Result<Decoded> {
         Some(read) => read.and_then(|(decoded, orientation)| orientation::upright(decoded, orientation, reading)),
         None => bail!("its decoder failed, so the file is probably damaged; copy or download it again"),
     }
+}
+
+/// Width and height that the header of a picture file claims, not turned upright; none where that takes more than its first bytes.
+pub fn claimed_size(bytes: &[u8]) -> Option<(usize, usize)> {
+    let claimed = || {
+        let reader = ::image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format().ok()?;
+        reader.into_dimensions().ok()
+    };
+    let (width, height) = panics::caught(claimed).flatten()?;
+    Some((width as usize, height as usize))
 }
 
 /// The size as indices, if such a picture may be read.
