@@ -107,7 +107,7 @@ pub struct BenchArgs {
     #[arg(short, long, alias = "model-path", value_name = "PATH", required_unless_present = "link")]
     model: Option<PathBuf>,
     /// Measure copies to the GPU and the locking of memory instead; no model is needed
-    #[arg(long, conflicts_with_all = ["model", "vae", "text_encoder", "lora", "size", "prompt", "rules", "steps", "runs", "max_vram", "max_ram"])]
+    #[arg(long, conflicts_with_all = ["model", "vae", "text_encoder", "mmproj", "lora", "size", "prompt", "rules", "steps", "runs", "max_vram", "max_ram"])]
     link: bool,
     #[command(flatten)]
     parts: PartsArgs,
@@ -144,7 +144,7 @@ pub struct BenchArgs {
 /// What `bench` measures.
 pub enum BenchChoice {
     /// Edits.
-    Edits(BenchJob),
+    Edits(Box<BenchJob>),
     /// The link between host and device.
     Link(LinkJob),
 }
@@ -157,7 +157,7 @@ impl BenchArgs {
     pub fn job(&self) -> Result<BenchChoice> {
         let place = PlaceChoice { device: self.device, precision: None, max_vram: None, max_ram: self.max_ram, setup: setup() };
         let Some(model) = &self.model else { return Ok(BenchChoice::Link(LinkJob { place, json: self.json })) };
-        Ok(BenchChoice::Edits(BenchJob {
+        Ok(BenchChoice::Edits(Box::new(BenchJob {
             model: self.parts.of(model)?,
             loras: self.lora.lora.clone(),
             sizes: self.size.clone(),
@@ -168,7 +168,7 @@ impl BenchArgs {
             budgets: self.max_vram.clone(),
             place,
             json: self.json,
-        }))
+        })))
     }
 }
 

@@ -18,6 +18,9 @@ pub struct PartsArgs {
     /// Text encoder, where it is not beside the transformer: its folder, its .safetensors or .gguf, or a name as of -m
     #[arg(long, value_name = "PATH", requires = "model", hide_short_help = true)]
     text_encoder: Option<PathBuf>,
+    /// Vision tower of a text encoder in .gguf, where several files beside it could be meant: a .gguf
+    #[arg(long, value_name = "FILE", requires = "model", hide_short_help = true)]
+    mmproj: Option<PathBuf>,
 }
 
 impl PartsArgs {
@@ -31,6 +34,7 @@ impl PartsArgs {
             model: environment::located(model, Component::Dit)?,
             vae: part(&self.vae, Component::Vae)?,
             text_encoder: part(&self.text_encoder, Component::Qwen)?,
+            mmproj: self.mmproj.clone(),
         })
     }
 }

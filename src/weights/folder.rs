@@ -70,7 +70,7 @@ impl ModelFolder {
         let layout = Layout::find(at)?;
         let kind = layout.kind;
         let open = |weights: &Weights, place| {
-            let files = weights.open()?;
+            let files: Vec<WeightFile> = weights.open()?.into_iter().map(|file| file.only(place)).collect();
             check_kind(&files, place, weights.path())?;
             Ok(files)
         };
@@ -189,9 +189,16 @@ impl ModelFolder {
         self.recipes.get(&component).into_iter().flatten().map(|(name, recipe)| (name.as_str(), recipe.spec()))
     }
 
-    /// Path, bytes and number of tensors of each weight file: DiT, VAE, Qwen's shards.
+    /// Path, bytes and number of tensors of each weight file: DiT, VAE, Qwen's shards; of one that holds several parts, once.
     pub fn files(&self) -> impl Iterator<Item = (&Path, u64, usize)> {
-        self.files.iter().map(|file| (file.path(), file.bytes(), file.tensor_count()))
+        let mut files: Vec<(&Path, u64, usize)> = vec![];
+        for file in &self.files {
+            match files.iter_mut().find(|(path, ..)| *path == file.path()) {
+                Some((.., tensors)) => *tensors += file.tensor_count(),
+                None => files.push((file.path(), file.bytes(), file.tensor_count())),
+            }
+        }
+        files.into_iter()
     }
 }
 

@@ -15,6 +15,7 @@ mod file;
 mod folder;
 mod foreign;
 mod form;
+mod heads;
 mod hub;
 mod inferred;
 mod json;

@@ -220,6 +220,15 @@ fn the_names_and_arrangements_of_llama_cpp_make_the_same_picture() {
     assert_eq!(shared, edited(&place, &["-m", "model"], "within.png"));
     fs::remove_file(folder.join("config.json")).unwrap();
     assert_eq!(shared, edited(&place, &["-m", "model"], "inferred.png"));
+    // Of several vision towers one is named, wherever it lies, and no other is looked into.
+    for name in ["mmproj-BF16.gguf", "mmproj-F16.gguf"] {
+        fs::remove_file(folder.join(name)).ok();
+        fs::write(folder.join(name), "none").unwrap();
+    }
+    place.edit_refused(&["-m", "model"], 3, &["choose one with --mmproj", "there (2):\n  mmproj-BF16.gguf"]);
+    assert_eq!(shared, edited(&place, &["-m", "model", "--mmproj", TOWER], "tower.png"));
+    let within = folder.join(Path::new(FILE).file_name().unwrap()).display().to_string();
+    assert_eq!(shared, edited(&place, &["-m", "model", "--text-encoder", &within, "--mmproj", TOWER], "both.png"));
 }
 
 #[test]
@@ -259,7 +268,29 @@ fn what_is_wrong_with_them_is_named() {
     refused(FILE, &[FILE, "this is the text model alone; put the vision tower beside it, a file such as mmproj-F16.gguf"]);
     write_again();
     fs::copy(place.path(TOWER), place.path("encoder/mmproj-BF16.gguf")).unwrap();
-    refused(FILE, &[FILE, "several files beside it have a vision tower; leave one there", "mmproj-BF16.gguf", "mmproj-F16.gguf"]);
+    refused(
+        FILE,
+        &[FILE, "several files beside it have a vision tower; choose one with --mmproj", "mmproj-BF16.gguf", "mmproj-F16.gguf"],
+    );
+    let with = |file: &str, words: &[&str]| {
+        place.edit_refused(&["-m", "model", "--text-encoder", FILE, "--mmproj", file], 3, words);
+    };
+    with("encoder/none.gguf", &["none.gguf: there is no such file; give --mmproj"]);
+    with(FILE, &["this is a vision tower of the kind \"\", where"]);
+    place.edit_refused(
+        &["-m", "model", "--text-encoder", "encoder", "--mmproj", "encoder"],
+        3,
+        &["encoder: there is no such file"],
+    );
+    let whole = Place::new();
+    whole.linked_model("model", &[]);
+    let given = place.path(TOWER).display().to_string();
+    whole.edit_refused(
+        &["-m", "model", "--mmproj", &given],
+        3,
+        &[TOWER, "for a text encoder in GGUF, and model/Qwen2.5-VL-7B-Instruct"],
+    );
+    whole.run(&["edit", "-i", "x.png", "-p", "x", "-o", "x.png", "--mmproj", "x"]).refused(2, &["--model"]);
     fs::remove_file(place.path("encoder/mmproj-BF16.gguf")).unwrap();
     write_text(&place.path(TOWER), &tower);
     refused(FILE, &[TOWER, "this is a vision tower of the kind \"\", where Qwen2.5-VL has qwen2.5vl_merger"]);

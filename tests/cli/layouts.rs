@@ -327,3 +327,85 @@ fn a_text_encoder_in_one_file_needs_nothing_beside_it() {
     fs::remove_file(dir.join(TOKENIZER)).unwrap();
     place.edit_refused(&args, 3, &["this is no complete text encoder", "missing (1)", "tokenizer.json beside it"]);
 }
+
+/// The tensors of one of the shared model's files, with something before each name.
+fn behind(head: &str, file: &str) -> Vec<Stored> {
+    let mut tensors = match file {
+        VAE => stored(file, "F32", |v| v.to_le_bytes().to_vec()),
+        _ => stored(file, "BF16", bf16),
+    };
+    tensors.iter_mut().for_each(|t| t.name = format!("{head}{}", t.name));
+    tensors
+}
+
+/// All parts in one file, as ComfyUI writes it, make the same picture; what it lacks is beside it, or named.
+#[test]
+fn a_checkpoint_of_all_parts_makes_the_same_picture() {
+    let place = Place::new();
+    place.edited(&["-i", &fixture("grey.png"), "-o", "shared.png"]);
+    let dir = place.path("all");
+    fs::create_dir(&dir).unwrap();
+    for file in [SETTINGS, CONFIG, TOKENIZER] {
+        fs::hard_link(model().join(file), dir.join(Path::new(file).file_name().unwrap())).unwrap();
+    }
+    let (path, in_dit) = (dir.join("step1x_all_in_one.safetensors"), "model.diffusion_model.");
+    let of_comfyui = "text_encoders.qwen25_7b.transformer.";
+    let scale = Stored {
+        name: "text_encoders.qwen25_7b.logit_scale".into(),
+        dtype: "F32",
+        shape: Shape(vec![]),
+        bytes: 4.6055f32.to_le_bytes().to_vec(),
+    };
+    let file = "all/step1x_all_in_one.safetensors";
+    for (i, (vae, text)) in [("vae.", of_comfyui), ("first_stage_model.", "cond_stage_model.")].into_iter().enumerate() {
+        let mut tensors = [behind(in_dit, DIT), behind(vae, VAE), behind(text, TEXT)].concat();
+        tensors.push(scale.clone());
+        write(&path, &tensors);
+        let output = format!("{i}.png");
+        place.edited(&["-m", file, "-i", &fixture("grey.png"), "-o", &output]);
+        assert_eq!(place.read("shared.png"), place.read(&output), "{vae} and {text}");
+    }
+    let inspected = place.run(&["inspect", "-m", file]);
+    assert_eq!(inspected.code, Some(0), "{}", inspected.stderr);
+    assert_eq!(inspected.stdout.matches(file).count(), 1, "{}", inspected.stdout);
+
+    // Its parts serve another transformer, and a part that it lacks is asked for, and taken from where it is named.
+    fs::create_dir(place.path("alone")).unwrap();
+    fs::hard_link(model().join(DIT), place.path("alone/dit.safetensors")).unwrap();
+    fs::hard_link(model().join(SETTINGS), place.path("alone/step1x.json")).unwrap();
+    place.edited(&[
+        "-m",
+        "alone/dit.safetensors",
+        "--vae",
+        file,
+        "--text-encoder",
+        file,
+        "-i",
+        &fixture("grey.png"),
+        "-o",
+        "parts.png",
+    ]);
+    assert_eq!(place.read("shared.png"), place.read("parts.png"));
+    write(&path, &[behind(in_dit, DIT), behind(of_comfyui, TEXT)].concat());
+    place.edit_refused(&["-m", file], 3, &["all: not a complete model folder", "missing (1):\n  vae.safetensors"]);
+    let vae = model().join(VAE).display().to_string();
+    place.edited(&["-m", file, "--vae", &vae, "-i", &fixture("grey.png"), "-o", "vae.png"]);
+    assert_eq!(place.read("shared.png"), place.read("vae.png"));
+    place.edit_refused(
+        &["-m", "alone/dit.safetensors", "--vae", file],
+        3,
+        &["step1x_all_in_one.safetensors: this is Step1X-Edit's transformer"],
+    );
+
+    // Faults are told in the file's own names; a tokenizer is in no file of tensors.
+    let mut tensors = [behind(in_dit, DIT), behind("vae.", VAE), behind(of_comfyui, TEXT)].concat();
+    tensors.retain(|t| t.name != "vae.decoder.conv_out.bias" && !t.name.ends_with("visual.merger.ln_q.weight"));
+    write(&path, &tensors);
+    let names = [
+        "autoencoder: vae.decoder.conv_out.bias [3]",
+        "text encoder: text_encoders.qwen25_7b.transformer.visual.merger.ln_q.weight",
+    ];
+    place.edit_refused(&["-m", file], 3, &names);
+    fs::remove_file(dir.join("tokenizer.json")).unwrap();
+    place.edit_refused(&["-m", file], 3, &["this is no complete text encoder", "tokenizer.json beside it"]);
+}

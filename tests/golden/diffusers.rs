@@ -65,6 +65,7 @@ fn weights(config: &Config, seed: u64) -> ModelFolder {
         model: folder.join("transformer.safetensors"),
         vae: Some(demo.join("vae.safetensors")),
         text_encoder: Some(demo.join("Qwen2.5-VL-7B-Instruct")),
+        mmproj: None,
     };
     ModelFolder::open_parts(&path).unwrap() // open files outlive their folder
 }

@@ -24,8 +24,8 @@ pub use self::gguf::{Notes, parse_gguf};
 use super::foreign::{FIRST, what_bytes, what_names};
 use super::json::Named;
 use super::words::{remark, shown};
-use super::{ModelError, Result};
-use crate::tensor::{DType, Shape, Spec};
+use super::{ModelError, Result, heads};
+use crate::tensor::{Component, DType, Shape, Spec};
 
 /// Largest header accepted, in bytes; that of the largest released file has about 90,000. A tensor of it takes eight times its text.
 const MAX_HEADER_BYTES: u64 = 16_000_000;
@@ -84,6 +84,18 @@ impl WeightFile {
         read.map_err(|e| ModelError::io("read its header", path, &e))?;
         let (entries, notes) = parse_gguf(&header, len).map_err(|e| e.at(path))?;
         Ok(WeightFile { path: path.to_path_buf(), content: Content::Disk(file, len), entries, notes })
+    }
+
+    /// Whether names say that tensors of this part of a model are in the file, beside others.
+    pub fn has(&self, component: Component) -> bool {
+        self.entries.keys().any(|name| heads::part(name) == Some(component))
+    }
+
+    /// The file without what its names say are other parts of a model.
+    pub fn only(mut self, component: Component) -> WeightFile {
+        let own = |name: &str| heads::part(name).is_none_or(|part| part == component && !heads::is_idle(name));
+        self.entries.retain(|name, _| own(name));
+        self
     }
 
     /// What a GGUF file says of its model; nothing of a safetensors file.

@@ -13,9 +13,6 @@ pub use self::names::what_names;
 /// First bytes that are looked at: a tar archive says what it is at byte 257.
 pub(super) const FIRST: usize = 512;
 
-/// What ComfyUI puts before the names of a transformer.
-pub(super) const COMFYUI: &str = "model.diffusion_model.";
-
 const OFFICIAL: &str = "use the safetensors file of the official release (docs/models.md)";
 const OF_GGUF: &str = "only the text encoder is read of such files, with --text-encoder; use the safetensors file of the official release (docs/models.md)";
 const AGAIN: &str = "the download went wrong; fetch the file again";

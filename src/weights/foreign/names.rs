@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{COMFYUI, Foreign, OFFICIAL};
+use super::super::heads::{bare, part};
+use super::{Foreign, OFFICIAL};
 use crate::tensor::Component;
 
 /// What the names of the tensors begin with that only Step1X-Edit has, in every layout.
@@ -103,7 +104,7 @@ pub fn what_names<'n>(names: impl Iterator<Item = &'n str>, wanted: Option<Compo
             OFFICIAL,
         ));
     }
-    let bare: BTreeSet<&str> = names.iter().map(|name| name.strip_prefix(COMFYUI).unwrap_or(name)).collect();
+    let bare: BTreeSet<&str> = names.iter().map(|name| part(name).map_or(*name, |component| bare(component, name))).collect();
     let kind = known(&bare)?;
     let right = kind.place.is_some_and(|place| wanted.is_none_or(|wanted| wanted == place));
     (!right).then(|| {

@@ -86,7 +86,7 @@ pub(super) fn find(dir: PathBuf, dit: Option<Weights>, named: Named) -> Result<L
         given => given,
     };
     let text = match named.text_encoder {
-        None => TextEncoder::find(&text_folder, (TEXT_ENCODER, SOURCE), &mut missing)?,
+        None => TextEncoder::find(&text_folder, (TEXT_ENCODER, SOURCE), named.tower.as_deref(), &mut missing)?,
         given => given,
     };
     match (dit, vae, text) {

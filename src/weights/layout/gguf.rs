@@ -25,23 +25,27 @@ pub(super) fn is_at(path: &Path) -> bool {
     path.is_file() && std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut first)).is_ok() && first == *b"GGUF"
 }
 
-/// The two files of the text encoder whose text model is in this one: text model, vision tower.
+/// The two files of the text encoder whose text model is in this one: text model, vision tower. `tower`: the one that the user names.
 ///
 /// # Errors
 /// It is something else, or there is no vision tower beside it, or several.
-pub(super) fn with_tower(text: &Path) -> Result<[PathBuf; 2]> {
+pub(super) fn with_tower(text: &Path, tower: Option<&Path>) -> Result<[PathBuf; 2]> {
     open_text(text)?;
+    if let Some(tower) = tower {
+        return Ok([text.to_path_buf(), tower.to_path_buf()]);
+    }
     let folder = text.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let towers: Vec<String> = files(folder)?.into_iter().filter(|name| is_tower(name)).collect();
     match &towers[..] {
         [tower] => Ok([text.to_path_buf(), text.with_file_name(tower)]),
         [] => {
             let fault = "this is the text model alone; put the vision tower beside it, a file such as mmproj-F16.gguf that is published \
-                         with it";
+                         with it, or name it with --mmproj";
             Err(ModelError::new(fault).at(text))
         }
         _ => {
-            let fault = format!("several files beside it have a vision tower; leave one there{}", listed("there", &towers));
+            let fault =
+                format!("several files beside it have a vision tower; choose one with --mmproj{}", listed("there", &towers));
             Err(ModelError::new(fault).at(text))
         }
     }
@@ -51,19 +55,30 @@ pub(super) fn with_tower(text: &Path) -> Result<[PathBuf; 2]> {
 ///
 /// # Errors
 /// There are several, or it has no vision tower.
-pub(super) fn find(folder: &Path) -> Result<Option<[PathBuf; 2]>> {
+pub(super) fn find(folder: &Path, tower: Option<&Path>) -> Result<Option<[PathBuf; 2]>> {
     let of_text = |path: &PathBuf| is_at(path) && open_text(path).is_ok();
     let names = files(folder)?.into_iter().filter(|name| !is_tower(name)).take(MOST_LOOKED_AT);
     let found: Vec<PathBuf> = names.map(|name| folder.join(name)).filter(of_text).collect();
     match &found[..] {
         [] => Ok(None),
-        [only] => with_tower(only).map(Some),
+        [only] => with_tower(only, tower).map(Some),
         several => {
             let names: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();
             let fault =
                 format!("the folder holds several text encoders; choose one with --text-encoder{}", listed("there", &names));
             Err(ModelError::new(fault).at(folder))
         }
+    }
+}
+
+/// The vision tower that the user names.
+///
+/// # Errors
+/// There is no such file.
+pub(super) fn named(tower: &Path) -> Result<()> {
+    match tower.is_file() {
+        true => Ok(()),
+        false => Err(ModelError::new("there is no such file; give --mmproj the vision tower's .gguf (docs/models.md)").at(tower)),
     }
 }
 

@@ -22,6 +22,7 @@ mod listing;
 mod parts;
 mod weights;
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Component as Part, Path, PathBuf};
 
@@ -132,11 +133,13 @@ pub struct ModelPath {
     pub vae: Option<PathBuf>,
     /// The text encoder's folder, or the file in it; none: beside the transformer.
     pub text_encoder: Option<PathBuf>,
+    /// The vision tower of a text encoder in files of llama.cpp; none: the only one beside its text model.
+    pub mmproj: Option<PathBuf>,
 }
 
 impl From<&Path> for ModelPath {
     fn from(model: &Path) -> ModelPath {
-        ModelPath { model: model.to_path_buf(), vae: None, text_encoder: None }
+        ModelPath { model: model.to_path_buf(), vae: None, text_encoder: None, mmproj: None }
     }
 }
 
@@ -158,16 +161,31 @@ impl Layout {
         } else {
             return Err(absent(path));
         };
-        let whole = diffusers::around(&dir);
+        let (whole, tower) = (diffusers::around(&dir), at.mmproj.as_deref());
+        tower.map(gguf::named).transpose()?;
         let named = Named {
             vae: at.vae.as_deref().map(Autoencoder::at).transpose()?,
-            text_encoder: at.text_encoder.as_deref().map(|path| TextEncoder::at(path, &find_qwen(&dir)?)).transpose()?,
+            text_encoder: at.text_encoder.as_deref().map(|path| TextEncoder::at(path, &find_qwen(&dir)?, tower)).transpose()?,
+            tower: at.mmproj.clone(),
         };
-        if whole.is_some() || dit.is_none() && diffusers::is_in(&dir) {
+        let named = match &dit {
+            Some(Weights::Single(file)) => named.or_in(file, &find_qwen(&dir)?)?,
+            _ => named,
+        };
+        let layout = if whole.is_some() || dit.is_none() && diffusers::is_in(&dir) {
             dir = whole.unwrap_or(dir);
-            return diffusers::find(dir, dit, named);
+            diffusers::find(dir, dit, named)?
+        } else {
+            Layout::official(dir, dit, named)?
+        };
+        match (tower, &layout.qwen) {
+            (None, _) | (Some(_), Weights::Gguf(_)) => Ok(layout),
+            (Some(tower), other) => {
+                let text = other.path().display();
+                let fault = format!("it is a vision tower for a text encoder in GGUF, and {text} is none; leave out --mmproj");
+                Err(ModelError::new(fault).at(tower))
+            }
         }
-        Layout::official(dir, dit, named)
     }
 
     /// The model in a folder of the official layout, and of parts that stand beside each other.
@@ -183,9 +201,9 @@ impl Layout {
         let folder = find_qwen(&dir)?;
         let shown = folder.strip_prefix(&dir).unwrap_or(&folder).display().to_string();
         let text_encoder = match named.text_encoder {
-            None => match if folder.is_dir() { None } else { gguf::find(&dir)? } {
+            None => match if folder.is_dir() { None } else { gguf::find(&dir, named.tower.as_deref())? } {
                 Some(files) => TextEncoder::of_gguf(&dir, files, (".", QWEN_SOURCE), &mut missing),
-                None => TextEncoder::find(&folder, (&shown, QWEN_SOURCE), &mut missing)?,
+                None => TextEncoder::find(&folder, (&shown, QWEN_SOURCE), named.tower.as_deref(), &mut missing)?,
             },
             given => given,
         };
@@ -215,9 +233,11 @@ impl Layout {
     /// Every file of the model.
     pub fn files(&self) -> Vec<PathBuf> {
         let weights = [&self.dit, &self.vae, &self.qwen].into_iter().flat_map(Weights::files);
+        let (mut seen, mut weights) = (BTreeSet::new(), weights.collect::<Vec<_>>());
+        weights.retain(|path| seen.insert(path.clone())); // one file may hold several parts
         let declared = self.declared.iter().map(|(_, path)| path.clone());
         let small = [self.settings.clone(), self.qwen_config.clone(), Some(self.tokenizer.clone())];
-        weights.chain(small.into_iter().flatten()).chain(declared).collect()
+        weights.into_iter().chain(small.into_iter().flatten()).chain(declared).collect()
     }
 }
 
@@ -333,6 +353,7 @@ fn look(path: &Path, wanted: Component) -> Option<Foreign> {
     file.take(FIRST as u64).read_to_end(&mut first).ok()?;
     what_bytes(&first).or_else(|| {
         let file = WeightFile::open(path).ok()?;
+        let file = if file.has(wanted) { file.only(wanted) } else { file };
         what_names(file.tensors().map(|(name, _)| name), Some(wanted))
     })
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::super::file::WeightFile;
 use super::super::{ModelError, Result};
 use super::weights::Weights;
 use super::{QWEN_CONFIG, QWEN_STEM, QWEN_TOKENIZER, gguf, look, snapshot};
@@ -39,6 +40,29 @@ pub(super) struct TextEncoder {
 pub(super) struct Named {
     pub vae: Option<Autoencoder>,
     pub text_encoder: Option<TextEncoder>,
+    /// The vision tower of a text encoder in files of llama.cpp.
+    pub tower: Option<PathBuf>,
+}
+
+impl Named {
+    /// What is not named may be in the transformer's file too; a text encoder's small files are then beside it, or in `usual`.
+    ///
+    /// # Errors
+    /// A text encoder without its tokenizer.
+    pub fn or_in(self, file: &Path, usual: &Path) -> Result<Named> {
+        let Ok(opened) = WeightFile::open(file) else { return Ok(self) }; // what is wrong is told when the model is opened
+        let vae = match self.vae {
+            None if opened.has(Component::Vae) => {
+                Some(Autoencoder { weights: Weights::Single(file.to_path_buf()), config: None })
+            }
+            given => given,
+        };
+        let text_encoder = match self.text_encoder {
+            None if opened.has(Component::Qwen) => Some(TextEncoder::at(file, usual, None)?),
+            given => given,
+        };
+        Ok(Named { vae, text_encoder, tower: self.tower })
+    }
 }
 
 impl Autoencoder {
@@ -89,16 +113,16 @@ impl Autoencoder {
 impl TextEncoder {
     /// The text encoder in the folder at a path, or the file at a path, of safetensors or of llama.cpp. A file needs neither
     /// configuration nor tokenizer beside it if these are in `usual`, the model's own folder for them; dimensions are found out from
-    /// its tensors if there is no configuration at all.
+    /// its tensors if there is no configuration at all. `tower`: as of [`gguf::with_tower`].
     ///
     /// # Errors
     /// There is none, or it is known to be something else, or it lacks files.
-    pub fn at(path: &Path, usual: &Path) -> Result<TextEncoder> {
+    pub fn at(path: &Path, usual: &Path, tower: Option<&Path>) -> Result<TextEncoder> {
         let source = super::QWEN_SOURCE;
         let mut missing = Vec::new();
         if path.is_file() {
             let weights = if gguf::is_at(path) {
-                Weights::Gguf(gguf::with_tower(path)?)
+                Weights::Gguf(gguf::with_tower(path, tower)?)
             } else {
                 refuse_foreign(path, Component::Qwen)?;
                 Weights::at(path)?
@@ -117,7 +141,7 @@ impl TextEncoder {
         let below = dir.join(TEXT_ENCODER);
         let folder = if below.is_dir() { below } else { dir };
         let shown = folder.display().to_string();
-        match TextEncoder::find(&folder, (&shown, source), &mut missing)? {
+        match TextEncoder::find(&folder, (&shown, source), tower, &mut missing)? {
             Some(found) if missing.is_empty() => Ok(found),
             _ => Err(nothing(path, "text encoder", &missing)),
         }
@@ -128,11 +152,16 @@ impl TextEncoder {
     ///
     /// # Errors
     /// A fault of the index, or a file of llama.cpp without its second one.
-    pub fn find(folder: &Path, (shown, source): (&str, &str), missing: &mut Vec<String>) -> Result<Option<TextEncoder>> {
+    pub fn find(
+        folder: &Path,
+        (shown, source): (&str, &str),
+        tower: Option<&Path>,
+        missing: &mut Vec<String>,
+    ) -> Result<Option<TextEncoder>> {
         let mut lacks = Vec::new();
         let weights = Weights::find(folder, QWEN_STEM, (shown, source), &mut lacks)?;
         if weights.is_none()
-            && let Some(files) = gguf::find(folder)?
+            && let Some(files) = gguf::find(folder, tower)?
         {
             return Ok(TextEncoder::of_gguf(folder, files, (shown, source), missing));
         }

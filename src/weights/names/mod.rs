@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::file::WeightFile;
-use super::foreign::COMFYUI;
+use super::heads::{bare, head};
 use super::recipe::{Packed, Recipe, Rows, Stored};
 use super::words::{listed, shown};
 use super::write::{Excerpt, PlannedTensor};
@@ -216,10 +216,10 @@ pub(super) fn modules_of_diffusers(module: &str, rows: usize, columns: usize) ->
 }
 
 /// How the files of a component name its tensors.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Spelling {
     /// What is before each name.
-    prefix: &'static str,
+    head: String,
     /// Whether the names are those of diffusers.
     moved: bool,
 }
@@ -227,16 +227,15 @@ pub(super) struct Spelling {
 impl Spelling {
     pub fn of(component: Component, files: &[Arc<WeightFile>]) -> Spelling {
         let names = || files.iter().flat_map(|file| file.tensors()).map(|(name, _)| name);
-        let prefix = prefix(component);
         Spelling {
-            prefix: if names().any(|name| !prefix.is_empty() && name.starts_with(prefix)) { prefix } else { "" },
+            head: names().map(|name| head(component, name)).find(|head| !head.is_empty()).unwrap_or_default().to_string(),
             moved: names().any(|name| of_diffusers(component, bare(component, name)).is_some()),
         }
     }
 
     /// The tensor of a canonical name as messages show it.
-    pub fn shown(self, component: Component, name: &str) -> String {
-        let own = |name: &String| format!("{}{}", self.prefix, shown(name));
+    pub fn shown(&self, component: Component, name: &str) -> String {
+        let own = |name: &String| format!("{}{}", shown(&self.head), shown(name));
         match moved(component, name).filter(|_| self.moved) {
             Some((names, how)) => {
                 let names: Vec<String> = names.iter().map(own).collect();
@@ -246,14 +245,6 @@ impl Spelling {
             None => own(&name.to_string()),
         }
     }
-}
-
-fn prefix(component: Component) -> &'static str {
-    if component == Component::Dit { COMFYUI } else { "" }
-}
-
-fn bare(component: Component, stored: &str) -> &str {
-    stored.strip_prefix(prefix(component)).unwrap_or(stored)
 }
 
 /// The names that a tensor of this canonical name has where diffusers moves it as `how` says; else its own.

@@ -139,7 +139,7 @@ fn only_names_of_the_table_are_moved() {
         "decoder.up.0.block.2.nin_shortcut.bias"
     );
     assert_eq!(canonical(Component::Qwen, "model.visual.w").name, "visual.w");
-    let spelling = Spelling { prefix: COMFYUI, moved: true };
+    let spelling = Spelling { head: "model.diffusion_model.".into(), moved: true };
     let shown = spelling.shown(Component::Dit, "double_blocks.3.txt_attn.qkv.bias");
     assert!(shown.starts_with("model.diffusion_model.transformer_blocks.3.attn.add_q_proj.bias, "), "{shown}");
     assert!(shown.ends_with(", which are double_blocks.3.txt_attn.qkv.bias"), "{shown}");
