@@ -17,6 +17,9 @@ pub struct PullArgs {
     /// Fetch every file of its repository, not only those that are read
     #[arg(long)]
     all: bool,
+    /// Connections over which a large file is fetched
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
+    connections: u8,
     /// List the files with their sizes, and fetch nothing
     #[arg(long)]
     dry_run: bool,
@@ -44,6 +47,7 @@ impl PullArgs {
             SourceArg::Modelscope => Source::ModelScope,
         };
         let (all, dry_run, json, quiet) = (self.all, self.dry_run, self.json, self.quiet);
-        PullJob { name: self.name.clone(), source, all, dry_run, json, quiet, environment: environment::hubs() }
+        let (name, connections, environment) = (self.name.clone(), self.connections.into(), environment::hubs());
+        PullJob { name, source, all, connections, dry_run, json, quiet, environment }
     }
 }

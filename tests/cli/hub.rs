@@ -38,6 +38,12 @@ impl Asked {
         self.headers.get("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
     }
 
+    /// The first and the last byte of a range that has both.
+    pub fn part(&self) -> Option<(usize, usize)> {
+        let (first, last) = self.headers.get("range")?.strip_prefix("bytes=")?.split_once('-')?;
+        Some((first.parse().ok()?, last.parse().ok()?))
+    }
+
     /// The last part of the path of a file on the hub or elsewhere.
     pub fn is_for(&self, file: &str) -> bool {
         self.path.ends_with(&format!("/{file}"))
@@ -284,6 +290,10 @@ fn usual(repositories: &Repositories, asked: &Asked, elsewhere: &str) -> Reply {
 }
 
 fn ranged(bytes: &[u8], asked: &Asked) -> Reply {
+    if let Some((first, last)) = asked.part() {
+        let range = format!("bytes {first}-{last}/{}", bytes.len());
+        return Reply { status: 206, ..Reply::bytes(&bytes[first..=last]) }.with("Content-Range", range);
+    }
     match asked.range() {
         Some(from) if from < bytes.len() => {
             let range = format!("bytes {from}-{}/{}", bytes.len() - 1, bytes.len());

@@ -16,6 +16,9 @@ use super::{HubEnvironment, Source, Token};
 use crate::error::usage;
 use crate::weights::{ModelError, shown};
 
+/// Bytes of an answer that are read at once.
+pub(super) const PIECE: usize = 1 << 20;
+
 /// Most bytes of a list of files; that of a repository with ten thousand has 3 million.
 const LIST_BYTES_MAX: u64 = 16 << 20;
 
@@ -30,6 +33,9 @@ const TRIES_MOST: u32 = 5;
 
 /// Most seconds that a server may have itself waited for.
 const WAIT_SECONDS_MOST: u64 = 600;
+
+/// Bytes of a file: the first, and the last if it is not the file's.
+pub(super) type Bytes = (u64, Option<u64>);
 
 /// What a request comes to that does not succeed.
 #[derive(Debug)]
@@ -91,7 +97,7 @@ impl<'a> Client<'a> {
     /// The JSON at an address; `what` it is, in words.
     pub fn json<T: DeserializeOwned>(&self, url: &str, what: &str) -> Result<T> {
         let bytes = self.patiently(what, || {
-            let mut body = self.get(url, what, 0)?.into_body().into_reader().take(LIST_BYTES_MAX + 1);
+            let mut body = self.get(url, what, None)?.0.into_body().into_reader().take(LIST_BYTES_MAX + 1);
             let (mut bytes, mut piece, since) = (Vec::new(), vec![0; 64 << 10], Instant::now());
             loop {
                 match body.read(&mut piece) {
@@ -148,18 +154,19 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// The answer with the bytes of an address from one on, whatever hosts it leads to: 200, 206 or 416.
+    /// The answer with the bytes of an address, of all or from one on, up to a last one if there is one, whatever hosts it leads to: 200,
+    /// 206 or 416; and the address that gave it.
     ///
     /// # Errors
     /// No connection, or an answer that gives nothing, in words.
-    pub fn get(&self, url: &str, what: &str, from: u64) -> Result<Response<Body>, Failure> {
+    pub fn get(&self, url: &str, what: &str, range: Option<Bytes>) -> Result<(Response<Body>, String), Failure> {
         let mut address = web_address(url).map_err(|fault| ModelError::new(format!("{what}: {fault}")))?;
         for _ in 0..=REDIRECTS_MAX {
-            let response = self.ask(&address, from)?;
+            let response = self.ask(&address, range)?;
             let status = response.status().as_u16();
             if !matches!(status, 301 | 302 | 303 | 307 | 308) {
                 return match status {
-                    200 | 206 | 416 => Ok(response),
+                    200 | 206 | 416 => Ok((response, address.to_string())),
                     408 | 429 | 500..=599 => Err(Failure::Passing {
                         why: format!("{} answers {status}", host(&address)),
                         after: header(response.headers(), "retry-after").and_then(|text| text.trim().parse().ok()),
@@ -175,14 +182,15 @@ impl<'a> Client<'a> {
         Err(ModelError::new(format!("{what}: {} leads to more than {REDIRECTS_MAX} others", host(&address))).into())
     }
 
-    fn ask(&self, address: &Uri, from: u64) -> Result<Response<Body>, Failure> {
+    fn ask(&self, address: &Uri, range: Option<Bytes>) -> Result<Response<Body>, Failure> {
         let agent = if address.scheme_str() == Some("https") { &self.https } else { &self.http };
         let mut request = agent.get(address.clone());
         if let Some(token) = self.token.filter(|_| self.gets_token(address)) {
             request = request.header("authorization", format!("Bearer {}", token.secret));
         }
-        if from > 0 {
-            request = request.header("range", format!("bytes={from}-"));
+        if let Some((from, last)) = range {
+            let last = last.map_or(String::new(), |last| last.to_string());
+            request = request.header("range", format!("bytes={from}-{last}"));
         }
         request.call().map_err(|error| match error {
             Error::Tls(_) | Error::Rustls(_) | Error::Pem(_) => Failure::Final(no_trust(address, &error)),

@@ -11,18 +11,16 @@ use anyhow::{Context, Error, Result, anyhow};
 use indicatif::ProgressBar;
 
 use super::Ears;
-use super::client::{Client, Failure, broken, header};
+use super::client::{Client, Failure, PIECE, broken, header};
 use super::place::write_small;
 use super::plan::Plan;
+use super::ranges;
 use super::remote::{Remote, size};
 use crate::error::{ResourceError, no_thread};
 use crate::weights::{ModelError, RunningDigest, shown};
 
-/// Files that are fetched at once: one connection alone does not fill a fast line.
-const FILES_AT_ONCE: usize = 4;
-
-/// Bytes that are read at once.
-const PIECE: usize = 1 << 20;
+/// Files that are fetched at once, large ones over several connections each.
+const FILES_AT_ONCE: usize = 2;
 
 /// Counts bytes that are there: on a bar, or a line for each tenth where there is none.
 struct Count<'a> {
@@ -50,7 +48,7 @@ impl Count<'_> {
 ///
 /// # Errors
 /// The first file's that fails for good; the others stop then, and keep what they have.
-pub(super) fn all(plan: &Plan, client: &Client, ears: &Ears, quiet: bool) -> Result<()> {
+pub(super) fn all(plan: &Plan, client: &Client, ears: &Ears, connections: usize, quiet: bool) -> Result<()> {
     let mut seen = BTreeSet::new(); // equal files have one place
     let files: Vec<&Remote> = plan.files().filter(|file| seen.insert(&file.place.whole)).collect();
     ears.bar.set_length(files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes)));
@@ -63,7 +61,7 @@ pub(super) fn all(plan: &Plan, client: &Client, ears: &Ears, quiet: bool) -> Res
     };
     let work = || {
         while let Some(file) = files.get(next.fetch_add(1, Relaxed)).filter(|_| !client.stopped.load(Relaxed)) {
-            if let Err(error) = fetch(file, client, &count) {
+            if let Err(error) = fetch(file, client, connections, &count) {
                 fail(error);
             }
         }
@@ -90,7 +88,7 @@ pub(super) fn all(plan: &Plan, client: &Client, ears: &Ears, quiet: bool) -> Res
 }
 
 /// Brings one file to its place.
-fn fetch(file: &Remote, client: &Client, count: &Count) -> Result<()> {
+fn fetch(file: &Remote, client: &Client, connections: usize, count: &Count) -> Result<()> {
     let name = shown(&file.path);
     let _lock = file.place.lock(|| client.say(&format!("{name}: another program fetches it; waiting for that")))?;
     if file.place.is_whole(file.bytes) {
@@ -100,6 +98,7 @@ fn fetch(file: &Remote, client: &Client, count: &Count) -> Result<()> {
         client.say(&format!("{name}: the one that is there is not the hub's; fetching that"));
     }
     let mut part = Part::open(file, count)?;
+    ranges::fetch(file, client, part.have, connections, &mut |bytes| part.write(bytes))?;
     client.patiently(&name, || part.go_on(client))?;
     part.end()
 }
@@ -180,7 +179,7 @@ impl<'a> Part<'a> {
         if self.have == *bytes {
             return Ok(());
         }
-        let response = client.get(url, path, self.have)?;
+        let (response, _) = client.get(url, path, (self.have > 0).then_some((self.have, None)))?;
         let (status, headers) = (response.status().as_u16(), response.headers());
         let range = header(headers, "content-range").and_then(|text| text.strip_prefix("bytes "));
         let (first, total) = match status {
@@ -215,14 +214,20 @@ impl<'a> Part<'a> {
                 Err(error) => return Err(broken(&error, self.have > before)),
                 Ok(got) => got,
             };
-            self.file.write_all(&piece[..got]).map_err(|error| self.unwritten(&error))?;
-            self.digest.update(&piece[..got]);
-            self.have += got as u64;
-            self.count.more(got as u64);
+            self.write(&piece[..got])?;
             if client.stopped.load(Relaxed) {
                 return Err(Failure::Final(anyhow!("{path}: another file could not be fetched")));
             }
         }
+        Ok(())
+    }
+
+    /// Writes what comes next.
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|error| self.unwritten(&error))?;
+        self.digest.update(bytes);
+        self.have += bytes.len() as u64;
+        self.count.more(bytes.len() as u64);
         Ok(())
     }
 

@@ -16,6 +16,8 @@ mod place;
 #[cfg(feature = "pull")]
 mod plan;
 #[cfg(feature = "pull")]
+mod ranges;
+#[cfg(feature = "pull")]
 mod remote;
 #[cfg(feature = "pull")]
 mod report;
@@ -39,6 +41,8 @@ pub struct PullJob {
     pub source: Source,
     /// Every file of its repository, not only those that are read.
     pub all: bool,
+    /// Connections over which a large file is fetched, at most.
+    pub connections: usize,
     /// List the files only.
     pub dry_run: bool,
     /// Print one JSON object.
@@ -135,7 +139,7 @@ pub fn run(job: &PullJob, stop: &Stop, ears: &mut Ears) -> Result<()> {
     if !job.dry_run {
         plan.check_room()?;
         stop.keep();
-        fetch::all(&plan, &client, ears, job.quiet)?;
+        fetch::all(&plan, &client, ears, job.connections, job.quiet)?;
     }
     match job.json {
         true => (ears.print)(&format!("{}\n", report::json(&plan, job))),
