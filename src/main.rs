@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::register;
 use signal_hook::low_level::exit;
-use step1x_edit::cli::{self, BatchArgs, BenchChoice, Command, EditArgs};
-use step1x_edit::commands::{batch, demo, doctor, inspect, judge, measure, op, pull, synth, verify};
+use step1x_edit::cli::{self, BatchArgs, BenchChoice, Command, EditArgs, GeditArgs};
+use step1x_edit::commands::{batch, demo, doctor, gedit, inspect, judge, measure, op, pull, synth, verify};
 use step1x_edit::error::{Interrupted, ResourceError, UsageError, no_thread, printable};
 use step1x_edit::image::{Stream, quieten_decoders};
 use step1x_edit::pipeline::run_edit;
@@ -42,6 +42,7 @@ fn run(command: &Command) -> Result<u8> {
     match command {
         Command::Edit(args) => edit(args)?,
         Command::Batch(args) => return batch(args, silent),
+        Command::Gedit(args) => return gedit(args, silent),
         Command::Demo(args) => {
             let done = demo::run(&args.job()?, silent, &case_bar(args.quiet))?;
             if !args.quiet {
@@ -149,8 +150,20 @@ fn batch(args: &BatchArgs, progress: &mut Display) -> Result<u8> {
         print(&format!("{words}\n"))?;
         return Ok(u8::from(!whole));
     }
-    let ears = batch::Ears { stop: &STOP, bar: case_bar(args.quiet()), say, print, quiet: args.quiet() };
-    batch::run(&args.job()?, &ears, progress)
+    batch::run(&args.job()?, &ears(args.quiet()), progress)
+}
+
+/// Makes the benchmark's edits, or prints the table of scores.
+fn gedit(args: &GeditArgs, progress: &mut Display) -> Result<u8> {
+    if let Some(folder) = &args.summary {
+        print(&gedit::summary(folder, args.json())?)?;
+        return Ok(0);
+    }
+    gedit::run(&args.job()?, &ears(args.quiet()), progress)
+}
+
+fn ears(quiet: bool) -> batch::Ears {
+    batch::Ears { stop: &STOP, bar: case_bar(quiet), say, print, quiet }
 }
 
 /// Starts the CPU's threads: as many as the flag says, else the environment, else one for each core.
@@ -160,6 +173,7 @@ fn start_threads(command: &Command) -> Result<()> {
         Command::Doctor(_) | Command::Pull(_) => return Ok(()),
         Command::Edit(args) => args.place.threads,
         Command::Batch(args) => args.threads(),
+        Command::Gedit(args) => args.threads(),
         Command::Demo(args) => args.place.threads,
         Command::Judge(args) => args.place.threads,
         _ => None,

@@ -5,7 +5,9 @@ use anyhow::{Result, bail};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use step1x_edit::image::Rgb;
-use step1x_edit::pipeline::{DeviceChoice, EditParameters, Engine, LoraChoice, Model, Place, PlaceChoice, Progress, Silent};
+use step1x_edit::pipeline::{
+    DeviceChoice, EditParameters, Encoded, Engine, LoraChoice, Material, Model, Place, PlaceChoice, Progress, Silent,
+};
 use step1x_edit::tensor::{Component, Shape};
 use step1x_edit::weights::{Lora, WeightSource};
 
@@ -46,6 +48,41 @@ fn programs_are_kept_by_the_shape_of_the_edit() {
     let unguided = EditParameters { cfg_scale: Some(1.0), ..edit("make the circle blue", 1) };
     engine.edit(&unguided, Some(&picture(64, 64)), &mut Silent).unwrap();
     assert_eq!(engine.made().programs, 3, "one branch is another program");
+}
+
+#[test]
+fn no_more_programs_are_kept_than_is_asked_for() {
+    let mut engine = engine();
+    engine.keep_at_most(2);
+    for (round, (width, height)) in [(64, 64), (96, 48), (48, 96), (96, 48), (64, 64)].into_iter().enumerate() {
+        engine.edit(&edit("make the circle blue", 1), Some(&picture(width, height)), &mut Silent).unwrap();
+        assert_eq!((engine.kept(), engine.made().programs), ((round + 1).min(2), [1, 2, 3, 3, 4][round]));
+    }
+}
+
+/// Later seeds start from what the encoders made for the first. A posterior that the seed draws is encoded anew.
+#[test]
+fn seeds_share_what_the_encoders_made_and_every_byte_is_as_without() {
+    let (source, mut one, mut other) = (picture(64, 64), engine(), engine());
+    for (drawn, branches) in [(false, 6.0), (true, 6.0), (false, 1.0)] {
+        let mut encoded = Encoded::default();
+        for seed in 1..4 {
+            let wanted =
+                EditParameters { sample_posterior: Some(drawn), cfg_scale: Some(branches), ..edit("make it blue", seed) };
+            let material = Material::new(&wanted, &one.model, Some(&source), &mut Silent).unwrap();
+            let shared = one.make_again(&material, &mut encoded, &mut Silent).unwrap();
+            let alone = other.make(&material, &mut Silent).unwrap();
+            assert!(shared.picture == alone.picture, "seed {seed}, drawn {drawn}, guidance {branches}");
+            let stages: Vec<&str> = shared.seconds.stages.iter().map(|(name, _)| *name).collect();
+            let again = if drawn {
+                &["vae_encode", "conditioning", "step", "vae_decode"][..]
+            } else {
+                &["conditioning", "step", "vae_decode"]
+            };
+            let all = ["vae_encode", "vision", "text", "conditioning", "step", "vae_decode"];
+            assert_eq!(stages, if seed == 1 { &all[..] } else { again });
+        }
+    }
 }
 
 /// A LoRA of two modules of the demo model's first double block.

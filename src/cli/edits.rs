@@ -90,10 +90,10 @@ pub struct EditsArgs {
     pub(super) force: bool,
     /// Print each result's line as JSON
     #[arg(long, help_heading = "Results", hide_short_help = true)]
-    json: bool,
+    pub(super) json: bool,
     /// Say nothing but what has failed
     #[arg(short, long, help_heading = "Results", hide_short_help = true)]
-    pub quiet: bool,
+    pub(super) quiet: bool,
 }
 
 /// What only `batch` can choose; the rest is as `gedit` has it.

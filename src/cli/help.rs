@@ -24,6 +24,10 @@ pub(super) const BATCH_EXAMPLES: &str = "Examples:
   step1x-edit batch prompts.json -o edited -m v1.1
   step1x-edit batch photos -p \"make it snow\" -o snow -m v1.1 --resume";
 
+pub(super) const GEDIT_EXAMPLES: &str = "Examples:
+  step1x-edit gedit GEdit-Bench -o results --model-name ours -m v1.1 --size-level 1024
+  step1x-edit gedit --summary scores";
+
 pub(super) const PULL_EXAMPLES: &str = "Examples:
   step1x-edit pull v1.1 --dry-run
   step1x-edit pull v1.1 && step1x-edit edit -m v1.1 -i photo.jpg -p \"make it snow\" -o snow.png";
@@ -35,7 +39,7 @@ pub(super) const OP_EXAMPLES: &str = "Examples:
 
 /// What people come for, and the commands that do it.
 const GROUPS: [(&str, &[&str]); 5] = [
-    ("Use", &["edit", "batch", "demo", "pull"]),
+    ("Use", &["edit", "batch", "gedit", "demo", "pull"]),
     ("Look", &["inspect", "doctor"]),
     ("Measure", &["bench", "profile", "op"]),
     ("Check", &["verify", "compare", "judge"]),

@@ -5,6 +5,7 @@ mod demo;
 mod edit;
 mod edits;
 mod environment;
+mod gedit;
 mod help;
 mod judge;
 mod look;
@@ -24,6 +25,7 @@ pub use self::batch::BatchArgs;
 pub use self::demo::DemoArgs;
 pub use self::edit::EditArgs;
 pub use self::environment::{setup, threads};
+pub use self::gedit::GeditArgs;
 pub use self::help::parse;
 pub use self::judge::JudgeArgs;
 pub use self::look::{DoctorArgs, InspectArgs, SynthArgs};
@@ -50,6 +52,9 @@ pub enum Command {
     /// Make every edit of a manifest on one loaded model, and go on after any interruption
     #[command(after_help = help::BATCH_EXAMPLES)]
     Batch(Box<BatchArgs>),
+    /// Make the edits of GEdit-Bench for both official scorers, or print the table of scores
+    #[command(after_help = help::GEDIT_EXAMPLES)]
+    Gedit(Box<GeditArgs>),
     /// Make the gallery of the built-in demo model: pictures, instructions, results
     Demo(DemoArgs),
     /// Fetch a model from Hugging Face or ModelScope into the cache where -m finds it

@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod demo;
 pub mod doctor;
+pub mod gedit;
 pub mod inspect;
 pub mod judge;
 pub mod measure;

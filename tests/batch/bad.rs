@@ -44,7 +44,8 @@ fn manifests_that_are_none_are_refused_with_their_line() {
     place.batch(&["good.jsonl", "-o", "out", "--resume", "--force"]).ended(2, &["leave one out"]);
     place.batch(&["good.jsonl"]).ended(2, &["--output"]);
     place.batch(&["good.jsonl", "-o", "a.png"]).ended(2, &["a.png"]);
-    assert!(!place.path("out").exists());
+    place.batch(&["good.jsonl", "-o", "out", "-m", "none"]).ended(3, &["none"]);
+    assert!(!place.path("out").exists(), "what cannot begin leaves nothing");
 }
 
 /// Unknown members are no fault: they come with the result.

@@ -3,6 +3,7 @@
 //! The built-in demo model makes all edits, with few steps at a small size.
 
 mod bad;
+mod gedit;
 mod killed;
 mod official;
 mod support;

@@ -77,6 +77,7 @@ fn duplicates_are_told_or_left_out() {
     assert_eq!((&lines[2]["status"], &lines[2]["duplicate_of"]), (&json!("skipped"), &json!("0")));
     std::fs::remove_file(place.path("out/other.png")).unwrap();
     place.batch(&["items.jsonl", "-o", "out", "--dedup", "skip", "--resume"]).ended(0, &["1 made, 3 there already"]);
+    place.batch(&["items.jsonl", "-o", "out", "--resume"]).ended(0, &["1 made, 3 there already"]);
 }
 
 #[cfg(unix)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{Code, ROOT, code};
 
 /// Where what comes from outside is read.
-const READERS: [&str; 10] = [
+const READERS: [&str; 11] = [
     "src/image/read",
     "src/weights",
     "src/prompt",
@@ -16,6 +16,7 @@ const READERS: [&str; 10] = [
     "src/pipeline",
     "src/commands/pull",
     "src/commands/batch",
+    "src/commands/gedit",
     "src/commands/verify/golden.rs",
     "src/commands/judge/cases.rs",
 ];

@@ -10,7 +10,9 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 use step1x_edit::image::Rgb;
-use step1x_edit::pipeline::{DeviceChoice, EditParameters, Engine, LoraChoice, Model, Place, PlaceChoice, Progress, Silent};
+use step1x_edit::pipeline::{
+    DeviceChoice, EditParameters, Encoded, Engine, LoraChoice, Material, Model, Place, PlaceChoice, Progress, Silent,
+};
 use step1x_edit::weights::Lora;
 
 use crate::common::tiny::{lora, merged_by_host};
@@ -246,3 +248,23 @@ fn a_lora_of_the_released_size_costs_little_time() {
 
 /// Steps that take two seconds and more.
 const STEPS: usize = 28;
+
+/// Later seeds start from what the encoders made for the first, also where weights stream and the stages left out bring none.
+#[test]
+fn seeds_share_what_the_encoders_made_and_every_byte_is_as_without() {
+    let Some(gpu) = gpu() else { return };
+    let source = picture(128, 128);
+    let plan = engine(&gpu, None).edit(&edit("make the circle blue", 1), Some(&source), &mut Silent).unwrap().plan;
+    for max_vram in [None, Some(plan.peak_bytes() - plan.weights.bytes / 4)] {
+        let (mut one, mut other) = (engine(&gpu, max_vram), engine(&gpu, max_vram));
+        let mut encoded = Encoded::default();
+        for seed in 1..4 {
+            let wanted = edit("make the circle blue", seed);
+            let material = Material::new(&wanted, &one.model, Some(&source), &mut Silent).unwrap();
+            let shared = one.make_again(&material, &mut encoded, &mut Silent).unwrap();
+            let stages: Vec<&str> = shared.seconds.stages.iter().map(|(name, _)| *name).collect();
+            assert_eq!(stages.contains(&"text"), seed == 1, "{stages:?}");
+            assert!(shared.picture == other.make(&material, &mut Silent).unwrap().picture, "seed {seed}, {max_vram:?}");
+        }
+    }
+}

@@ -79,6 +79,8 @@ pub struct Ledger {
     print: Option<Box<Print>>,
     /// The last line of each result, when the file was opened.
     known: HashMap<String, Known>,
+    /// Whether the file held no result, and whether its folder was made for it.
+    fresh: [bool; 2],
 }
 
 impl Head {
@@ -119,6 +121,7 @@ impl Ledger {
     pub fn open(folder: &Path, head: &Head, shard: Option<Shard>, resume: bool, print: Option<Box<Print>>) -> Result<Ledger> {
         let path = folder.join(file_name(shard));
         let shown = path.display();
+        let made = !folder.exists();
         fs::create_dir_all(folder).with_context(|| format!("cannot create the output folder {}", folder.display()))?;
         let file = OpenOptions::new().read(true).append(true).create(true).open(&path);
         let mut file = file.with_context(|| format!("cannot write {shown}"))?;
@@ -146,16 +149,28 @@ impl Ledger {
             file.set_len(kept as u64).with_context(|| format!("cannot write {shown}"))?;
             file.seek(SeekFrom::End(0))?;
         }
-        let mut ledger = Ledger { file, path, print, known };
+        let fresh = [known.is_empty(), made];
+        let mut ledger = Ledger { file, path, print, known, fresh };
         if begun.is_none() {
             ledger.append(&json!({ "batch": head }))?;
         }
         Ok(ledger)
     }
 
-    /// The last line of each result, when the file was opened.
-    pub fn known(&self) -> &HashMap<String, Known> {
-        &self.known
+    /// The last line of each result, when the file was opened; gives them away.
+    pub fn take_known(&mut self) -> HashMap<String, Known> {
+        std::mem::take(&mut self.known)
+    }
+
+    /// Leaves nothing of a batch that cannot begin; results that were there stay.
+    pub fn give_up(self) {
+        let [fresh, made] = self.fresh;
+        if fresh {
+            let _ = fs::remove_file(&self.path);
+        }
+        if fresh && made {
+            let _ = self.path.parent().map_or(Ok(()), fs::remove_dir);
+        }
     }
 
     /// The last line of each result as the file is now, in the manifest's order.
@@ -230,9 +245,9 @@ mod tests {
         fs::write(&path, format!("{text}{{\"id\": \"1.png\", \"status\": \"err")).unwrap();
         let mut ledger = open(&folder, "a.json", true).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), text, "the cut line is gone");
-        let mut known: Vec<_> = ledger.known().iter().map(|(output, known)| (output.as_str(), known.status)).collect();
-        known.sort_by_key(|(output, _)| *output);
-        assert_eq!(known, [("0.png", Status::Ok), ("1.png", Status::Ok)]);
+        let mut known: Vec<_> = ledger.take_known().into_iter().map(|(output, known)| (output, known.status)).collect();
+        known.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!(known, [("0.png".to_string(), Status::Ok), ("1.png".to_string(), Status::Ok)]);
         ledger.append(&line("2.png", "ok")).unwrap();
         assert!(fs::read_to_string(&path).unwrap().ends_with("\"status\":\"ok\"}\n"));
     }

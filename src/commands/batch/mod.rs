@@ -34,6 +34,7 @@ use serde_json::{Value, json};
 pub use self::item::{Item, Own, Pictures, SEEDS_MOST, Source};
 use self::judge::Judge;
 use self::key::Common;
+pub use self::key::sha256;
 use self::ledger::{Head, Ledger};
 use self::line::Line;
 pub use self::manifest::{Manifest, Reader};
@@ -154,8 +155,14 @@ pub fn run(job: &BatchJob, ears: &Ears, progress: &mut dyn Progress) -> Result<u
         job.check_free(tasks).map_err(usage)?;
     }
     let print: Option<Box<ledger::Print>> = job.json.then(|| Box::new(ears.print) as _);
-    let ledger = Ledger::open(&job.output, &head, job.shard, job.resume.go_on, print).map_err(usage)?;
-    let (mut engine, prepare) = job.open(ledger.known().clone(), tasks.is_some(), progress)?;
+    let mut ledger = Ledger::open(&job.output, &head, job.shard, job.resume.go_on, print).map_err(usage)?;
+    let (mut engine, prepare) = match job.open(ledger.take_known(), tasks.is_some(), progress) {
+        Ok(opened) => opened,
+        Err(error) => {
+            ledger.give_up();
+            return Err(error);
+        }
+    };
     progress.place(&engine.place);
     ears.bar.set_length(results.unwrap_or(0) as u64);
 
@@ -235,7 +242,7 @@ impl BatchJob {
     /// The model on its place, and what tasks are prepared with.
     fn open(
         &self,
-        known: HashMap<String, ledger::Known>,
+        mut known: HashMap<String, ledger::Known>,
         sort: bool,
         progress: &mut dyn Progress,
     ) -> Result<(Engine, Arc<Prepare>)> {
@@ -244,6 +251,10 @@ impl BatchJob {
         let size_level = self.edit.with(&model)?.size_level;
         let mut engine = Engine::open(model, Place::open(&self.place)?)?;
         engine.keep_at_most(PROGRAMS);
+        if self.dedup.is_none() {
+            // Of a million results nobody needs the whole lines.
+            known.values_mut().for_each(|known| known.line = Value::Null);
+        }
         let common = Common::new(&engine.model, engine.place.precision, &self.reading, self.keep_working_size)?;
         let prepare = Prepare {
             reading: self.reading,

@@ -144,7 +144,7 @@ impl Prepare {
             let same = known.filter(|known| known.key.as_deref() == Some(&key));
             match same.map(|known| known.status) {
                 Some(Status::Ok) if same.is_some_and(|known| self.is_there(known)) => done += 1,
-                Some(Status::Skipped) => done += 1,
+                Some(Status::Skipped) if self.dedup == Some(Dedup::Skip) => done += 1,
                 Some(Status::Error) if !self.retry => failed += 1,
                 _ => wanted.push(Wanted { at, key, replace: self.force || known.is_some_and(|known| self.is_ours(known)) }),
             }
