@@ -13,6 +13,7 @@ Needs nothing but Python. Parts, each with a new output folder below OUT and its
 
 import argparse
 import json
+import shutil
 import statistics
 import struct
 import subprocess
@@ -61,8 +62,10 @@ def manifest(folder, count, name):
 
 
 def device_bytes():
-    """Memory in use of the first GPU."""
+    """Memory in use of the first GPU; none where nvidia-smi is missing."""
     asked = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    if shutil.which(asked[0]) is None:
+        return None
     return int(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()[0]) << 20
 
 
@@ -76,7 +79,7 @@ def resident_bytes(pid):
 
 def batch(options, path, out, flags, looks=()):
     """Runs a batch; gives its lines with the seconds at which they came, its summary, and memory after so many lines."""
-    command = [options.binary, "batch", str(path), "-o", str(out), "-m", options.model, "--device", "cuda", "--json", "-q", *flags]
+    command = [options.binary, "batch", str(path), "-o", str(out), "-m", options.model, "--device", options.device, "--json", "-q", *flags]
     lines, memory, summary = [], {}, None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         for text in process.stdout:
@@ -140,7 +143,7 @@ def seeds(options):
     for item in items:
         single = folder / f"{item['id']}_7.png"
         subprocess.run(
-            [options.binary, "edit", "-m", options.model, "--device", "cuda", "-q", "-i", str(folder / item["image"]),
+            [options.binary, "edit", "-m", options.model, "--device", options.device, "-q", "-i", str(folder / item["image"]),
              "-p", item["prompt"], "-s", "7", "-o", str(single), *flags],
             check=True,
         )
@@ -159,6 +162,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--binary", default="target/release/step1x-edit")
     parser.add_argument("--part", choices=sorted(parts), action="append")
     options = parser.parse_args()
