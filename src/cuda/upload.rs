@@ -3,12 +3,13 @@
 //!
 //! Pieces go up in their order. A piece behind a *gate* waits until the gate is opened with an event: what lay at its
 //! destination before is then done. Whoever needs a piece lets its own stream wait for it. Locking memory takes longer than
-//! filling it, so a thread starts with one buffer, and buffers are kept for the next upload.
+//! filling it, so a thread starts with one buffer, and buffers are kept for the next upload. While the next gate is closed, threads
+//! fill what of the store is locked by then, for the next time.
 //!
 //! Once an upload has been stopped no copy begins. A thread whose file does not answer cannot be waited for: it is left behind
 //! with its buffers, and with the memory that the upload was for, and ends when the file answers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +25,8 @@ use crate::error::ResourceError;
 pub const PIECE: usize = 32 << 20;
 /// Threads that fill buffers, each with two of them, so that one is copied while the other is filled.
 const THREADS: usize = 6;
+/// Most of them that fill the store meanwhile, so that the others send as soon as a gate opens.
+const SPARE: usize = THREADS / 2;
 /// How often whoever waits for a piece asks whether to go on.
 const ASKED: Duration = Duration::from_millis(10);
 /// How long an upload that is dropped waits for its threads: longer than a piece takes, less than a person notices.
@@ -115,6 +118,10 @@ struct State {
     threads: usize,
     /// First piece that no thread has taken.
     next: usize,
+    /// Pieces whose places in the store were empty at first, each place once.
+    empty: VecDeque<usize>,
+    /// Threads that fill such a place.
+    spare: usize,
     /// The event that comes when the piece is on the device, for each that is on its way.
     sent: Vec<Option<Arc<Event>>>,
     /// The event of each stream's newest copy, by stream.
@@ -130,6 +137,24 @@ struct State {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A piece whose place in the store is locked and still empty, unless enough threads fill such places.
+    fn to_store(&self, state: &mut State) -> Option<usize> {
+        if state.spare >= SPARE.min(state.threads.saturating_sub(1)) {
+            return None;
+        }
+        while let Some(&number) = state.empty.front() {
+            let slot = self.slots[number].as_ref()?;
+            if slot.filled().is_none() && !slot.is_locked() {
+                return None; // places are locked in this order: none is yet
+            }
+            state.empty.pop_front();
+            if slot.filled().is_none() {
+                return Some(number);
+            }
+        }
+        None
     }
 
     fn wait<'s>(&self, state: MutexGuard<'s, State>, most: Duration) -> MutexGuard<'s, State> {
@@ -201,7 +226,11 @@ impl Upload {
         let same = |(slot, piece): (&Option<Arc<Slot>>, &Piece)| slot.as_ref().is_none_or(|slot| slot.bytes() == piece.bytes);
         ensure!(slots.len() == pieces.len() && slots.iter().zip(&pieces).all(same), "a piece is not as long as its slot");
         let count = THREADS.min(pieces.len());
-        let state = Mutex::new(State { sent: vec![None; pieces.len()], gates: vec![None; gates], ..State::default() });
+        let mut seen = HashSet::new();
+        let mut is_empty = |slot: &Arc<Slot>| seen.insert(Arc::as_ptr(slot)) && slot.filled().is_none();
+        let empty = (0..slots.len()).filter(|&at| slots[at].as_ref().is_some_and(&mut is_empty)).collect();
+        let state = State { sent: vec![None; pieces.len()], empty, gates: vec![None; gates], ..State::default() };
+        let state = Mutex::new(state);
         let (staging, memory, stored) = (staging.clone(), memory.clone(), Stream::new(&staging.device)?);
         let shared = Shared { staging, memory, pieces, slots, stored, state, changed: Condvar::new() };
         let upload = Upload { shared: Arc::new(shared) };
@@ -290,6 +319,16 @@ impl Drop for Upload {
     }
 }
 
+/// What a thread does next.
+enum Task {
+    /// Fills the piece of a number, and sends it after an event.
+    Send { number: usize, after: Option<Arc<Event>> },
+    /// Fills its place in the store alone.
+    Store { number: usize },
+    /// Nothing: all pieces are taken, or nobody wants them.
+    End,
+}
+
 /// A thread with its stream, and two buffers each with what still reads it.
 struct Sender<'s> {
     shared: &'s Shared,
@@ -307,7 +346,14 @@ impl<'s> Sender<'s> {
     fn send(&mut self, fill: &Fill) -> Result<()> {
         let largest = self.shared.pieces.iter().map(|p| p.bytes + p.beside).max().unwrap_or(0);
         for turn in 0.. {
-            let Some((number, after)) = self.take()? else { return Ok(()) };
+            let (number, after) = match self.take()? {
+                Task::Send { number, after } => (number, after),
+                Task::Store { number } => {
+                    self.store(number, fill);
+                    continue;
+                }
+                Task::End => return Ok(()),
+            };
             let piece = self.shared.pieces[number];
             if let Some(slot) = &self.shared.slots[number]
                 && let Some(mut filling) = slot.fill()
@@ -349,24 +395,41 @@ impl<'s> Sender<'s> {
         Ok(())
     }
 
-    /// The next piece that a thread has to fill, once its gate is open, and what its copy must wait for; none when all are taken or
-    /// nobody wants them. What the store has already is sent on the way.
-    fn take(&self) -> Result<Option<(usize, Option<Arc<Event>>)>> {
+    /// Fills a piece's place in the store, for later. If it cannot be read, whoever sends it will say so.
+    fn store(&self, number: usize, fill: &Fill) {
+        let filling = self.shared.slots[number].as_ref().and_then(|slot| slot.fill());
+        let read = filling.map(|mut filling| fill(number, filling.bytes()).map(|()| filling));
+        let mut state = self.shared.lock();
+        state.spare -= 1;
+        match read {
+            // Once the upload has been stopped the weight may be another: what was read does not count.
+            Some(Ok(filling)) if !state.stopped => filling.done(),
+            Some(Err(_)) => state.empty.clear(),
+            _ => {}
+        }
+    }
+
+    /// The next thing that a thread has to do. What the store has already is sent on the way.
+    fn take(&self) -> Result<Task> {
         let shared = self.shared;
         let mut state = shared.lock();
         loop {
             if state.stopped || state.failed.is_some() || state.next == shared.pieces.len() {
-                return Ok(None);
+                return Ok(Task::End);
             }
             let number = state.next;
             let Some(after) = state.gates[shared.pieces[number].gate].clone() else {
+                if let Some(number) = shared.to_store(&mut state) {
+                    state.spare += 1;
+                    return Ok(Task::Store { number });
+                }
                 state = shared.wait(state, Duration::MAX);
                 continue;
             };
             state.next += 1;
             match shared.slots[number].as_ref().and_then(|slot| slot.filled()) {
                 Some(bytes) => drop(shared.copy(&mut state, number, after, bytes, None, &shared.stored)?),
-                None => return Ok(Some((number, after))),
+                None => return Ok(Task::Send { number, after }),
             }
         }
     }

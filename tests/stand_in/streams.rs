@@ -317,3 +317,31 @@ fn a_late_reader_does_not_bring_back_a_weight_that_has_changed() {
     }
     assert_eq!(stand_in.mistakes(), 0);
 }
+
+/// What streams once in an edit is read once more than its first edit: while a gate is closed, its place in the store is filled.
+#[test]
+fn the_store_is_filled_while_gates_are_closed() {
+    let Some(stand_in) = stand_in() else { return };
+    let edit = stand_in.tiny();
+    let truth = stand_in.truth(&edit, Arc::new(edit.weights()));
+    for plan in streamed(&edit) {
+        let weights = Troubled::new(&edit, usize::MAX, Trouble::Fails);
+        let gpu = stand_in.open(weights.clone());
+        let mut exec = Cuda::load(&gpu, plan.clone()).unwrap().without_capture();
+        edit.run(&mut exec).unwrap();
+        // The second edit lingers in its steps, so that memory is locked before its last gates open.
+        let step = plan.graph.body_named("step").unwrap();
+        let nodes = plan.graph.nodes_of(step);
+        let mut lingers = 0;
+        let watch = &mut |node: Option<&Node>, _: &dyn Executor| {
+            if node.is_some_and(|node| nodes.clone().any(|at| std::ptr::eq(node, &plan.graph.nodes[at]))) && lingers < 40 {
+                lingers += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Ok(())
+        };
+        edit.run_watched(&mut exec, watch).unwrap();
+        weights.trouble_after(0);
+        sound(&stand_in, &edit, &mut exec, &truth, "from the store alone");
+    }
+}

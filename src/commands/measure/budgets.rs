@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use serde::Serialize;
@@ -89,7 +90,7 @@ impl Lane<'_> {
         progress: &mut dyn Progress,
     ) -> Result<Row> {
         let meter = Meter::new(device);
-        let (mut seconds, mut pictures, mut beside, mut peak) = (vec![], vec![], None, 0);
+        let (mut seconds, mut pictures, mut beside, mut peak, mut turns_ms) = (vec![], vec![], None, 0, vec![]);
         let mut last = None;
         for number in 0..EDITS {
             let warm = number + 1 == EDITS;
@@ -97,8 +98,13 @@ impl Lane<'_> {
                 beside = Some(other.edit(number, progress)?.seconds.total());
             }
             let before = self.engine.made().on_device.uploaded_bytes;
-            let (edited, taken) = meter.watch(|| self.edit(number, progress));
+            let mut turns = Turns::new(progress);
+            let (edited, taken) = match warm {
+                true => meter.weigh(|| self.edit(number, &mut turns)),
+                false => meter.watch(|| self.edit(number, &mut turns)),
+            };
             let edited = edited?;
+            turns_ms = turns.ms();
             seconds.push(edited.seconds.total());
             pictures.push(edited.picture.clone());
             peak = peak.max(taken.peak_bytes);
@@ -122,6 +128,8 @@ impl Lane<'_> {
             link_gb_per_s: link,
             step_ms: ms("step") / steps,
             text_ms: ms("text"),
+            turns_ms,
+            stage_ms: edited.seconds.stages.iter().map(|(name, seconds)| (*name, 1e3 * seconds)).collect(),
             predicted_seconds: passages.iter().map(|passage| passage.seconds).sum(),
             predicted_step_ms: 1e3 * passages[step].seconds / steps,
             seconds,
@@ -131,6 +139,43 @@ impl Lane<'_> {
             equal: true,
             pictures,
         })
+    }
+}
+
+/// When steps begin.
+struct Turns<'p> {
+    progress: &'p mut dyn Progress,
+    begun: Vec<Instant>,
+}
+
+impl Turns<'_> {
+    fn new(progress: &mut dyn Progress) -> Turns<'_> {
+        Turns { progress, begun: vec![] }
+    }
+
+    fn ms(&self) -> Vec<f64> {
+        self.begun.windows(2).map(|pair| 1e3 * (pair[1] - pair[0]).as_secs_f64()).collect()
+    }
+}
+
+impl Progress for Turns<'_> {
+    fn place(&mut self, place: &Place) {
+        self.progress.place(place);
+    }
+
+    fn stage(&mut self, name: &str, run: usize, runs: usize) -> Result<()> {
+        if name == "step" {
+            self.begun.push(Instant::now());
+        }
+        self.progress.stage(name, run, runs)
+    }
+
+    fn node(&mut self) -> Result<()> {
+        self.progress.node()
+    }
+
+    fn notice(&mut self, text: &str) {
+        self.progress.notice(text);
     }
 }
 
@@ -166,6 +211,10 @@ struct Row {
     /// Of the last edit.
     step_ms: f64,
     text_ms: f64,
+    /// From the beginning of each of its steps to the next one's, as the host sees them, which runs ahead of the device by a step.
+    turns_ms: Vec<f64>,
+    /// Each stage of it, in order.
+    stage_ms: Vec<(&'static str, f64)>,
     /// As the plan predicts the last edit, and a step of it.
     predicted_seconds: f64,
     predicted_step_ms: f64,

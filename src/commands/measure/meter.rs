@@ -29,10 +29,21 @@ impl Meter {
         Meter { device: device.clone(), energy: Nvml::open().and_then(|nvml| nvml.energy_meter(&device.bus().ok()?)) }
     }
 
+    fn millijoules(&self) -> Option<u64> {
+        self.energy.as_ref().and_then(EnergyMeter::millijoules)
+    }
+
+    /// Does the work and says what it took; of memory what is in use at its end, since looking now and then disturbs it a little.
+    pub(super) fn weigh<T>(&self, work: impl FnOnce() -> T) -> (T, Taken) {
+        let before = self.millijoules();
+        let result = work();
+        let joules = before.zip(self.millijoules()).map(|(before, after)| after.saturating_sub(before) as f64 / 1e3);
+        (result, Taken { peak_bytes: self.device.memory().map_or(0, |(free, total)| total - free), joules })
+    }
+
     /// Does the work and says what it took.
     pub(super) fn watch<T>(&self, work: impl FnOnce() -> T) -> (T, Taken) {
-        let millijoules = || self.energy.as_ref().and_then(EnergyMeter::millijoules);
-        let before = millijoules();
+        let before = self.millijoules();
         let (done, ended) = channel::<()>();
         let device = self.device.clone();
         let looking = move || {
@@ -51,7 +62,7 @@ impl Meter {
             drop(done);
             (result, looker.map_or(0, |looker| looker.join().unwrap_or(0)))
         });
-        let joules = before.zip(millijoules()).map(|(before, after)| after.saturating_sub(before) as f64 / 1e3);
+        let joules = before.zip(self.millijoules()).map(|(before, after)| after.saturating_sub(before) as f64 / 1e3);
         (result, Taken { peak_bytes, joules })
     }
 }
