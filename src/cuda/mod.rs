@@ -17,6 +17,7 @@ mod link;
 mod matmul;
 mod measured;
 mod nvml;
+mod numa;
 mod nvtx;
 mod store;
 mod trials;

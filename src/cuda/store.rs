@@ -11,15 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Wea
 
 use anyhow::Result;
 use memmap2::MmapMut;
-use rayon::prelude::*;
 
 use super::device::{Device, Locked};
+use super::numa;
 use crate::error::ResourceError;
 
 /// Bytes of a chunk, at least.
 const CHUNK: usize = 256 << 20;
-/// A thread touches so many bytes at a time.
-const TOUCHED: usize = 8 << 20;
+/// Threads that touch a chunk's pages, near the device.
+const TOUCHING: usize = 4;
 
 /// Page-locked memory that grows by slots and is kept.
 #[derive(Debug)]
@@ -144,6 +144,7 @@ impl State {
 
 /// Locks chunk after chunk, until none waits or nobody wants them.
 fn lock_chunks(device: &Arc<Device>, shared: &Weak<Mutex<State>>) {
+    device.bus().iter().for_each(|bus| numa::stay_near(bus));
     loop {
         let Some(state) = shared.upgrade() else { return };
         let next = {
@@ -165,7 +166,7 @@ impl Chunk {
     fn take(&self, device: &Arc<Device>) -> Result<Locked> {
         device.make_current()?;
         let mut map: MmapMut = huge(self.bytes.max(1))?;
-        map.par_chunks_mut(TOUCHED).for_each(|part| part.fill(0));
+        touch(&mut map);
         Locked::new(device, map)
     }
 }
@@ -238,15 +239,31 @@ pub(super) fn huge(bytes: usize) -> Result<MmapMut> {
     Ok(map)
 }
 
+/// Has every page be there, in the node of the calling thread.
+fn touch(map: &mut [u8]) {
+    let part = map.len().div_ceil(TOUCHING).max(1);
+    std::thread::scope(|scope| {
+        for part in map.chunks_mut(part) {
+            let touch = move || part.fill(0);
+            // Where no thread starts, the driver touches what it locks.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, touch);
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn memory_in_huge_pages_is_memory() {
-        let mut map = huge(3 * TOUCHED + 1).unwrap();
-        map.par_chunks_mut(TOUCHED).for_each(|part| part.fill(7));
-        assert!(map.len() == 3 * TOUCHED + 1 && map.iter().all(|&byte| byte == 7));
+        const BYTES: usize = (24 << 20) + 1;
+        let mut map = huge(BYTES).unwrap();
+        map.fill(7);
+        assert!(map.len() == BYTES && map.iter().all(|&byte| byte == 7));
+        touch(&mut map);
+        assert!(map.iter().all(|&byte| byte == 0));
+        touch(&mut []);
         assert!(huge(usize::MAX / 4).unwrap_err().is::<ResourceError>());
     }
 }

@@ -398,7 +398,7 @@ impl<'s> Sender<'s> {
     /// Fills a piece's place in the store, for later. If it cannot be read, whoever sends it will say so.
     fn store(&self, number: usize, fill: &Fill) {
         let filling = self.shared.slots[number].as_ref().and_then(|slot| slot.fill());
-        let read = filling.map(|mut filling| fill(number, filling.bytes()).map(|()| filling));
+        let read = filling.map(|mut filling| fill(number, filling.bytes(), &mut []).map(|_| filling));
         let mut state = self.shared.lock();
         state.spare -= 1;
         match read {

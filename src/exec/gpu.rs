@@ -1,7 +1,7 @@
 //! What of a GPU outlives a program: compiled modules, cuBLASLt with its choices, page-locked buffers, one stream, and the
 //! weights with the region that they lie in. Programs are loaded onto it ([`super::Cuda::load`]) and run one at a time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -77,6 +77,8 @@ struct DeviceWeights {
 struct HostWeights {
     store: Store,
     slots: HashMap<WeightKey, Slots>,
+    /// Weights that are stored whole, of which the system was told that nobody reads their files any more.
+    given_back: HashSet<WeightKey>,
     /// Most bytes that it may take.
     most: usize,
     /// Runs that streamed.
@@ -85,7 +87,21 @@ struct HostWeights {
 
 impl HostWeights {
     fn new(device: &Arc<Device>) -> HostWeights {
-        HostWeights { store: Store::new(device), slots: HashMap::new(), most: usize::MAX, runs: 0 }
+        HostWeights { store: Store::new(device), slots: HashMap::new(), given_back: HashSet::new(), most: usize::MAX, runs: 0 }
+    }
+
+    /// Gives back the memory in which the system keeps the files of what is stored, so that the host does not hold both. Not before
+    /// the third run: a process that makes one edit leaves it for the next one.
+    fn give_back(&mut self, source: &dyn WeightSource) {
+        if self.runs < 2 {
+            return;
+        }
+        for (key, slots) in &self.slots {
+            if !self.given_back.contains(key) && slots.iter().all(|slot| slot.filled().is_some()) {
+                source.give_back(key.component, &key.name);
+                self.given_back.insert(key.clone());
+            }
+        }
     }
 
     /// The places of weights that come in a run: of those that stream again and again, in this run or over runs, as many as there
@@ -229,7 +245,8 @@ impl Gpu {
         let mut weights = self.weights();
         weights.settle()?;
         weights.there.retain(|key, _| !gone(key));
-        let host = self.host();
+        let mut host = self.host();
+        host.given_back.retain(|key| !gone(key));
         host.slots.iter().filter(|(key, _)| gone(key)).for_each(|(_, slots)| slots.iter().for_each(|slot| slot.forget()));
         Ok(())
     }
@@ -307,7 +324,11 @@ impl Gpu {
         let mut resident: Vec<bool> = keys.iter().enumerate().map(there).collect();
         weights.there.clear(); // until the upload has ended well
         let mut before = resident.clone();
-        let mut store = |wanted: &[Wanted]| self.host().slots_of(wanted);
+        let mut store = |wanted: &[Wanted]| {
+            let mut host = self.host();
+            host.give_back(&*self.source);
+            host.slots_of(wanted)
+        };
         let (visits, by) = (itinerary.visits(), (&self.staging, &self.merger));
         let mut feed = Feed::start((program, plan), keys, &visits, &mut resident, by, region, &self.source, &mut store)?;
         if poison {

@@ -225,6 +225,12 @@ impl WeightSource for ModelFolder {
         let recipe = merged.recipe(component, name).or_else(|| self.recipe(component, name));
         recipe.ok_or_else(|| ModelError::new(format!("there is no {name}")).at(&self.dir))?.read_at(offset, bytes)
     }
+
+    fn give_back(&self, component: Component, name: &str) {
+        if let Some(recipe) = self.recipe(component, name) {
+            recipe.give_back();
+        }
+    }
 }
 
 /// Refuses files that are known to be another model; `path` is all of them.

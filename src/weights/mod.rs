@@ -73,6 +73,10 @@ pub trait WeightSource: Sync {
     /// # Errors
     /// No such weight, bytes beyond its end, or what the file system reports.
     fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()>;
+
+    /// Says that a weight is kept elsewhere: what the system has in memory of its file may go. If it is read again, it comes from the
+    /// disk.
+    fn give_back(&self, _: Component, _: &str) {}
 }
 
 /// A fault of model files: missing, unreadable, malformed, or not what the model needs.

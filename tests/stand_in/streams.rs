@@ -1,6 +1,7 @@
 //! Weights that stream, and what comes between: faults of files, of the host's memory and of the device, stops, other programs, other
 //! weights. Each time the next edit finds all of its weights.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
@@ -343,5 +344,55 @@ fn the_store_is_filled_while_gates_are_closed() {
         edit.run_watched(&mut exec, watch).unwrap();
         weights.trouble_after(0);
         sound(&stand_in, &edit, &mut exec, &truth, "from the store alone");
+    }
+}
+
+/// Weights that count how often each is given back.
+struct Counted {
+    weights: SyntheticWeights,
+    given: Mutex<HashMap<String, usize>>,
+}
+
+impl WeightSource for Counted {
+    fn spec(&self, component: Component, name: &str) -> Option<Spec> {
+        self.weights.spec(component, name)
+    }
+
+    fn read_at(&self, component: Component, name: &str, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        self.weights.read_at(component, name, offset, bytes)
+    }
+
+    fn give_back(&self, _: Component, name: &str) {
+        *self.given.lock().unwrap().entry(name.to_string()).or_default() += 1;
+    }
+}
+
+/// What the store has whole need not lie in the system's memory of files as well; one edit alone leaves it there for the next process.
+#[test]
+fn files_of_what_is_stored_are_given_back_once() {
+    let Some(stand_in) = stand_in() else { return };
+    let edit = stand_in.tiny();
+    for plan in streamed(&edit) {
+        let weights = Arc::new(Counted { weights: edit.weights(), given: Mutex::default() });
+        let given = || weights.given.lock().unwrap().clone();
+        let gpu = stand_in.open(weights.clone());
+        let mut exec = Cuda::load(&gpu, plan.clone()).unwrap().without_capture();
+        let mut run = || {
+            edit.run(&mut exec).unwrap();
+            std::thread::sleep(Duration::from_millis(50)); // memory is locked meanwhile
+        };
+        run();
+        run();
+        assert!(given().is_empty());
+        (0..4).for_each(|_| run());
+        let stays = |name: &String| {
+            let storages = plan.graph.storages.iter().zip(&plan.weights.kept);
+            storages.filter(|(storage, _)| storage.name == *name).all(|(_, kept)| *kept)
+        };
+        assert!(!given().is_empty() && given().iter().all(|(name, count)| *count == 1 && !stays(name)), "{:?}", given());
+        let before = given();
+        gpu.forget_those(&|_| true).unwrap();
+        (0..4).for_each(|_| run());
+        assert!(before.keys().all(|name| given()[name] == 2), "what is read anew is given back anew");
     }
 }

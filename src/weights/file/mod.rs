@@ -206,6 +206,15 @@ impl WeightFile {
         self.read_raw(entry.range.start + offset, bytes)
     }
 
+    /// Lets the system forget what it has in memory of a tensor: it is advice, and nothing depends on it.
+    pub fn give_back(&self, name: &str) {
+        #[cfg(target_os = "linux")]
+        if let (Content::Disk(file, _), Some(entry)) = (&self.content, self.entries.get(name)) {
+            let length = std::num::NonZeroU64::new(entry.range.len() as u64);
+            let _ = rustix::fs::fadvise(file, entry.range.start as u64, length, rustix::fs::Advice::DontNeed);
+        }
+    }
+
     fn read_raw(&self, at: usize, bytes: &mut [u8]) -> Result<()> {
         match &self.content {
             Content::Disk(file, len) => read_exact_at(file, at as u64, bytes).map_err(|e| self.unread(file, *len, &e)),

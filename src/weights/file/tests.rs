@@ -37,6 +37,9 @@ fn a_sound_file_opens() {
     assert_eq!(names, ["a", "b"]);
     assert_eq!(*weights.spec("b").unwrap(), Spec::new(DType::BF16, [2, 3]));
     assert_eq!(weights.read("b").unwrap(), &data[4..]);
+    weights.give_back("b");
+    weights.give_back("no tensor");
+    assert_eq!(weights.read("b").unwrap(), &data[4..], "what was given back is read again");
     assert!(weights.spec("__metadata__").is_none());
     assert_eq!(weights.bytes(), 8 + TWO.len() as u64 + 16);
 }

@@ -97,6 +97,17 @@ impl Recipe {
         }
     }
 
+    /// Lets the system forget what it has in memory of the files.
+    pub(super) fn give_back(&self) {
+        match self {
+            Recipe::Stored(stored)
+            | Recipe::Scaled(Scaled { base: stored, .. })
+            | Recipe::Packed(Packed { base: stored, .. }) => stored.file.give_back(&stored.name),
+            Recipe::Rows(rows) => rows.tensors().for_each(Recipe::give_back),
+            Recipe::PlusLora(sum) => sum.base.give_back(),
+        }
+    }
+
     /// Whether its bytes are those of files, so that they have its values without any rounding.
     fn is_stored(&self) -> bool {
         match self {
