@@ -7,8 +7,6 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use step1x_edit::cuda::{Ceilings, Link, Nvml};
-use step1x_edit::image::Rgb;
-use step1x_edit::pipeline::{DeviceChoice, EditParameters, Engine, Material, Model, Place, PlaceChoice, Purpose, Silent};
 use step1x_edit::plan::{CONTEXT_BYTES, KERNEL_BYTES};
 use step1x_edit::tensor::DType;
 
@@ -121,28 +119,15 @@ fn the_instruments_agree_with_each_other() {
     assert!(number(&bench["stages"]["step"]["median_ms"]) > 0.0);
 }
 
-/// At this size nodes of the tiny model take long enough for marks, and for the host, not to count.
+/// Run by hand, with the folder of a model of the released size in `STEP1X_MODEL`: the tiny one's weights all fit into the ring.
 #[test]
+#[ignore = "needs a model of the released size in STEP1X_MODEL"]
 fn nodes_and_waits_for_weights_are_all_of_a_turn() {
-    const SIDE: usize = 2048;
-    let Some(gpu) = gpu() else { return };
-    let dir = tempfile::tempdir().unwrap();
+    let Some(_gpu) = gpu() else { return };
+    let (dir, model) =
+        (tempfile::tempdir().unwrap(), std::env::var("STEP1X_MODEL").expect("STEP1X_MODEL names a model's folder"));
     let folder = dir.path();
-    run(folder, &["synth", "--preset", "tiny", "-o", "model", "-q"]);
-    let budget = {
-        let choice = PlaceChoice { device: DeviceChoice::Cuda(0), setup: gpu.setup.clone(), ..PlaceChoice::default() };
-        let model = Model::open(&folder.join("model")).unwrap();
-        let edit = EditParameters { steps: 8, ..EditParameters::new("make it snow") };
-        let picture = Rgb { width: SIDE, height: SIDE, data: vec![100; SIDE * SIDE * 3] };
-        let material = Material::of_working_size(&edit, &model, picture, &mut Silent).unwrap();
-        let mut engine = Engine::open(model, Place::open(&choice).unwrap()).unwrap();
-        let plan = engine.ready(&material, Purpose::Edit).unwrap().program.plan.clone();
-        let (least, all) = (plan.least_peak_bytes(), plan.peak_bytes());
-        assert!(plan.weights.keeps_all() && least < all, "{least} and {all} bytes");
-        (least + (all - least) / 10).to_string()
-    };
-    let size = format!("{SIDE}x{SIDE}");
-    let args = ["profile", "-m", "model", "-p", "make it snow", "--size", &size, "--steps", "8", "--max-vram", &budget, "--json"];
+    let args = ["profile", "-m", &model, "--size", "1024x1024", "--steps", "4", "--max-vram", "6GB", "--json"];
     let profile = json_of(&run(folder, &[&args[..], &["--stage", "text,step", "--trace", "trace.json"]].concat()));
     for name in ["text", "step"] {
         let stage = &profile["stages"][name];
