@@ -332,14 +332,17 @@ fn the_store_is_filled_while_gates_are_closed() {
         let gpu = stand_in.open(weights.clone());
         let mut exec = Cuda::load(&gpu, plan.clone()).unwrap().without_capture();
         edit.run(&mut exec).unwrap();
-        // The second edit lingers in its steps, so that memory is locked before its last gates open.
+        // The second edit stays at a node of its first step until nobody has read for half a second: no gate opens meanwhile.
         let step = plan.graph.body_named("step").unwrap();
-        let nodes = plan.graph.nodes_of(step);
-        let mut lingers = 0;
+        let first = &plan.graph.nodes[plan.graph.nodes_of(step).start];
+        let mut stayed = false;
         let watch = &mut |node: Option<&Node>, _: &dyn Executor| {
-            if node.is_some_and(|node| nodes.clone().any(|at| std::ptr::eq(node, &plan.graph.nodes[at]))) && lingers < 40 {
-                lingers += 1;
-                std::thread::sleep(Duration::from_millis(5));
+            if !stayed && node.is_some_and(|node| std::ptr::eq(node, first)) {
+                stayed = true;
+                let mut before = usize::MAX;
+                while std::mem::replace(&mut before, weights.left()) != weights.left() {
+                    std::thread::sleep(Duration::from_millis(500));
+                }
             }
             Ok(())
         };

@@ -42,6 +42,11 @@ impl Troubled {
         self.left.store(reads, Ordering::Relaxed);
     }
 
+    /// How many more reads there may be.
+    pub fn left(&self) -> usize {
+        self.left.load(Ordering::Relaxed)
+    }
+
     /// No trouble any more.
     pub fn mend(&self) {
         self.left.store(usize::MAX, Ordering::Relaxed);
