@@ -1,12 +1,13 @@
 //! The planner: printed graphs and plans as committed, and no byte that two living tensors share.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use proptest::prelude::*;
 use step1x_edit::commands::inspect::{PlanJob, plan_edit};
 use step1x_edit::commands::synth::PresetModel;
 use step1x_edit::error::ResourceError;
-use step1x_edit::graph::{BodyId, Graph, Kind, StorageId, TensorId};
+use step1x_edit::graph::{BodyId, Graph, Kind, Node, StorageId, TensorId};
 use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::{Conventions, NoiseSource, Savings};
@@ -472,6 +473,52 @@ fn a_refusal_names_nodes_and_reasons() {
             && text.contains("no sm_75 kernel takes"),
         "{text}"
     );
-    let refused = Program::new(&model.config, spec, Precision::F32, Target::Cuda(Arch(90)));
-    assert!(format!("{:#}", refused.err().unwrap()).contains("f32 runs on the CPU"));
+    for precision in [Precision::F32, Precision::Int8] {
+        let refused = Program::new(&model.config, spec.clone(), precision, Target::Cuda(Arch(90)));
+        assert!(format!("{:#}", refused.err().unwrap()).contains(&format!("{precision} runs on the CPU")));
+    }
+}
+
+/// Weights of the products that are rounded, without their block's number, and the products' attributes.
+fn rounded(precision: Precision) -> Vec<(String, String)> {
+    let plan = planned(Preset::Full, (512, 512), 512, precision).plan;
+    let module = |node: &Node| node.inputs.get(1).map_or("", |&weight| &plan.graph.storage_of(weight).name);
+    let all = plan.graph.nodes.iter().map(|node| (without_block(module(node)), node.op.attributes()));
+    all.filter(|(_, attributes)| ["int8", "e4m3"].iter().any(|word| attributes.ends_with(word))).collect()
+}
+
+/// `blocks.3.module` as `blocks.module`.
+fn without_block(name: &str) -> String {
+    let parts: Vec<&str> = name.splitn(3, '.').collect();
+    if let [blocks, number, module] = parts[..]
+        && number.parse::<usize>().is_ok()
+    {
+        return format!("{blocks}.{module}");
+    }
+    name.into()
+}
+
+#[test]
+fn products_of_the_blocks_alone_are_rounded() {
+    let before_gelu = ["img_attn.qkv", "img_attn.proj", "img_mlp.0", "txt_attn.qkv", "txt_attn.proj", "txt_mlp.0", "linear1"];
+    let after_gelu = ["img_mlp.2", "txt_mlp.2", "linear2"];
+    // Eight of each of 19 double blocks; three of each of 38 single ones, and one more of the last, whose queries are apart.
+    let (all, after) = (19 * 8 + 38 * 3 + 1, 19 * 2 + 38);
+    for (precision, word, count) in
+        [(Precision::Int8, "int8", all), (Precision::Fp8, "e4m3", all), (Precision::Mixed, "int8", all - after)]
+    {
+        let found = rounded(precision);
+        assert_eq!(found.len(), count, "{precision}");
+        let modules = if precision == Precision::Mixed { &before_gelu[..] } else { &[&before_gelu[..], &after_gelu].concat() };
+        let of_blocks: BTreeSet<String> = modules
+            .iter()
+            .map(|module| format!("{}_blocks.{module}.weight", if module.contains("linear") { "single" } else { "double" }))
+            .collect();
+        assert_eq!(found.iter().map(|(module, _)| module.clone()).collect::<BTreeSet<_>>(), of_blocks, "{precision}");
+        assert!(found.iter().all(|(_, attributes)| attributes.ends_with(word)), "{precision}");
+        assert_eq!(found.iter().filter(|(_, attributes)| attributes.contains("gelu_tanh")).count(), after, "GELU stays");
+    }
+    for precision in [Precision::Bf16, Precision::F32] {
+        assert_eq!(rounded(precision), []);
+    }
 }

@@ -48,7 +48,7 @@ pub struct InspectArgs {
     prompt: String,
     #[command(flatten)]
     rules: RulesArgs,
-    /// Element type of activations: bf16 plans for a GPU, f32 for the CPU
+    /// Activations and products: bf16 plans for a GPU, all others for the CPU
     #[arg(long, value_enum, default_value = "bf16")]
     precision: PrecisionArg,
     /// Compare the files with their published digests: of a hub's cache, of the hub's client, or of a file SHA256SUMS
@@ -87,8 +87,9 @@ impl InspectArgs {
             }
         };
         let precision: Precision = self.precision.into();
-        if self.max_vram.is_some() && precision == Precision::F32 {
-            return Err(usage(anyhow!("--max-vram limits a GPU's memory, and --precision f32 plans for the CPU; leave one out")));
+        if self.max_vram.is_some() && !precision.runs_on_cuda() {
+            let text = format!("--max-vram limits a GPU's memory, and --precision {precision} plans for the CPU; leave one out");
+            return Err(usage(anyhow!(text)));
         }
         let plan = PlanJob {
             prompt: self.prompt.clone(),

@@ -15,7 +15,9 @@ pub struct PlaceArgs {
     device: DeviceChoice,
     #[command(flatten)]
     memory: MemoryArgs,
-    /// Element type of activations: bf16 is how the released model runs, f32 is the CPU's [default: bf16 on a GPU, f32 on the CPU]
+    /// bf16 is how the released model runs; all others run on the CPU alone [default: bf16 on a GPU, f32 on the CPU]
+    ///
+    /// int8, fp8 and mixed show what products of eight bits do to a picture. They are not faster.
     #[arg(long, value_enum, help_heading = "Device", hide_short_help = true)]
     precision: Option<values::PrecisionArg>,
     /// CPU threads, at most 64 or as many as there are cores [default: one for each core]

@@ -17,6 +17,9 @@ use crate::plan::Precision;
 pub(super) enum PrecisionArg {
     F32,
     Bf16,
+    Int8,
+    Fp8,
+    Mixed,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -90,6 +93,9 @@ impl From<PrecisionArg> for Precision {
         match precision {
             PrecisionArg::F32 => Precision::F32,
             PrecisionArg::Bf16 => Precision::Bf16,
+            PrecisionArg::Int8 => Precision::Int8,
+            PrecisionArg::Fp8 => Precision::Fp8,
+            PrecisionArg::Mixed => Precision::Mixed,
         }
     }
 }

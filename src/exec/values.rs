@@ -92,7 +92,7 @@ pub(super) fn load_weight(
     let Some(spec) = weights.spec(component, name) else { bail!("the {component} weights lack {name}") };
     let mut values = vec![0.0; tensor.spec.shape.elements()];
     read_f32(weights, component, name, tensor.offset, &mut values)?;
-    if precision == Precision::Bf16 && spec.dtype != tensor.spec.dtype {
+    if precision.dtype() == DType::BF16 && spec.dtype != tensor.spec.dtype {
         values.par_iter_mut().with_min_len(CHUNK).for_each(|v| *v = round(tensor.spec.dtype, *v));
     }
     Ok(values)

@@ -164,6 +164,6 @@ impl<'g> Product<'g> {
             node = format!("{node}.{}", rows.start);
             b = b.map(|b| g.cols(b, rows));
         }
-        (g, node, Linear { gelu }, [x, w].into_iter().chain(b).collect())
+        (g, node, Linear { gelu, eight_bit: None }, [x, w].into_iter().chain(b).collect())
     }
 }

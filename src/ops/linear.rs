@@ -1,14 +1,17 @@
 //! `y = act(x · Wᵀ + b)`: x [.., K], W [N, K], b [N], y [.., N].
 //!
 //! The tanh form of GELU can be applied in the product's epilogue, before the one rounding. (The official code rounds to
-//! bf16 in between; leaving that out brings the result closer to float32.)
+//! bf16 in between; leaving that out brings the result closer to float32.) Both operands may be rounded to eight bits.
+
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::activation::gelu_tanh;
-use super::{Arch, Arg, Args, Case, Cost, Kernel, Op, Operand, Output, ProductConfig, Unsupported, View, portable};
+use super::product::matmul;
+use super::{Arch, Arg, Args, Case, Cost, EightBit, Kernel, Op, Operand, Output, ProductConfig, Unsupported, View, portable};
 use crate::cuda::{Gemm, Launch, Matrix};
 use crate::tensor::{DType, Spec};
 
@@ -17,6 +20,8 @@ use crate::tensor::{DType, Spec};
 pub struct Linear {
     /// Apply the tanh form of GELU to the result.
     pub gelu: bool,
+    /// Round both operands, row by row, before they are multiplied.
+    pub eight_bit: Option<EightBit>,
 }
 
 impl Op for Linear {
@@ -25,7 +30,8 @@ impl Op for Linear {
     }
 
     fn attributes(&self) -> String {
-        if self.gelu { "gelu_tanh".into() } else { String::new() }
+        let words = [self.gelu.then_some("gelu_tanh"), self.eight_bit.map(EightBit::name)];
+        words.into_iter().flatten().collect::<Vec<_>>().join(" ")
     }
 
     fn infer(&self, inputs: &[Spec]) -> Result<Vec<Spec>> {
@@ -47,6 +53,9 @@ impl Op for Linear {
     /// multiples of 8 bytes (16 take its fastest kernels). f32 is multiplied as TF32.
     fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
+        if let Some(format) = self.eight_bit {
+            return Unsupported::new(format!("the operands are rounded to {}; only the CPU has such products", format.name()));
+        }
         let dtype = inputs[0].spec.dtype;
         if inputs[1].spec.dtype != dtype {
             return Unsupported::new(format!("the operands are {} and {}; they must have one type", dtype, inputs[1].spec.dtype));
@@ -73,16 +82,23 @@ impl Op for Linear {
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]) {
         let (m, k, n) = (inputs[0].rows(), inputs[0].cols(), outputs[0].cols());
         let y = outputs[0].f32();
-        matmul(inputs[0].f32(), inputs[1].f32(), true, y, m, k, n, Parallelism::Rayon(0));
-        let bias = inputs.get(2).map(Operand::f32);
+        let (x, w, bias) = (inputs[0].f32(), inputs[1].f32(), inputs.get(2).map(Operand::f32));
+        match self.eight_bit {
+            Some(format) => format.product(x, w, bias, y, k),
+            None => matmul(x, w, true, y, m, k, n, Parallelism::Rayon(0)),
+        }
         y.par_chunks_mut(n).for_each(|row| {
-            if let Some(bias) = bias {
+            if let (Some(bias), None) = (bias, self.eight_bit) {
                 row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
             }
             if self.gelu {
                 row.iter_mut().for_each(|y| *y = gelu_tanh(*y));
             }
         });
+    }
+
+    fn in_eight_bits(&self, format: EightBit) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Linear { eight_bit: Some(format), ..self.clone() }))
     }
 
     fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
@@ -103,45 +119,6 @@ impl Op for Linear {
     }
 }
 
-/// `y[m, n] = x[m, k] · w`, all dense, with w [n, k] if `transposed`, else [k, n].
-pub(super) fn matmul(
-    x: &[f32],
-    w: &[f32],
-    transposed: bool,
-    y: &mut [f32],
-    m: usize,
-    k: usize,
-    n: usize,
-    parallelism: Parallelism,
-) {
-    assert!(x.len() == m * k && w.len() == n * k && y.len() == m * n);
-    let (w_col, w_row) = if transposed { (k as isize, 1) } else { (1, n as isize) };
-    // SAFETY: the three slices hold exactly the elements that the strides reach, and y is not aliased.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            y.as_mut_ptr(),
-            1,
-            n as isize,
-            false,
-            x.as_ptr(),
-            1,
-            k as isize,
-            w.as_ptr(),
-            w_col,
-            w_row,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
-}
-
 pub(super) fn cases() -> Vec<Case> {
     // The transformer's own widths with few rows; odd row counts; a bias-free one; a velocity head.
     let case = |rows: usize, k: usize, n: usize, bias: bool, gelu: bool| {
@@ -149,7 +126,7 @@ pub(super) fn cases() -> Vec<Case> {
         if bias {
             inputs.push(Spec::new(DType::BF16, [n]));
         }
-        Case::new(Linear { gelu }, inputs, DType::BF16)
+        Case::new(Linear { gelu, eight_bit: None }, inputs, DType::BF16)
     };
     vec![
         case(77, 3072, 3072, true, false),
@@ -181,9 +158,24 @@ mod tests {
         let spec = |shape: &[usize]| Spec::new(DType::F32, crate::tensor::Shape(shape.to_vec()));
         let (x, w, b) = ([1.0, 2.0, 3.0, 4.0], [1.0, 0.0, 0.0, 1.0, 1.0, -1.0], [0.5, 0.0, 0.0]);
         let operands = [(spec(&[2, 2]), &x[..]), (spec(&[3, 2]), &w[..]), (spec(&[3]), &b[..])];
-        assert_eq!(run_f32(&Linear { gelu: false }, &operands), [1.5, 2.0, -1.0, 3.5, 4.0, -1.0]);
+        assert_eq!(run_f32(&Linear { gelu: false, eight_bit: None }, &operands), [1.5, 2.0, -1.0, 3.5, 4.0, -1.0]);
         // gelu_tanh(-1) = -0.15880801 (PyTorch's formula evaluated in float64).
-        let y = run_f32(&Linear { gelu: true }, &operands);
+        let y = run_f32(&Linear { gelu: true, eight_bit: None }, &operands);
         assert!((y[2] + 0.158_808).abs() < 1e-6, "{y:?}");
+    }
+
+    #[test]
+    fn operands_of_eight_bits_keep_bias_and_gelu_and_have_no_kernel() {
+        let spec = |shape: &[usize]| Spec::new(DType::F32, crate::tensor::Shape(shape.to_vec()));
+        // Of x 127 steps of 1, of w 127 of 1/127: 2.4 becomes 2, half a step is even.
+        let (x, w, b) = ([127.0, 2.4], [1.0, -0.5], [-127.0]);
+        let operands = [(spec(&[1, 2]), &x[..]), (spec(&[1, 2]), &w[..]), (spec(&[1]), &b[..])];
+        let op = Linear { gelu: true, eight_bit: None }.in_eight_bits(EightBit::Int8).unwrap();
+        let sum = 127.0 - 2.0 * 64.0 / 127.0 - 127.0;
+        let y = run_f32(&*op, &operands)[0];
+        assert!((y - gelu_tanh(sum)).abs() < 1e-5, "{y}");
+        let views = operands.map(|(spec, _)| View::dense(&spec));
+        let refused = op.select(Arch(90), &views, &[View::dense(&spec(&[1, 1]))]).unwrap_err();
+        assert!(refused.reason.contains("int8; only the CPU"), "{}", refused.reason);
     }
 }

@@ -8,10 +8,12 @@
 
 mod branches;
 mod case;
+mod product;
 mod select;
 mod values;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use anyhow::Result;
 
@@ -20,6 +22,7 @@ pub use branches::BranchRows;
 pub use case::Case;
 use case::ONE_ROUNDING;
 pub use noise::normal as philox_normal;
+pub use product::EightBit;
 pub use select::{Arch, How, Kernel, ProductConfig, Unsupported, View};
 use select::{
     BLOCK, Block, STREAM_THREADS, Variant, blocks, code, dense, first_fit, held_row_kernel, one_stride, one_type, portable,
@@ -103,6 +106,11 @@ pub trait Op: Debug + Send + Sync {
 
     /// Computes in f32; the caller rounds each output to its type. Operands arrive dense, with the specs of `infer`.
     fn reference(&self, inputs: &[Operand], outputs: &mut [Output]);
+
+    /// The same op with operands rounded to eight bits; none if it is no product of rows with a weight.
+    fn in_eight_bits(&self, _format: EightBit) -> Option<Arc<dyn Op>> {
+        None
+    }
 
     /// How a weight operand lies in device memory; all users of a weight agree on it.
     fn weight_order(&self, _input: usize) -> WeightOrder {

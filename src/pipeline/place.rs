@@ -29,7 +29,7 @@ pub enum DeviceChoice {
 pub struct PlaceChoice {
     /// Which device.
     pub device: DeviceChoice,
-    /// Element type of activations; none: bf16 on a GPU, f32 on the CPU.
+    /// Activations and products; none: bf16 on a GPU, f32 on the CPU.
     pub precision: Option<Precision>,
     /// Most bytes of the GPU's memory to take; none: what is free.
     pub max_vram: Option<usize>,
@@ -44,7 +44,7 @@ pub struct PlaceChoice {
 pub struct Place {
     device: Option<Arc<Device>>,
     why_cpu: Option<String>,
-    /// Element type of activations.
+    /// Activations and products.
     pub precision: Precision,
     /// Most bytes of the GPU's memory to take; none: what is free.
     pub max_vram: Option<usize>,
@@ -58,7 +58,7 @@ impl Place {
     /// Settles where to run.
     ///
     /// # Errors
-    /// A [`ResourceError`] if the device asked for cannot be used, a usage error for f32 on a GPU.
+    /// A [`ResourceError`] if the device asked for cannot be used, a usage error for a precision that a GPU has not.
     pub fn open(choice: &PlaceChoice) -> Result<Place> {
         let PlaceChoice { precision, max_vram, max_ram, setup, .. } = choice.clone();
         let on_cpu = |why_cpu: Option<String>| {
@@ -67,9 +67,12 @@ impl Place {
         };
         match (choice.device, precision) {
             (DeviceChoice::Cpu, _) => on_cpu(None),
-            (DeviceChoice::Auto, Some(Precision::F32)) => on_cpu(Some("only the CPU runs --precision f32".into())),
-            (DeviceChoice::Cuda(_), Some(Precision::F32)) => {
-                Err(usage(anyhow::anyhow!("only the CPU runs --precision f32; use --device cpu, or --precision bf16")))
+            (DeviceChoice::Auto, Some(precision)) if !precision.runs_on_cuda() => {
+                on_cpu(Some(format!("only the CPU runs --precision {precision}")))
+            }
+            (DeviceChoice::Cuda(_), Some(precision)) if !precision.runs_on_cuda() => {
+                let text = "use --device cpu, or --precision bf16";
+                Err(usage(anyhow::anyhow!("only the CPU runs --precision {precision}; {text}")))
             }
             (DeviceChoice::Auto, _) => Place::open_gpu(choice).or_else(|e| on_cpu(Some(format!("{e:#}")))),
             (DeviceChoice::Cuda(_), _) => Place::open_gpu(choice).map_err(|e| match e.downcast_ref::<ResourceError>() {

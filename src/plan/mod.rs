@@ -94,8 +94,8 @@ impl Plan {
         itinerary.check(&graph)?;
         let kernels = match target {
             Target::Cpu => vec![],
-            Target::Cuda(_) if precision == Precision::F32 => {
-                bail!("the CUDA kernels take bf16 activations; f32 runs on the CPU")
+            Target::Cuda(_) if !precision.runs_on_cuda() => {
+                bail!("the CUDA kernels take bf16 activations and weights; {precision} runs on the CPU")
             }
             Target::Cuda(arch) => select(&graph, arch)?,
         };

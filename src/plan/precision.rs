@@ -1,24 +1,40 @@
-//! The precision pass: one graph, two element types of its activations.
+//! The precision pass: one graph, the element type of its activations, and which of its products round their operands.
 
 use std::fmt;
 
-use crate::graph::{Graph, Kind};
+use crate::graph::{Graph, Kind, Node};
+use crate::ops::EightBit;
 use crate::tensor::DType;
 
-/// Element type of activations.
+/// Element type of activations, and what products of the transformer's blocks multiply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// The graph as recorded: bf16 activations, weights rounded to bf16 where they meet them.
     Bf16,
     /// Every 16-bit activation becomes f32, and weights are used as stored.
     F32,
+    /// As bf16, but the blocks' products round both operands to integers of eight bits, with a scale for each row.
+    Int8,
+    /// As int8, of floats of eight bits (e4m3).
+    Fp8,
+    /// As int8, but for the products that read what GELU gives, whose rows have the farthest outliers: they stay in bf16.
+    Mixed,
 }
+
+/// The products of a block, by the ends of their weights' modules. All else is small or sensitive, and is never rounded:
+/// modulations, embedders, the final layer.
+const OF_BLOCKS: [&str; 6] = ["attn.qkv", "attn.proj", "mlp.0", "mlp.2", "linear1", "linear2"];
+/// Those of them that read what GELU gives.
+const AFTER_GELU: [&str; 2] = ["mlp.2", "linear2"];
 
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
             Precision::Bf16 => "bf16",
             Precision::F32 => "f32",
+            Precision::Int8 => "int8",
+            Precision::Fp8 => "fp8",
+            Precision::Mixed => "mixed",
         })
     }
 }
@@ -26,15 +42,41 @@ impl fmt::Display for Precision {
 impl Precision {
     /// The element type of activations.
     pub fn dtype(self) -> DType {
+        if self == Precision::F32 { DType::F32 } else { DType::BF16 }
+    }
+
+    /// Whether some products round their operands to eight bits.
+    pub fn rounds_products(self) -> bool {
+        !matches!(self, Precision::Bf16 | Precision::F32)
+    }
+
+    /// Whether there are CUDA kernels for it.
+    pub fn runs_on_cuda(self) -> bool {
+        self == Precision::Bf16
+    }
+
+    /// How the product with this module's weight rounds its operands.
+    fn product(self, module: &str) -> Option<EightBit> {
+        let ends = |names: &[&str]| names.iter().any(|name| module.ends_with(name));
+        let of_block = module.starts_with("double_blocks.") || module.starts_with("single_blocks.");
         match self {
-            Precision::Bf16 => DType::BF16,
-            Precision::F32 => DType::F32,
+            _ if !of_block || !ends(&OF_BLOCKS) => None,
+            Precision::Mixed if ends(&AFTER_GELU) => None,
+            Precision::Int8 | Precision::Mixed => Some(EightBit::Int8),
+            Precision::Fp8 => Some(EightBit::E4m3),
+            Precision::Bf16 | Precision::F32 => None,
         }
     }
 
-    /// Rewrites the element types of a recorded graph.
+    /// Rewrites the element types and the products of a recorded graph.
     pub(super) fn apply(self, graph: &mut Graph) {
-        if self == Precision::Bf16 {
+        let rounded = |node: &Node| {
+            let module = graph.storage_of(*node.inputs.get(1)?).name.strip_suffix(".weight")?;
+            node.op.in_eight_bits(self.product(module)?)
+        };
+        let rounded: Vec<_> = graph.nodes.iter().map(rounded).collect();
+        graph.nodes.iter_mut().zip(rounded).for_each(|(node, op)| node.op = op.unwrap_or_else(|| node.op.clone()));
+        if self.dtype() == DType::BF16 {
             return;
         }
         for tensor in &mut graph.tensors {

@@ -17,10 +17,11 @@ pub fn bytes(n: usize) -> String {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let activations = self.precision.dtype();
+        let products = if self.precision.rounds_products() { format!(", {} products", self.precision) } else { String::new() };
         writeln!(
             f,
-            "{} activations, arena {} ({} bytes), weights {}",
-            self.precision,
+            "{activations} activations{products}, arena {} ({} bytes), weights {}",
             bytes(self.arena_bytes),
             self.arena_bytes,
             bytes(self.weight_bytes())

@@ -45,7 +45,7 @@ fn values_out_of_range_are_named_with_the_range() {
     for threads in ["100", "0", "16777472", "9223372036854775808", "99999999999999999999"] {
         refused(&["--rng", &format!("cuda:{threads}")], 2, &["--rng", "a multiple of 256", "up to 16777216"]);
     }
-    refused(&["--precision", "fp4"], 2, &["f32", "bf16"]);
+    refused(&["--precision", "fp4"], 2, &["f32", "bf16", "int8", "fp8", "mixed"]);
     Place::new().run(&["inspect", "--preset", "full", "--size", "big"]).refused(2, &["WIDTHxHEIGHT"]);
 }
 
@@ -53,7 +53,10 @@ fn values_out_of_range_are_named_with_the_range() {
 fn devices() {
     // Without a driver, or with too few devices.
     refused(&["--device", "cuda:999"], 4, &["--device cpu"]);
-    refused(&["--device", "cuda", "--precision", "f32"], 2, &["--precision f32", "--device cpu"]);
+    for precision in ["f32", "int8", "fp8", "mixed"] {
+        let words = [&format!("only the CPU runs --precision {precision}"), "--device cpu"];
+        refused(&["--device", "cuda", "--precision", precision], 2, &words);
+    }
     refused(&["--device", "tpu"], 2, &["--device <DEVICE>", "auto, cpu, cuda or cuda:N"]);
 }
 

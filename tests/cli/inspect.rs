@@ -88,7 +88,10 @@ fn memory_that_cannot_do_is_refused() {
     for value in ["22G", "much", "0", "-1"] {
         with(value).refused(2, &["--max-vram"]);
     }
-    place.run(&["inspect", "--preset", "tiny", "--precision", "f32", "--max-vram", "1GB"]).refused(2, &["--max-vram", "GPU"]);
+    for precision in ["f32", "int8"] {
+        let limited = ["inspect", "--preset", "tiny", "--precision", precision, "--max-vram", "1GB"];
+        place.run(&limited).refused(2, &["--max-vram", "GPU", &format!("--precision {precision}")]);
+    }
 }
 
 /// All blocks of a stack are alike but for their number and their columns of the modulation; the last single block,

@@ -68,7 +68,7 @@ pub struct PlanJob {
     pub size_level: usize,
     /// Denoising steps.
     pub steps: usize,
-    /// Element type of activations; bf16 plans for a GPU, f32 for the CPU.
+    /// Activations and products; bf16 plans for a GPU, all others for the CPU.
     pub precision: Precision,
     /// Savings in use.
     pub savings: Savings,
@@ -284,6 +284,6 @@ pub fn plan_edit(config: &Config, settings: &PromptSettings, tokenizer: &Tokeniz
         savings: job.savings,
         conventions: rules.conventions(),
     };
-    let target = if job.precision == Precision::Bf16 { Target::Cuda(Arch(90)) } else { Target::Cpu };
+    let target = if job.precision.runs_on_cuda() { Target::Cuda(Arch(90)) } else { Target::Cpu };
     Program::new(config, EditInputs::new(config, settings, &request)?.spec, job.precision, target)
 }

@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::linear::matmul;
+use super::product::matmul;
 use super::{Arch, Args, Case, Cost, Kernel, ONE_ROUNDING, Op, Operand, Output, Unsupported, Variant, View, first_fit};
 use crate::cuda::Launch;
 use crate::tensor::{DType, Spec};

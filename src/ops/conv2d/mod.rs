@@ -16,7 +16,7 @@ use anyhow::{Result, ensure};
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::linear::matmul;
+use super::product::matmul;
 use super::{Arch, Arg, Args, Case, Cost, Kernel, Op, Operand, Output, Unsupported, Variant, View, WeightOrder};
 use super::{code, dense, first_fit};
 use crate::cuda::Launch;
