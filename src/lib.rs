@@ -24,6 +24,7 @@
 //!
 //! - [`cli`]: flags and environment to validated jobs; nothing below reads a flag or an environment variable.
 //! - [`commands`]: the commands besides `edit`; each takes a job.
+//! - [`serve`]: edits over HTTP; opens no connection.
 //! - [`progress`]: what a person sees while something runs.
 //! - [`pipeline`]: the engine, and one edit from files to file.
 //! - [`stop`]: what a signal asks, and when it is obeyed.
@@ -68,6 +69,7 @@ pub mod progress;
 pub mod prompt;
 pub mod reserve;
 pub mod sampling;
+pub mod serve;
 pub mod stop;
 pub mod tensor;
 pub mod weights;

@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag::register;
 use signal_hook::low_level::exit;
 use step1x_edit::cli::{self, BatchArgs, BenchChoice, Command, EditArgs, GeditArgs};
-use step1x_edit::commands::{batch, demo, doctor, gedit, inspect, judge, measure, op, pull, synth, verify};
+use step1x_edit::commands::{batch, demo, doctor, gedit, inspect, judge, measure, op, pull, serve, synth, verify};
 use step1x_edit::error::{Interrupted, ResourceError, UsageError, no_thread, printable};
 use step1x_edit::image::{Stream, quieten_decoders};
 use step1x_edit::pipeline::run_edit;
@@ -43,6 +43,7 @@ fn run(command: &Command) -> Result<u8> {
         Command::Edit(args) => edit(args)?,
         Command::Batch(args) => return batch(args, silent),
         Command::Gedit(args) => return gedit(args, silent),
+        Command::Serve(args) => serve::run(&args.job(itself())?, &STOP)?,
         Command::Demo(args) => {
             let done = demo::run(&args.job()?, silent, &case_bar(args.quiet))?;
             if !args.quiet {
@@ -124,6 +125,12 @@ fn hangup_is_ignored() -> bool {
     mask.is_some_and(|mask| mask & 1 == 1)
 }
 
+/// The program's path and the arguments that it was given, to start it again.
+fn itself() -> Vec<std::ffi::OsString> {
+    let program = std::env::current_exe().map(Into::into);
+    program.into_iter().chain(std::env::args_os().skip(1)).collect()
+}
+
 fn edit(args: &EditArgs) -> Result<()> {
     let job = args.job()?;
     if args.random_seed() {
@@ -174,6 +181,7 @@ fn start_threads(command: &Command) -> Result<()> {
         Command::Edit(args) => args.place.threads,
         Command::Batch(args) => args.threads(),
         Command::Gedit(args) => args.threads(),
+        Command::Serve(args) => args.place.threads,
         Command::Demo(args) => args.place.threads,
         Command::Judge(args) => args.place.threads,
         _ => None,

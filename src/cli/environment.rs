@@ -50,6 +50,11 @@ pub(super) fn located(named: &Path, what: Component) -> Result<PathBuf> {
     Ok(caches(&|name| env::var_os(name).filter(|value| !value.is_empty())).locate(named, what)?)
 }
 
+/// Keys of `serve`, separated by commas.
+pub(super) fn api_keys() -> Option<String> {
+    env::var("STEP1X_API_KEY").ok().filter(|keys| !keys.is_empty())
+}
+
 type Variable<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// `local`: the folder that toolkits install themselves in.

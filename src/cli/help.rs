@@ -28,6 +28,12 @@ pub(super) const GEDIT_EXAMPLES: &str = "Examples:
   step1x-edit gedit GEdit-Bench -o results --model-name ours -m v1.1 --size-level 1024
   step1x-edit gedit --summary scores";
 
+pub(super) const SERVE_EXAMPLES: &str = "Examples:
+  step1x-edit serve
+  step1x-edit serve -m v1.1 --listen 0.0.0.0:8000 --api-key-file keys.txt
+
+The page is at the address that it prints. It stops in order on Ctrl-C or SIGTERM, with exit code 0.";
+
 pub(super) const PULL_EXAMPLES: &str = "Examples:
   step1x-edit pull v1.1 --dry-run
   step1x-edit pull v1.1 && step1x-edit edit -m v1.1 -i photo.jpg -p \"make it snow\" -o snow.png";
@@ -39,7 +45,7 @@ pub(super) const OP_EXAMPLES: &str = "Examples:
 
 /// What people come for, and the commands that do it.
 const GROUPS: [(&str, &[&str]); 5] = [
-    ("Use", &["edit", "batch", "gedit", "demo", "pull"]),
+    ("Use", &["edit", "batch", "gedit", "serve", "demo", "pull"]),
     ("Look", &["inspect", "doctor"]),
     ("Measure", &["bench", "profile", "op"]),
     ("Check", &["verify", "compare", "judge"]),

@@ -15,6 +15,7 @@ mod op;
 mod picture;
 mod place;
 mod pull;
+mod serve;
 mod values;
 
 use std::ffi::OsString;
@@ -33,6 +34,7 @@ pub use self::measure::{BenchArgs, BenchChoice, CompareArgs, ProfileArgs, Verify
 pub use self::op::OpArgs;
 pub use self::place::PlaceArgs;
 pub use self::pull::PullArgs;
+pub use self::serve::ServeArgs;
 
 /// Edit pictures with Step1X-Edit.
 #[derive(Debug, Parser)]
@@ -55,6 +57,9 @@ pub enum Command {
     /// Make the edits of GEdit-Bench for both official scorers, or print the table of scores
     #[command(after_help = help::GEDIT_EXAMPLES)]
     Gedit(Box<GeditArgs>),
+    /// Make edits for other programs and people: HTTP as OpenAI's images have it, and a page
+    #[command(after_help = help::SERVE_EXAMPLES)]
+    Serve(Box<ServeArgs>),
     /// Make the gallery of the built-in demo model: pictures, instructions, results
     Demo(DemoArgs),
     /// Fetch a model from Hugging Face or ModelScope into the cache where -m finds it

@@ -9,5 +9,6 @@ pub mod judge;
 pub mod measure;
 pub mod op;
 pub mod pull;
+pub mod serve;
 pub mod synth;
 pub mod verify;

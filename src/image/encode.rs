@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{Alpha, Rgb};
 
-/// Quality of JPEG output, of 100.
-const JPEG_QUALITY: u8 = 95;
+/// Quality of JPEG output, of 100, where nobody says another.
+pub const JPEG_QUALITY: u8 = 95;
 
 /// PNG keyword under which picture generators keep their settings.
 const PARAMETERS_KEYWORD: &str = "parameters";
@@ -84,7 +84,17 @@ impl Format {
     }
 }
 
+/// The bytes of a picture file, as [`encode_at`] with the quality of JPEG that the command line writes.
+///
+/// # Errors
+///
+/// As for [`encode_at`].
+pub fn encode(picture: &Rgb, alpha: Option<&[u8]>, format: Format, parameters: &str) -> Result<Vec<u8>> {
+    encode_at(picture, alpha, format, JPEG_QUALITY, parameters)
+}
+
 /// The bytes of a picture file, which says that its colours are sRGB. `alpha` is the opacity of each pixel, [height, width].
+/// `quality` (1 to 100) is that of a JPEG.
 /// `parameters` (how the picture was made) goes into a PNG as text with keyword "parameters": tEXt if it is ASCII, else iTXt;
 /// none if it is empty. The other formats do not carry it.
 ///
@@ -92,7 +102,7 @@ impl Format {
 ///
 /// If the picture is empty, its data does not fit its size, a side is larger than the format allows, or the format cannot hold
 /// alpha.
-pub fn encode(picture: &Rgb, alpha: Option<&[u8]>, format: Format, parameters: &str) -> Result<Vec<u8>> {
+pub fn encode_at(picture: &Rgb, alpha: Option<&[u8]>, format: Format, quality: u8, parameters: &str) -> Result<Vec<u8>> {
     let Rgb { width, height, data } = picture;
     format.check_size(*width, *height)?;
     if alpha.is_some() {
@@ -109,7 +119,7 @@ pub fn encode(picture: &Rgb, alpha: Option<&[u8]>, format: Format, parameters: &
     match (format, alpha) {
         (Format::Png, _) => write_png(&mut bytes, data, alpha, (width, height), parameters).context("PNG encoding failed")?,
         (Format::Jpeg, _) => {
-            let mut encoder = JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY);
+            let mut encoder = JpegEncoder::new_with_quality(&mut bytes, quality);
             encoder.set_exif_metadata(SRGB_EXIF.to_vec()).context("JPEG encoding failed")?;
             encoder.encode(data, width, height, ExtendedColorType::Rgb8).context("JPEG encoding failed")?;
         }

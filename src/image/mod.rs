@@ -10,7 +10,7 @@ mod read;
 mod resize;
 mod stream;
 
-pub use encode::{Format, encode};
+pub use encode::{Format, JPEG_QUALITY, encode, encode_at};
 pub use output::Output;
 pub use read::{Alpha, Decoded, Reading, claimed_size, decode, decode_bytes, decode_from, quieten_decoders, read_file};
 pub use resize::{Filter, resize, resize_alpha, resize_as_torchvision, working_size};

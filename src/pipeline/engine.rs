@@ -91,6 +91,8 @@ pub struct Loaded {
 pub enum Purpose {
     /// Whole edits.
     Edit,
+    /// Whole edits with so many pictures on the way.
+    Preview(usize),
     /// Measurements: every stage can run again at any time.
     Measure,
 }
@@ -208,8 +210,9 @@ impl Engine {
 
     fn make_by(&mut self, material: &Material, progress: &mut dyn Progress, run: &mut Run) -> Result<Edited> {
         let begun = Instant::now();
+        let purpose = if material.previews() == 0 { Purpose::Edit } else { Purpose::Preview(material.previews()) };
         self.note.take().iter().for_each(|note| progress.notice(note));
-        let at = self.load(material.spec(), Purpose::Edit, progress)?;
+        let at = self.load(material.spec(), purpose, progress)?;
         let plan = self.programs[at].planned.saturating_duration_since(begun).as_secs_f64();
         let Loaded { program, exec, .. } = self.fill(at, material)?;
         let prepare = begun.elapsed().as_secs_f64() - plan;
@@ -336,7 +339,11 @@ impl Engine {
     fn plan(&mut self, spec: &EditSpec, purpose: Purpose) -> Result<Program> {
         self.planned += 1;
         let program = Program::new(&self.model.config, spec.clone(), self.place.precision, self.place.target())?;
-        if purpose == Purpose::Measure { program.repeatable() } else { Ok(program) }
+        match purpose {
+            Purpose::Edit => Ok(program),
+            Purpose::Preview(count) => program.with_previews(count),
+            Purpose::Measure => program.repeatable(),
+        }
     }
 
     /// Loads a program onto the CPU.
@@ -412,7 +419,7 @@ impl Engine {
         let context = gpu.device.context_bytes.unwrap_or(CONTEXT_BYTES);
         let reusable = gpu.region_bytes() + self.programs.iter().map(arena).sum::<usize>();
         // What is measured keeps more than an edit needs.
-        let allowed = self.place.max_vram.filter(|_| purpose == Purpose::Edit);
+        let allowed = self.place.max_vram.filter(|_| purpose != Purpose::Measure);
         let free = gpu.device.memory()?.0 + reusable + context;
         let budget = Budget::of(allowed, self.most.map_or(free, |most| most.min(free)));
         let like = if let Policy::Streamed { bytes } = self.policy { Some(bytes) } else { None };

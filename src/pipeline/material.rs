@@ -24,6 +24,8 @@ pub struct Material {
     embeddings: Vec<f32>,
     seed: u64,
     chosen: Chosen,
+    /// Pictures on the way.
+    previews: usize,
 }
 
 impl Material {
@@ -90,7 +92,18 @@ impl Material {
         };
         let inputs = EditInputs::new(&model.config, &chosen.prompt, &request)?;
         let embeddings = inputs.embeddings(&*model.folder)?;
-        Ok(Material { size, working, patches, inputs, embeddings, seed: edit.seed, chosen })
+        Ok(Material { size, working, patches, inputs, embeddings, seed: edit.seed, chosen, previews: 0 })
+    }
+
+    /// The same, with so many pictures on the way to the result, or fewer where there are few steps. The result is the same; each
+    /// takes as long as decoding.
+    pub fn with_previews(self, previews: usize) -> Material {
+        Material { previews, ..self }
+    }
+
+    /// How many pictures on the way are asked for.
+    pub fn previews(&self) -> usize {
+        self.previews
     }
 
     /// The same with another seed.

@@ -7,6 +7,7 @@ mod job;
 mod material;
 mod memory;
 mod place;
+mod preview;
 mod program;
 mod report;
 mod rules;
@@ -28,7 +29,7 @@ pub use self::rules::Rules;
 pub use self::run::{Ended, Ran, run_program};
 pub use self::wording::{is_blank, tidy};
 use crate::error::{no_thread, usage};
-use crate::image::{self, Filter, Output, Stream};
+use crate::image::{self, Filter, Output, Rgb, Stream};
 pub use crate::weights::{Caches, LoraChoice, ModelPath};
 
 /// What the caller hears while an edit runs; an error stops it.
@@ -39,6 +40,10 @@ pub trait Progress {
     fn stage(&mut self, name: &str, run: usize, runs: usize) -> Result<()>;
     /// A node is done, or something is waited for: then it is called every few milliseconds or more often.
     fn node(&mut self) -> Result<()>;
+    /// What the result would be by now, at the working size: as many as [`Material::with_previews`] asks for.
+    fn preview(&mut self, _: usize, _: Rgb) -> Result<()> {
+        Ok(())
+    }
     /// The result is ready and about to get its name: an error stops it, later ones do not.
     fn last_look(&mut self) -> Result<()> {
         self.node()

@@ -49,8 +49,14 @@ impl Program {
     /// # Errors
     /// What the planner refuses.
     pub fn repeatable(self) -> Result<Program> {
-        let Plan { graph, itinerary, precision, target, .. } = Arc::unwrap_or_clone(self.plan);
-        let plan = Plan::new(graph, itinerary.repeatable(), precision, target)?;
+        let itinerary = self.plan.itinerary.clone().repeatable();
+        self.along(itinerary)
+    }
+
+    /// The program planned for another journey over the same bodies.
+    pub(super) fn along(self, itinerary: Itinerary) -> Result<Program> {
+        let Plan { graph, precision, target, .. } = Arc::unwrap_or_clone(self.plan);
+        let plan = Plan::new(graph, itinerary, precision, target)?;
         Ok(Program { plan: Arc::new(plan), ..self })
     }
 

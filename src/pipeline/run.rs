@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 
+use super::preview::Preview;
 use super::{Program, Progress};
 use crate::exec::Executor;
 use crate::graph::{BodyId, TensorId};
@@ -46,21 +47,34 @@ pub(super) fn run_along(
     let (mut seconds, mut until_step) = (Vec::new(), 0.0);
     exec.begin(itinerary)?;
     for leg in &itinerary.0 {
-        let (start, visits) = (Instant::now(), leg.visits());
+        let (mut start, visits) = (Instant::now(), leg.visits());
         for (turn, &body) in visits.iter().enumerate() {
-            progress.stage(plan.graph.bodies[body.0].name, turn, visits.len())?;
+            let run = visits[..turn].iter().filter(|&&visited| visited == body).count();
+            if leg.bodies.len() > 1 && body == t.bodies.vae_decode {
+                if turn + 1 < visits.len() {
+                    continue; // the picture on the way has been shown
+                }
+                exec.finish(&mut |_, _| progress.node())?;
+                seconds.push((plan.graph.bodies[t.bodies.step.0].name, start.elapsed().as_secs_f64()));
+                start = Instant::now();
+            }
+            let preview = Preview::begin(exec, program, &visits, turn)?;
+            progress.stage(plan.graph.bodies[body.0].name, run, leg.runs_of(body))?;
             if body == t.bodies.step && turn == 0 {
                 until_step = begun.elapsed().as_secs_f64();
             }
             exec.run(body, &mut |_, _| progress.node())?;
             if body == t.bodies.step && exec.waits() {
-                check_fault(exec, t.denoised.fault, visits.len())?;
+                check_fault(exec, t.denoised.fault, leg.runs_of(body))?;
+            }
+            if let Some(preview) = preview {
+                preview.show(exec, program, progress)?;
             }
         }
         exec.finish(&mut |_, _| progress.node())?;
         let Some(&last) = visits.last() else { continue };
-        if last == t.bodies.step {
-            check_fault(exec, t.denoised.fault, visits.len())?;
+        if visits.contains(&t.bodies.step) {
+            check_fault(exec, t.denoised.fault, leg.runs_of(t.bodies.step))?;
         }
         check_finite(exec, program, last)?;
         seconds.push((plan.graph.bodies[last.0].name, start.elapsed().as_secs_f64()));

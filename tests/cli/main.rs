@@ -26,6 +26,7 @@ mod pictures;
 mod pipes;
 #[cfg(feature = "pull")]
 mod pull;
+#[cfg(feature = "pull")]
 mod ranges;
 mod rules;
 mod support;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{Code, ROOT, code};
 
 /// Where what comes from outside is read.
-const READERS: [&str; 11] = [
+const READERS: [&str; 12] = [
     "src/image/read",
     "src/weights",
     "src/prompt",
@@ -17,6 +17,7 @@ const READERS: [&str; 11] = [
     "src/commands/pull",
     "src/commands/batch",
     "src/commands/gedit",
+    "src/serve",
     "src/commands/verify/golden.rs",
     "src/commands/judge/cases.rs",
 ];

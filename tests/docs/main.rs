@@ -14,8 +14,21 @@ use step1x_edit::cli::Cli;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Programs other than this one, whose flags are their own business.
-const OTHERS: [&str; 12] =
-    ["cargo", "export", "git", "ncu", "nsys", "pip", "pytest", "python", "python3", "rustc", "compute-sanitizer", "rustup"];
+const OTHERS: [&str; 13] = [
+    "cargo",
+    "curl",
+    "export",
+    "git",
+    "ncu",
+    "nsys",
+    "pip",
+    "pytest",
+    "python",
+    "python3",
+    "rustc",
+    "compute-sanitizer",
+    "rustup",
+];
 
 /// What documents write where a name of the reader's own would stand.
 const PLACEHOLDERS: [&str; 3] = ["NAME", "DATE", "COMMAND"];

@@ -10,6 +10,8 @@
 mod lora;
 mod mutate;
 mod run;
+#[cfg(all(unix, feature = "serve"))]
+mod serve;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Each module and what it may name, from the bottom up.
-const LAYERS: [(&str, &[&str]); 22] = [
+const LAYERS: [(&str, &[&str]); 23] = [
     ("tensor", &[]),
     ("hash", &[]),
     ("aside", &[]),
@@ -33,14 +33,15 @@ const LAYERS: [(&str, &[&str]); 22] = [
         &["cuda", "error", "exec", "graph", "image", "inputs", "model", "ops", "plan", "prompt", "sampling", "tensor", "weights"],
     ),
     ("progress", &["error", "pipeline", "stop"]),
+    ("serve", &["cuda", "error", "image", "model", "pipeline", "progress", "sampling", "stop"]),
     (
         "commands",
         &[
-            "aside", "cuda", "error", "exec", "graph", "image", "model", "ops", "pipeline", "plan", "prompt", "sampling", "stop",
-            "tensor", "weights",
+            "aside", "cuda", "error", "exec", "graph", "image", "model", "ops", "pipeline", "plan", "prompt", "sampling",
+            "serve", "stop", "tensor", "weights",
         ],
     ),
-    ("cli", &["commands", "cuda", "error", "image", "model", "ops", "pipeline", "plan", "sampling", "tensor"]),
+    ("cli", &["commands", "cuda", "error", "image", "model", "ops", "pipeline", "plan", "sampling", "serve", "tensor"]),
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
@@ -116,17 +117,23 @@ fn only_the_top_reads_arguments_and_environment() {
     }
 }
 
-/// Who audits what leaves the machine has one folder to read, and a build without it is one without connections.
+/// Who audits what leaves the machine has one folder to read, and a build without it is one without connections; who audits what
+/// comes in has another. The server connects to nothing but a socket of its own path, to see whether somebody listens there.
 #[test]
-fn only_pull_opens_connections() {
+fn only_pull_opens_connections_and_only_serve_listens() {
     let src = Path::new(ROOT).join("src");
     for path in sources(&src) {
         let pull = path.starts_with(src.join("commands/pull"));
         let text = shipped(&path);
-        let connects =
-            ["ureq", "rustls", "std::net", "TcpStream", "UdpSocket", "UnixStream"].into_iter().find(|way| text.contains(way));
+        let connects = ["ureq", "rustls", "std::net::T", "std::net::U", "TcpStream", "UdpSocket", "UnixStream::"]
+            .into_iter()
+            .find(|way| text.contains(way));
+        let serve = path.starts_with(src.join("serve"));
+        assert!(serve || !["Listener", "hyper", "axum"].iter().any(|way| text.contains(way)), "{} listens", path.display());
+        let own =
+            path.ends_with("serve/listen.rs") && connects == Some("UnixStream::") && text.matches("::connect(").count() == 1;
         assert!(
-            pull || connects.is_none(),
+            pull || own || connects.is_none(),
             "{} names {}; only `pull` opens connections",
             path.display(),
             connects.unwrap_or_default()
