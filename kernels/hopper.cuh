@@ -70,11 +70,72 @@ __device__ __forceinline__ void tma_load(u32 to, const TensorMap& map, u32 colum
       : "memory");
 }
 
+// The same for every block of the cluster in `blocks` (bit i: block i): to the same place in each, and to its own barrier.
+__device__ __forceinline__ void tma_load(u32 to, const TensorMap& map, u32 column, u32 row, u64& barrier, u16 blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(shared_address(&barrier)), "h"(blocks)
+      : "memory");
+}
+
+// Starts the copy of neighbouring bytes, a multiple of 16 at a multiple of 16.
+__device__ __forceinline__ void bulk_load(u32 to, const void* from, u32 bytes, u64& barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(&barrier))
+               : "memory");
+}
+
+// Starts the copy of a box to a tensor; what lies past its end is left out. Threads that wrote the box call `async_fence` before.
+__device__ __forceinline__ void tma_store(const TensorMap& map, u32 column, u32 row, u32 from) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&map), "r"(column),
+               "r"(row), "r"(from)
+               : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Makes ordinary writes to shared memory visible to TMA.
+__device__ __forceinline__ void async_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// Waits until all but the latest PENDING stores that this thread started have read their boxes.
+template <int PENDING>
+__device__ __forceinline__ void tma_store_wait() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
+}
+
+// Which block of its cluster this is.
+__device__ __forceinline__ u32 cluster_rank() {
+  u32 rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+// Waits for all threads of the cluster.
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// Arrives at the same barrier of another block of the cluster.
+__device__ __forceinline__ void barrier_arrive_at(u64& barrier, u32 rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}" ::"r"(shared_address(&barrier)),
+      "r"(rank)
+      : "memory");
+}
+
 // The L2 cache lets go of what it fetches under this policy before anything else.
 __device__ __forceinline__ u64 evict_first() {
   u64 policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
+}
+
+// The counterpart of `ldmatrix_x4`: lane l gives the address of row l % 8 of matrix l / 8, and the values that it would get
+// from there.
+__device__ __forceinline__ void stmatrix_x4(u32 address, const u32 (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+               "r"(r[3])
+               : "memory");
 }
 
 // Hands registers from one role of a block to another; every warp of the warpgroup calls it.
@@ -103,6 +164,11 @@ __device__ __forceinline__ void pin(float (&x)[N]) {
 #pragma unroll
   for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i]) : : "memory");
 }
+template <int N>
+__device__ __forceinline__ void pin(int (&x)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+r"(x[i]) : : "memory");
+}
 
 // How an operand lies in shared memory, from its first panel on. Groups of 8 rows are 1024 bytes apart. Where the rows are
 // the dimension summed over, the panels that hold further columns are `panel` bytes apart; otherwise `panel` is not used.
@@ -111,19 +177,24 @@ __device__ __forceinline__ u64 wgmma_operand(u32 address, u32 panel) {
   return kSwizzle128 | (u64)(1024 >> 4) << 32 | (u64)(panel >> 4) << 16 | (address & 0x3ffff) >> 4;
 }
 
-#define ACCUMULATORS_64(d)                                                                                              \
-  "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),            \
-      "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]), "+f"(d[16]),             \
-      "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]),            \
-      "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]),            \
-      "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]),            \
-      "+f"(d[41]), "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),            \
-      "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]),            \
-      "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-#define REGISTERS_64                                                                                                     \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, " \
-  "%25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "  \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
+#define EIGHT_OF(constraint, d, i)                                                                                 \
+  constraint(d[i]), constraint(d[i + 1]), constraint(d[i + 2]), constraint(d[i + 3]), constraint(d[i + 4]),          \
+      constraint(d[i + 5]), constraint(d[i + 6]), constraint(d[i + 7])
+#define SIXTY_FOUR_OF(constraint, d, i)                                                                              \
+  EIGHT_OF(constraint, d, i), EIGHT_OF(constraint, d, i + 8), EIGHT_OF(constraint, d, i + 16),                       \
+      EIGHT_OF(constraint, d, i + 24), EIGHT_OF(constraint, d, i + 32), EIGHT_OF(constraint, d, i + 40),             \
+      EIGHT_OF(constraint, d, i + 48), EIGHT_OF(constraint, d, i + 56)
+#define ACCUMULATORS_64(d) SIXTY_FOUR_OF("+f", d, 0)
+#define REGISTERS_0_TO_63 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, " \
+  "%25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define REGISTERS_64_TO_127 \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, " \
+  "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, " \
+  "%108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, " \
+  "%127"
+#define REGISTERS_64 "{" REGISTERS_0_TO_63 "}"
 
 // d [64, 128] (+)= a [64, 16] · b [128, 16]ᵀ: a in registers, warp w having rows 16w to 16w + 15 in the order of m16n8k16's A;
 // b in shared memory, 16 columns of a panel; d is only added to if `add`.
@@ -161,6 +232,45 @@ __device__ __forceinline__ void wgmma_ab(float (&d)[64], const u32 (&a)[4], u64 
                : ACCUMULATORS_64(d)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
+
+// What products of a warpgroup multiply when both operands lie in shared memory, and what they add up.
+enum Operand { kBf16 = 1, kInt8 = 5, kE4m3 = 6 };
+template <Operand>
+struct SummedOf {
+  typedef float type;
+};
+template <>
+struct SummedOf<kInt8> {
+  typedef int type;
+};
+template <Operand OPERAND>
+using Summed = typename SummedOf<OPERAND>::type;
+
+// d [64, N] (+)= a [64, 32 bytes] · b [N, 32 bytes]ᵀ: 32 bytes of every row of a panel; accumulators as above.
+template <Operand OPERAND, typename T, int SUMS>
+__device__ __forceinline__ void wgmma_abt(T (&d)[SUMS], u64 a, u64 b, bool add);
+
+#define WGMMA_SHARED(operand, SUM, shape, modifiers)                                                                         \
+  template <>                                                                                                                \
+  __device__ __forceinline__ void wgmma_abt<operand>(Summed<operand> (&d)[64], u64 a, u64 b, bool add) {                     \
+    asm volatile(                                                                                                            \
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %66, 0;\n"                                                                     \
+        "wgmma.mma_async.sync.aligned.m64n128" shape " {" REGISTERS_0_TO_63 "}, %64, %65, add" modifiers ";\n}"              \
+        : SIXTY_FOUR_OF(SUM, d, 0)                                                                                           \
+        : "l"(a), "l"(b), "r"((int)add));                                                                                    \
+  }                                                                                                                          \
+  template <>                                                                                                                \
+  __device__ __forceinline__ void wgmma_abt<operand>(Summed<operand> (&d)[128], u64 a, u64 b, bool add) {                    \
+    asm volatile(                                                                                                            \
+        "{\n.reg .pred add;\nsetp.ne.b32 add, %130, 0;\n"                                                                    \
+        "wgmma.mma_async.sync.aligned.m64n256" shape " {" REGISTERS_0_TO_63 ", " REGISTERS_64_TO_127                         \
+        "}, %128, %129, add" modifiers ";\n}"                                                                                \
+        : SIXTY_FOUR_OF(SUM, d, 0), SIXTY_FOUR_OF(SUM, d, 64)                                                                \
+        : "l"(a), "l"(b), "r"((int)add));                                                                                    \
+  }
+WGMMA_SHARED(kBf16, "+f", "k16.f32.bf16.bf16", ", 1, 1, 0, 0")
+WGMMA_SHARED(kInt8, "+r", "k32.s32.s8.s8", "")
+WGMMA_SHARED(kE4m3, "+f", "k32.f32.e4m3.e4m3", ", 1, 1")
 
 // Lane i of a quad gets word i of all four.
 __device__ __forceinline__ void transpose(u32 (&word)[4], u32 quad) {

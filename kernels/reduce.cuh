@@ -25,3 +25,17 @@ __device__ __forceinline__ float block_sum(float x, float* scratch) {
   __syncthreads();
   return x;
 }
+
+// The maximum of values from 0 up, as `block_sum`.
+template <int WARPS>
+__device__ __forceinline__ float block_max(float x, float* scratch) {
+  static_assert(WARPS >= 1 && WARPS <= 32, "a block has at most 32 warps");
+  x = warp_max(x);
+  if (WARPS == 1) return x;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (lane == 0) scratch[warp] = x;
+  __syncthreads();
+  x = warp_max(lane < WARPS ? scratch[lane] : 0.0f);
+  __syncthreads();
+  return x;
+}
