@@ -1,4 +1,5 @@
-// bf16 to signed eight-bit integers, row by row: round(x · 127 / max |x|), to nearest even. A row of zeros stays one.
+// bf16 to signed eight-bit integers, row by row: round(x · 127 / max |x|), to nearest even. A row of zeros stays one; one that is
+// not finite gets a scale that is not.
 
 #pragma once
 

@@ -20,17 +20,17 @@ struct Params {
 static_assert(sizeof(Params) == 40, "as in src/ops/quantize_rows.rs");
 
 extern "C" __global__ void __launch_bounds__(32 * kWarps) quantize_rows(const __grid_constant__ Params p) {
-  __shared__ float scratch[kWarps];
+  __shared__ u32 scratch[kWarps];
   const size_t row = blockIdx.x;
   const RowX x = RowX::load(p.x + row * p.x_stride, p.cols);
-  float most = 0.0f;
+  u32 bits = 0;  // of the largest magnitude: a NaN is larger than all numbers, so that its row's scale becomes NaN
 #pragma unroll
   for (int i = 0; i < kVectors; i++) {
     if (RowX::column(i) >= p.cols) continue;
 #pragma unroll
-    for (int j = 0; j < 8; j++) most = fmaxf(most, fabsf(x.at(i, j)));
+    for (int j = 0; j < 8; j++) bits = max(bits, __float_as_uint(fabsf(x.at(i, j))));
   }
-  most = block_max<kWarps>(most, scratch);
+  const float most = __uint_as_float(block_max<kWarps>(bits, scratch));
   const float factor = quantizing_factor(most);
 #pragma unroll
   for (int i = 0; i < kVectors; i++) {

@@ -26,16 +26,16 @@ __device__ __forceinline__ float block_sum(float x, float* scratch) {
   return x;
 }
 
-// The maximum of values from 0 up, as `block_sum`.
+// The largest of whole numbers; `scratch` holds one a warp, and may be reused at once.
 template <int WARPS>
-__device__ __forceinline__ float block_max(float x, float* scratch) {
+__device__ __forceinline__ unsigned block_max(unsigned x, unsigned* scratch) {
   static_assert(WARPS >= 1 && WARPS <= 32, "a block has at most 32 warps");
-  x = warp_max(x);
+  x = __reduce_max_sync(0xffffffffu, x);
   if (WARPS == 1) return x;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (lane == 0) scratch[warp] = x;
   __syncthreads();
-  x = warp_max(lane < WARPS ? scratch[lane] : 0.0f);
+  x = __reduce_max_sync(0xffffffffu, lane < WARPS ? scratch[lane] : 0);
   __syncthreads();
   return x;
 }
