@@ -55,7 +55,7 @@ struct Params {
   u32* most;  // of each row, as the bits of an f32; at first of its columns before y's
   u32* done;  // warps that wrote their part of a tile, by group; zeros at first
   u32 rows;
-  u32 slices;   // of x's columns; more than kStages
+  u32 slices;   // of x's columns, past whose end zeros come; more than kStages
   u32 tiles_m;  // of a cluster
   u32 tiles_n;
   u32 residual_stride;
@@ -64,9 +64,10 @@ struct Params {
   u32 row_columns;  // of `integers`
   u32 integers_stride;
   BranchRows branches;  // which row of `gate` a row has
-  u32 padding[7];
+  u32 columns_count;    // of y; even
+  u32 padding[6];
 };
-static_assert(sizeof(Params) == 576, "as in src/ops/linear/hopper.rs");
+static_assert(sizeof(Params) == 576, "as in src/ops/linear_int8/hopper.rs");
 
 struct Shared {
   u8 x[kStages][kTileM * kSliceBytes];
@@ -75,7 +76,7 @@ struct Shared {
   Column columns[kTileN];
   u64 full[kStages], empty[kStages];
 };
-static_assert(sizeof(Shared) == SHARED_BYTES, "as in src/ops/linear/hopper.rs");
+static_assert(sizeof(Shared) == SHARED_BYTES, "as in src/ops/linear_int8/hopper.rs");
 
 extern __shared__ __align__(1024) u8 shared_bytes[];
 
@@ -106,8 +107,8 @@ __device__ __forceinline__ void produce(const Params& p, Shared& s) {
       u64& full = s.full[ring.at];
       barrier_wait(s.empty[ring.at], ring.parity ^ 1);
       // The columns of the tile before are out of use as soon as all consumers have left this tile's first slice.
-      const bool brings_columns = slice == kStages;
-      barrier_expect(full, (kTileM + kTileN) * kSliceBytes + (brings_columns ? sizeof(s.columns) : 0));
+      const u32 columns = slice == kStages ? min(kTileN, p.columns_count - work.column) * (u32)sizeof(Column) : 0;
+      barrier_expect(full, (kTileM + kTileN) * kSliceBytes + columns);
       tma_load(shared_address(s.x[ring.at]), p.x, slice * kSlice, work.row, full);
       const u32 to = shared_address(s.w[ring.at]) + first * kSliceBytes;
       if (kCluster > 1) {
@@ -115,7 +116,7 @@ __device__ __forceinline__ void produce(const Params& p, Shared& s) {
       } else {
         tma_load(to, p.w, slice * kSlice, work.column, full);
       }
-      if (brings_columns) bulk_load(shared_address(s.columns), p.columns + work.column, sizeof(s.columns), full);
+      if (columns > 0) bulk_load(shared_address(s.columns), p.columns + work.column, columns, full);
       ring.next();
     }
   }

@@ -5,10 +5,14 @@
 
 #include "types.cuh"
 
-// What the values of a row are multiplied by; `most` is the largest of their magnitudes.
-__device__ __forceinline__ float quantizing_factor(float most) { return most > 0.0f ? 127.0f / most : 0.0f; }
+// What the values of a row are multiplied by; `most` is the largest of their magnitudes. 0 where that is no finite number: of
+// rows of zeros, of values too small to be told from them, and of rows that are not finite. Divisions round as the CPU's do.
+__device__ __forceinline__ float quantizing_factor(float most) {
+  const float factor = __fdiv_rn(127.0f, most);
+  return factor <= __uint_as_float(0x7f7fffff) ? factor : 0.0f;
+}
 // What an integer of the row stands for.
-__device__ __forceinline__ float quantized_scale(float most) { return most / 127.0f; }
+__device__ __forceinline__ float quantized_scale(float most) { return __fdiv_rn(most, 127.0f); }
 
 // Four integers, the first lowest.
 __device__ __forceinline__ u32 quantize4(float a, float b, float c, float d, float factor) {

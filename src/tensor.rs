@@ -19,6 +19,8 @@ pub enum DType {
     I32,
     /// Unsigned 8-bit integer: pixels.
     U8,
+    /// Signed 8-bit integer: operands of a product, with scales beside; never in a model's files.
+    S8,
 }
 
 impl DType {
@@ -29,10 +31,10 @@ impl DType {
 
     /// Whether values are real numbers, so that a result may be rounded to this type.
     pub const fn is_float(self) -> bool {
-        !matches!(self, DType::I32 | DType::U8)
+        !matches!(self, DType::I32 | DType::U8 | DType::S8)
     }
 
-    /// The number by which kernels know the type (`types.cuh`); none of a type that appears in files only.
+    /// The number by which kernels know the type (`types.cuh`); none of a type that appears in files only, or that few kernels take.
     pub const fn code(self) -> Option<usize> {
         Some(match self {
             DType::F32 => 0,
@@ -40,7 +42,7 @@ impl DType {
             DType::F16 => 2,
             DType::I32 => 3,
             DType::U8 => 4,
-            DType::F8E4M3 | DType::F8E5M2 => return None,
+            DType::F8E4M3 | DType::F8E5M2 | DType::S8 => return None,
         })
     }
 
@@ -49,7 +51,7 @@ impl DType {
         match self {
             DType::F32 | DType::I32 => 4,
             DType::BF16 | DType::F16 => 2,
-            DType::F8E4M3 | DType::F8E5M2 | DType::U8 => 1,
+            DType::F8E4M3 | DType::F8E5M2 | DType::U8 | DType::S8 => 1,
         }
     }
 }
@@ -64,6 +66,7 @@ impl fmt::Display for DType {
             DType::F8E5M2 => "f8_e5m2",
             DType::I32 => "i32",
             DType::U8 => "u8",
+            DType::S8 => "s8",
         })
     }
 }

@@ -36,7 +36,7 @@ fn compiler_setup() -> Option<Setup> {
 
 /// The kernels of the ops' cases, of dense operands and of columns of wider ones, by name.
 fn kernels_of_cases(arch: Arch, kernels: &mut BTreeMap<String, Kernel>) {
-    for case in cases() {
+    for case in cases().into_iter().filter(|case| arch >= case.least) {
         let specs = case.results().unwrap();
         for pad in [0, 8, 4, 1] {
             let view = |spec: &_| {
@@ -73,8 +73,10 @@ fn kernels_of_plans(model: &PresetModel, arch: Arch, kernels: &mut BTreeMap<Stri
             let request = Request { size, reference, grid, tokens, steps: 2, noise, sample_posterior, savings, conventions };
             let target = Target::Cuda(arch);
             let inputs = EditInputs::new(&model.config, &model.settings, &request).unwrap();
-            let program = Program::new(&model.config, inputs.spec, Precision::Bf16, target).unwrap();
-            kernels.extend(program.plan.kernels.iter().map(|kernel| (kernel.to_string(), kernel.clone())));
+            for precision in [Precision::Bf16, Precision::Int8].into_iter().filter(|precision| precision.check(arch).is_ok()) {
+                let program = Program::new(&model.config, inputs.spec.clone(), precision, target).unwrap();
+                kernels.extend(program.plan.kernels.iter().map(|kernel| (kernel.to_string(), kernel.clone())));
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use step1x_edit::commands::inspect::{PlanJob, plan_edit};
 use step1x_edit::commands::synth::PresetModel;
-use step1x_edit::error::ResourceError;
+use step1x_edit::error::{ResourceError, UsageError};
 use step1x_edit::graph::{BodyId, Graph, Kind, Node, StorageId, TensorId};
 use step1x_edit::model::Preset;
 use step1x_edit::model::Version;
@@ -473,17 +473,21 @@ fn a_refusal_names_nodes_and_reasons() {
             && text.contains("no sm_75 kernel takes"),
         "{text}"
     );
-    for precision in [Precision::F32, Precision::Int8] {
+    for precision in [Precision::F32, Precision::Fp8] {
         let refused = Program::new(&model.config, spec.clone(), precision, Target::Cuda(Arch(90)));
-        assert!(format!("{:#}", refused.err().unwrap()).contains(&format!("{precision} runs on the CPU")));
+        assert!(format!("{:#}", refused.err().unwrap()).contains(&format!("only the CPU runs --precision {precision}")));
     }
 }
 
 /// Weights of the products that are rounded, without their block's number, and the products' attributes.
 fn rounded(precision: Precision) -> Vec<(String, String)> {
     let plan = planned(Preset::Full, (512, 512), 512, precision).plan;
-    let module = |node: &Node| node.inputs.get(1).map_or("", |&weight| &plan.graph.storage_of(weight).name);
-    let all = plan.graph.nodes.iter().map(|node| (without_block(module(node)), node.op.attributes()));
+    // On a GPU they have an op of their own, between whose weight and rows the rows' scales stand.
+    let integers = |node: &Node| node.op.kind() == "linear_int8";
+    let weight = |node: &Node| node.inputs.get(if integers(node) { 2 } else { 1 }).copied();
+    let module = |node: &Node| weight(node).map_or("", |weight| &plan.graph.storage_of(weight).name);
+    let attributes = |node: &Node| format!("{}{}", node.op.attributes(), if integers(node) { " int8" } else { "" });
+    let all = plan.graph.nodes.iter().map(|node| (without_block(module(node)), attributes(node)));
     all.filter(|(_, attributes)| ["int8", "e4m3"].iter().any(|word| attributes.ends_with(word))).collect()
 }
 
@@ -496,6 +500,44 @@ fn without_block(name: &str) -> String {
         return format!("{blocks}.{module}");
     }
     name.into()
+}
+
+#[test]
+fn on_a_gpu_rows_are_rounded_once_and_weights_take_half() {
+    let [bf16, int8] = [Precision::Bf16, Precision::Int8].map(|precision| planned(Preset::Full, (512, 512), 512, precision).plan);
+    let count = |kind: &str| int8.graph.nodes.iter().filter(|node| node.op.kind() == kind).count();
+    // Products of single blocks read the same rows twice; of the last one, all rows and those that ask.
+    assert_eq!((count("linear_int8"), count("quantize_rows")), (19 * 8 + 38 * 3 + 1, 19 * 8 + 37 * 2 + 3));
+    let (mut elements, mut rows) = (0, 0);
+    for (n, k) in std::iter::repeat_n([(9216, 3072), (3072, 3072), (12288, 3072), (3072, 12288)], 2 * 19)
+        .flatten()
+        .chain(std::iter::repeat_n([(21504, 3072), (3072, 15360)], 38).flatten())
+    {
+        (elements, rows) = (elements + n * k, rows + n);
+    }
+    // Integers instead of bf16, and a scale and a bias in f32 instead of a bias in bf16.
+    assert_eq!(int8.weight_bytes(), bf16.weight_bytes() - elements + 6 * rows);
+    assert_eq!(int8.graph.weights().count(), bf16.graph.weights().count(), "the checkpoint's weights");
+    assert!(int8.pace(55.0).nodes.iter().sum::<f64>() < bf16.pace(55.0).nodes.iter().sum::<f64>());
+    assert_eq!(int8.overlaps(), []);
+    // A plan of a planned graph is the same.
+    let Plan { graph, itinerary, precision, target, .. } = Plan::clone(&int8);
+    let again = Plan::new(graph, itinerary, precision, target).unwrap();
+    assert_eq!((again.to_string(), again.graph.to_string()), (int8.to_string(), int8.graph.to_string()));
+}
+
+#[test]
+fn products_of_integers_need_their_gpu() {
+    let model = PresetModel::new(Preset::Tiny, Version::V1_1).unwrap();
+    let spec = planned(Preset::Tiny, (64, 64), 64, Precision::Bf16).spec.clone();
+    for (precision, arch) in [(Precision::Int8, 80), (Precision::Mixed, 89), (Precision::Int8, 100)] {
+        let refused = Program::new(&model.config, spec.clone(), precision, Target::Cuda(Arch(arch))).err().unwrap();
+        let text = refused.downcast_ref::<UsageError>().unwrap_or_else(|| panic!("{refused:#}")).0.clone();
+        for word in [&format!("--precision {precision}"), "9.0", &format!("{}.{}", arch / 10, arch % 10), "bf16", "--device cpu"]
+        {
+            assert!(text.contains(word), "{text}");
+        }
+    }
 }
 
 #[test]

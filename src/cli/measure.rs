@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::model::PartsArgs;
-use super::place::{LoraArgs, MemoryArgs, RulesArgs};
+use super::place::{LoraArgs, MemoryArgs, PrecisionArgs, RulesArgs};
 use super::{setup, values};
 use crate::commands::measure::{BenchJob, CompareJob, LinkJob, ProfileJob};
 use crate::commands::verify::VerifyJob;
@@ -39,6 +39,8 @@ pub struct VerifyArgs {
     device: DeviceChoice,
     #[command(flatten)]
     memory: MemoryArgs,
+    #[command(flatten)]
+    precision: PrecisionArgs,
 }
 
 impl VerifyArgs {
@@ -47,7 +49,7 @@ impl VerifyArgs {
     /// # Errors
     /// A usage error: flags that do not fit each other.
     pub fn job(&self) -> Result<VerifyJob> {
-        let place = self.memory.choice(self.device)?;
+        let place = self.precision.of(self.memory.choice(self.device)?);
         let (model, golden, name) = (self.parts.of(&self.model)?, self.golden.clone(), self.name.clone());
         Ok(VerifyJob { model, golden, name, rules: self.rules.choice(), place, json: self.json })
     }
@@ -80,6 +82,8 @@ pub struct CompareArgs {
     device: DeviceChoice,
     #[command(flatten)]
     memory: MemoryArgs,
+    #[command(flatten)]
+    precision: PrecisionArgs,
 }
 
 impl CompareArgs {
@@ -95,7 +99,7 @@ impl CompareArgs {
             rules: self.rules.choice(),
             stages: self.stage.clone(),
             go_on: self.go_on,
-            place: self.memory.choice(self.device)?,
+            place: self.precision.of(self.memory.choice(self.device)?),
         })
     }
 }
@@ -107,7 +111,7 @@ pub struct BenchArgs {
     #[arg(short, long, alias = "model-path", value_name = "PATH", required_unless_present = "link")]
     model: Option<PathBuf>,
     /// Measure copies to the GPU and the locking of memory instead; no model is needed
-    #[arg(long, conflicts_with_all = ["model", "vae", "text_encoder", "mmproj", "lora", "size", "prompt", "rules", "steps", "runs", "max_vram", "max_ram"])]
+    #[arg(long, conflicts_with_all = ["model", "vae", "text_encoder", "mmproj", "lora", "size", "prompt", "rules", "steps", "runs", "max_vram", "max_ram", "precision"])]
     link: bool,
     #[command(flatten)]
     parts: PartsArgs,
@@ -139,6 +143,8 @@ pub struct BenchArgs {
     /// Most memory of the host for weights that stream to the GPU [default: what is free, but for 4 GB]
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = values::bytes, help_heading = "Device", hide_short_help = true)]
     max_ram: Option<usize>,
+    #[command(flatten)]
+    precision: PrecisionArgs,
 }
 
 /// What `bench` measures.
@@ -155,7 +161,8 @@ impl BenchArgs {
     /// # Errors
     /// A usage error: flags that do not fit each other.
     pub fn job(&self) -> Result<BenchChoice> {
-        let place = PlaceChoice { device: self.device, precision: None, max_vram: None, max_ram: self.max_ram, setup: setup() };
+        let (device, max_ram) = (self.device, self.max_ram);
+        let place = self.precision.of(PlaceChoice { device, precision: None, max_vram: None, max_ram, setup: setup() });
         let Some(model) = &self.model else { return Ok(BenchChoice::Link(LinkJob { place, json: self.json })) };
         Ok(BenchChoice::Edits(Box::new(BenchJob {
             model: self.parts.of(model)?,
@@ -210,6 +217,8 @@ pub struct ProfileArgs {
     device: DeviceChoice,
     #[command(flatten)]
     memory: MemoryArgs,
+    #[command(flatten)]
+    precision: PrecisionArgs,
 }
 
 impl ProfileArgs {
@@ -228,7 +237,7 @@ impl ProfileArgs {
             steps: self.steps,
             trace: self.trace.clone(),
             force: self.force,
-            place: self.memory.choice(self.device)?,
+            place: self.precision.of(self.memory.choice(self.device)?),
             json: self.json,
         })
     }

@@ -15,11 +15,8 @@ pub struct PlaceArgs {
     device: DeviceChoice,
     #[command(flatten)]
     memory: MemoryArgs,
-    /// bf16 is how the released model runs; all others run on the CPU alone [default: bf16 on a GPU, f32 on the CPU]
-    ///
-    /// int8, fp8 and mixed show what products of eight bits do to a picture. They are not faster.
-    #[arg(long, value_enum, help_heading = "Device", hide_short_help = true)]
-    precision: Option<values::PrecisionArg>,
+    #[command(flatten)]
+    precision: PrecisionArgs,
     /// CPU threads, at most 64 or as many as there are cores [default: one for each core]
     #[arg(long, value_parser = values::threads, allow_hyphen_values = true, help_heading = "Device", hide_short_help = true)]
     pub threads: Option<usize>,
@@ -31,7 +28,24 @@ impl PlaceArgs {
     /// # Errors
     /// A usage error: a limit of a GPU's memory for the CPU.
     pub(super) fn choice(&self) -> Result<PlaceChoice> {
-        Ok(PlaceChoice { precision: self.precision.map(Into::into), ..self.memory.choice(self.device)? })
+        Ok(self.precision.of(self.memory.choice(self.device)?))
+    }
+}
+
+/// `--precision`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct PrecisionArgs {
+    /// bf16 is how the released model runs; f32 and fp8 run on the CPU alone [default: bf16 on a GPU, f32 on the CPU]
+    ///
+    /// int8, fp8 and mixed are products of eight bits: other pictures. int8 and mixed run on an H100 or H200 too, and faster than bf16.
+    #[arg(long, value_enum, help_heading = "Device", hide_short_help = true)]
+    precision: Option<values::PrecisionArg>,
+}
+
+impl PrecisionArgs {
+    /// The place in this precision.
+    pub(super) fn of(self, place: PlaceChoice) -> PlaceChoice {
+        PlaceChoice { precision: self.precision.map(Into::into), ..place }
     }
 }
 

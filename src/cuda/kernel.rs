@@ -73,7 +73,7 @@ impl KernelLaunch {
     /// A map that the driver refuses.
     pub fn ready(mut self, device: &Device) -> Result<KernelLaunch> {
         if self.persistent {
-            self.grid[0] = self.grid[0].min(device.multiprocessors);
+            self.grid[0] = self.grid[0].min(device.multiprocessors / self.cluster * self.cluster);
         }
         let maps: Vec<[u8; TensorMap::BYTES]> = self.maps.iter().map(encode).collect::<Result<_>>()?;
         self.params.splice(0..0, maps.concat());
@@ -92,11 +92,15 @@ fn encode(map: &TensorMap) -> Result<[u8; TensorMap::BYTES]> {
             [1, 1, 1] => sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             _ => sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
         };
+        let element = match map.element {
+            1 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
         // SAFETY: every array has as many elements as three dimensions ask for; the driver does not follow the address.
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut encoded,
-                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                element,
                 map.rank,
                 map.address as *mut c_void,
                 extents.as_ptr(),

@@ -34,17 +34,21 @@ pub struct KernelLaunch {
     pub shared_bytes: u32,
     /// Blocks stay and take work after work: no more are launched than there are multiprocessors.
     pub persistent: bool,
+    /// Blocks of a cluster, of which whole ones are launched; 1: there are none.
+    pub cluster: u32,
     /// The first members of the argument, which the driver encodes.
     pub maps: Vec<TensorMap>,
     /// The one argument, by value; without the maps.
     pub params: Vec<u8>,
 }
 
-/// What the tensor memory accelerator copies boxes of: a matrix or a picture of 16-bit elements, the innermost extent first. In
+/// What the tensor memory accelerator copies boxes of: a matrix or a picture of elements of 16 or 8 bits, the innermost extent first. In
 /// shared memory a row of a box takes 128 bytes, whose 16-byte chunks are swapped by the row number modulo 8. What a box has outside
 /// comes as zeros.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TensorMap {
+    /// Bytes of an element: 2 or 1.
+    pub element: u32,
     /// First element; a multiple of 16.
     pub address: u64,
     /// 2: the last extents and strides are not used.
@@ -53,7 +57,7 @@ pub struct TensorMap {
     pub extents: [u32; 3],
     /// Bytes from one row to the next, from one plane to the next; multiples of 16.
     pub stride_bytes: [u64; 2],
-    /// Of a box, steps included: at most 256, the innermost one at most 64.
+    /// Of a box, steps included: at most 256, the innermost one at most 128 bytes.
     pub box_extents: [u32; 3],
     /// A box takes every element, or every second.
     pub steps: [u32; 3],
@@ -63,17 +67,22 @@ impl TensorMap {
     /// Size of an encoded map.
     pub const BYTES: usize = 128;
 
-    /// Of a row-major matrix.
+    /// Of a row-major matrix of bytes.
+    pub fn bytes(address: u64, extents: [u32; 2], stride_bytes: u64, box_extents: [u32; 2]) -> TensorMap {
+        TensorMap { element: 1, ..TensorMap::matrix(address, extents, stride_bytes, box_extents) }
+    }
+
+    /// Of a row-major matrix of 16-bit elements.
     pub fn matrix(address: u64, [columns, rows]: [u32; 2], stride_bytes: u64, [box_columns, box_rows]: [u32; 2]) -> TensorMap {
         let (extents, box_extents) = ([columns, rows, 1], [box_columns, box_rows, 1]);
-        TensorMap { address, rank: 2, extents, stride_bytes: [stride_bytes, 0], box_extents, steps: [1; 3] }
+        TensorMap { element: 2, address, rank: 2, extents, stride_bytes: [stride_bytes, 0], box_extents, steps: [1; 3] }
     }
 
     /// Of a picture [height, width, channels] without gaps; `step`: every how many rows and columns a box takes.
     pub fn picture(address: u64, [height, width, channels]: [u32; 3], box_extents: [u32; 3], step: u32) -> TensorMap {
         let stride = 2 * channels as u64;
         let (extents, stride_bytes) = ([channels, width, height], [stride, stride * width as u64]);
-        TensorMap { address, rank: 3, extents, stride_bytes, box_extents, steps: [1, step, step] }
+        TensorMap { element: 2, address, rank: 3, extents, stride_bytes, box_extents, steps: [1, step, step] }
     }
 }
 
@@ -87,7 +96,7 @@ impl Launch {
         params: &impl bytemuck::NoUninit,
     ) -> Launch {
         let params = bytemuck::bytes_of(params).to_vec();
-        Launch::Kernel(KernelLaunch { entry, grid, block, shared_bytes, persistent: false, maps: vec![], params })
+        Launch::Kernel(KernelLaunch { entry, grid, block, shared_bytes, persistent: false, cluster: 1, maps: vec![], params })
     }
 
     /// A kernel whose blocks share out the work of `blocks` among themselves, and whose one argument is `maps`, then `params`.
@@ -99,8 +108,21 @@ impl Launch {
         maps: Vec<TensorMap>,
         params: &impl bytemuck::NoUninit,
     ) -> Launch {
+        Launch::clusters(entry, 1, blocks, block, shared_bytes, maps, params)
+    }
+
+    /// The same in clusters of so many blocks, as the kernel's source says; `blocks` is a multiple of it.
+    pub fn clusters(
+        entry: &'static str,
+        cluster: u32,
+        blocks: u32,
+        block: u32,
+        shared_bytes: u32,
+        maps: Vec<TensorMap>,
+        params: &impl bytemuck::NoUninit,
+    ) -> Launch {
         let (grid, params) = ([blocks, 1, 1], bytemuck::bytes_of(params).to_vec());
-        Launch::Kernel(KernelLaunch { entry, grid, block, shared_bytes, persistent: true, maps, params })
+        Launch::Kernel(KernelLaunch { entry, grid, block, shared_bytes, persistent: true, cluster, maps, params })
     }
 }
 

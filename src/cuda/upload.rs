@@ -39,6 +39,10 @@ pub struct Piece {
     pub offset: usize,
     /// Its length.
     pub bytes: usize,
+    /// Of these the last ones, so many, go elsewhere.
+    pub tail: usize,
+    /// Where they go.
+    pub tail_offset: usize,
     /// What goes up beside it, at most, for a [`Finish`]; with its own length at most [`PIECE`].
     pub beside: usize,
     /// The gate it waits for.
@@ -182,10 +186,16 @@ impl Shared {
             timed.push(TimedCopy { piece: number, bytes: bytes.len(), begins, ends: event.clone() });
         }
         let address = self.memory.address + self.pieces[number].offset as u64;
+        let piece = self.pieces[number];
+        let (head, tail) = bytes.split_at(bytes.len() - piece.tail);
         // SAFETY: the bytes are a buffer that is filled again only after the event, or a slot of the store, which stays as it is
         // while an upload from it is under way. The place is within the memory, which lives as long as self, and free since its
         // gate is open; whoever uses it for something else ends the upload first.
-        unsafe { stream.upload(address, bytes) }?;
+        unsafe { stream.upload(address, head) }?;
+        if !tail.is_empty() {
+            // SAFETY: as above.
+            unsafe { stream.upload(self.memory.address + piece.tail_offset as u64, tail) }?;
+        }
         if let Some((beside, finish)) = finish {
             finish(beside, address, stream)?;
         }
@@ -221,7 +231,9 @@ impl Upload {
         gates: usize,
         fill: Arc<Fill<'static>>,
     ) -> Result<Upload> {
-        let fits = |p: &Piece| p.bytes + p.beside <= PIECE && p.offset + p.bytes <= memory.bytes && p.gate < gates;
+        let within = |offset: usize, bytes: usize| offset + bytes <= memory.bytes;
+        let placed = |p: &Piece| p.tail <= p.bytes && within(p.offset, p.bytes - p.tail) && within(p.tail_offset, p.tail);
+        let fits = |p: &Piece| p.bytes + p.beside <= PIECE && placed(p) && p.gate < gates;
         ensure!(pieces.iter().all(fits), "a piece is too large or has no gate");
         let same = |(slot, piece): (&Option<Arc<Slot>>, &Piece)| slot.as_ref().is_none_or(|slot| slot.bytes() == piece.bytes);
         ensure!(slots.len() == pieces.len() && slots.iter().zip(&pieces).all(same), "a piece is not as long as its slot");

@@ -1,5 +1,6 @@
 //! Weights on their way to the device: which pieces a run needs, in which order, and what fills them.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use super::merge::{Merger, bytes_beside, rows_of_a_piece};
 use crate::cuda::{Device, Event, Finish, KeepOn, Memory, PIECE, Piece, Slot, Staging, Stream, TimedCopy, Upload};
 use crate::graph::{BodyId, Graph, Kind, StorageId};
 use crate::plan::{Arrival, Plan};
-use crate::weights::{Addition, WeightForm, WeightKey, WeightSource};
+use crate::tensor::DType;
+use crate::weights::{Addition, Quantized, WeightForm, WeightKey, WeightSource};
 
 /// A run with the upload that feeds it.
 pub(super) struct Feed {
@@ -63,6 +65,8 @@ struct Origin {
     elements: Range<usize>,
     /// What the device adds to them, if it does; then they are whole rows.
     addition: Option<Arc<Addition>>,
+    /// How the weight lies, if its rows have scales beside; then they are whole rows too.
+    quantized: Option<Quantized>,
 }
 
 impl Origin {
@@ -91,7 +95,12 @@ impl Origin {
     }
 
     fn bytes(&self) -> usize {
-        self.elements.len() * self.key.form.dtype.bytes()
+        self.elements.len() * self.key.form.dtype.bytes() + self.tail().len()
+    }
+
+    /// Where in the weight the last of its bytes go, apart from the others.
+    fn tail(&self) -> Range<usize> {
+        self.quantized.map_or(0..0, |lies| lies.pairs(self.elements.start / lies.cols..self.elements.end / lies.cols))
     }
 }
 
@@ -117,13 +126,13 @@ impl Feed {
         let (mut numbers, mut wanted) = (HashMap::new(), Vec::<Wanted>::new());
         for arrival in &arrivals {
             let key = keys[arrival.storage.0].as_ref().context("no node reads the weight")?;
-            let number = *numbers.entry(arrival.storage).or_insert_with(|| {
+            if let Entry::Vacant(new) = numbers.entry(arrival.storage) {
                 let streams = !plan.weights.kept[arrival.storage.0];
-                let origins = origins_of(key, graph.storages[arrival.storage.0].spec.shape.elements(), streams, &**weights);
+                let origins = origins_of(key, graph.storages[arrival.storage.0].spec.shape.elements(), streams, &**weights)?;
+                new.insert(wanted.len());
                 wanted.push(Wanted { key: key.clone(), times: 0, streams, origins });
-                wanted.len() - 1
-            });
-            wanted[number].times += 1;
+            }
+            wanted[numbers[&arrival.storage]].times += 1;
         }
         let slots_of = store(&wanted);
 
@@ -134,7 +143,8 @@ impl Feed {
             let start = plan.weights.offsets[storage.0].context("the weight has no place on the device")?;
             for (at, origin) in wanted[number].origins.iter().enumerate() {
                 let offset = start + origin.elements.start * origin.key.form.dtype.bytes();
-                pieces.push(Piece { offset, bytes: origin.bytes(), beside: origin.beside(), gate });
+                let (bytes, tail, beside) = (origin.bytes(), origin.tail(), origin.beside());
+                pieces.push(Piece { offset, bytes, tail: tail.len(), tail_offset: start + tail.start, beside, gate });
                 slots.push(slots_of[number].as_ref().map(|slots| slots[at].clone()));
                 origins.push((number, at));
                 of_piece.push(storage);
@@ -267,13 +277,25 @@ pub(super) fn weight_keys(graph: &Graph) -> Result<Vec<Option<WeightKey>>> {
 
 /// A weight of so many elements in pieces. What stays on the device is merged there with LoRA files; of what streams the host keeps
 /// the sum.
-fn origins_of(key: &WeightKey, elements: usize, streams: bool, weights: &dyn WeightSource) -> Vec<Origin> {
+fn origins_of(key: &WeightKey, elements: usize, streams: bool, weights: &dyn WeightSource) -> Result<Vec<Origin>> {
+    if key.form.dtype == DType::S8 {
+        let lies = Quantized::of(weights, key.component, &key.name)?;
+        ensure!(lies.bytes() == elements, "{} takes {} bytes, but its place has {elements}", key.name, lies.bytes());
+        // No more is read for a piece than for others, which have twice the bytes.
+        let (all, step) = (lies.rows * lies.cols, (PIECE / 2 / lies.cols).max(1) * lies.cols);
+        let elements = |start: usize| start..all.min(start + step);
+        let piece = |start| Origin { key: key.clone(), elements: elements(start), addition: None, quantized: Some(lies) };
+        return Ok((0..all).step_by(step).map(piece).collect());
+    }
     let addition = if streams { None } else { weights.addition(key.component, &key.name, key.form) };
     let rows = addition.as_ref().and_then(rows_of_a_piece);
     let (step, addition) = match (rows, addition) {
         (Some(rows), Some(addition)) => (rows * addition.width(), Some(Arc::new(addition))),
         _ => (PIECE / key.form.dtype.bytes(), None),
     };
-    let piece = |start| Origin { key: key.clone(), elements: start..elements.min(start + step), addition: addition.clone() };
-    (0..elements).step_by(step.max(1)).map(piece).collect()
+    let piece = |start: usize| {
+        let elements = start..elements.min(start + step);
+        Origin { key: key.clone(), elements, addition: addition.clone(), quantized: None }
+    };
+    Ok((0..elements).step_by(step.max(1)).map(piece).collect())
 }

@@ -66,7 +66,7 @@ impl Reference {
         let graph = &self.plan.graph;
         let (tensor, storage) = (graph.tensor(id), graph.storage_of(id));
         if let Kind::Weight(component) = storage.kind {
-            let values = load_weight(&*self.weights, component, &storage.name, tensor, self.plan.precision)?;
+            let values = load_weight(&*self.weights, component, storage, tensor, self.plan.precision)?;
             return Ok(Loaded::F32(Cow::Owned(values)));
         }
         let offset = self.plan.offsets[tensor.storage.0].context("the storage has no place in the arena")?;

@@ -6,11 +6,11 @@ use anyhow::{Result, bail, ensure};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::graph::Tensor;
-use crate::ops::{HostValues, Values, round};
+use crate::graph::{Storage, Tensor};
+use crate::ops::{HostValues, Values, WeightOrder, round};
 use crate::plan::Precision;
 use crate::tensor::{Component, DType};
-use crate::weights::{WeightSource, read_f32};
+use crate::weights::{WeightForm, WeightKey, WeightSource, read_f32};
 
 /// Values of one task of a parallel loop.
 const CHUNK: usize = 4096;
@@ -57,6 +57,7 @@ pub(super) fn load<'a>(storage: &'a [u8], tensor: &Tensor) -> Result<Loaded<'a>>
         DType::F32 => Loaded::F32(dense(bytemuck::cast_slice(storage), tensor)),
         DType::I32 => Loaded::I32(dense(bytemuck::cast_slice(storage), tensor)),
         DType::U8 => Loaded::U8(dense(storage, tensor)),
+        DType::S8 => widened(&dense::<i8>(bytemuck::cast_slice(storage), tensor), |&v| v.into()),
         DType::BF16 => widened(&dense::<bf16>(bytemuck::cast_slice(storage), tensor), |v| v.to_f32()),
         DType::F16 => widened(&dense::<f16>(bytemuck::cast_slice(storage), tensor), |v| v.to_f32()),
         other => bail!("the arena holds no {other}"),
@@ -73,6 +74,7 @@ pub(super) fn store(storage: &mut [u8], tensor: &Tensor, values: Values) -> Resu
         (DType::F32, Values::F32(v)) => scatter(bytemuck::cast_slice_mut(storage), tensor, v, |v| v),
         (DType::BF16, Values::F32(v)) => scatter(bytemuck::cast_slice_mut(storage), tensor, v, bf16::from_f32),
         (DType::F16, Values::F32(v)) => scatter(bytemuck::cast_slice_mut(storage), tensor, v, f16::from_f32),
+        (DType::S8, Values::F32(v)) => scatter(bytemuck::cast_slice_mut(storage), tensor, v, |v| v as i8),
         (DType::I32, Values::I32(v)) => scatter(bytemuck::cast_slice_mut(storage), tensor, v, |v| v),
         (DType::U8, Values::U8(v)) => scatter(storage, tensor, v, |v| v),
         (dtype, _) => bail!("the tensor holds {dtype}; give values of that kind"),
@@ -80,14 +82,26 @@ pub(super) fn store(storage: &mut [u8], tensor: &Tensor, values: Values) -> Resu
     Ok(())
 }
 
-/// A dense part of a weight, widened; in bf16 precision rounded to the type in which the graph uses it.
+/// A dense part of a weight, widened; in bf16 precision rounded to the type in which the graph uses it. Of one whose rows are
+/// integers with scales and biases beside, what lies on the device.
 pub(super) fn load_weight(
     weights: &dyn WeightSource,
     component: Component,
-    name: &str,
+    storage: &Storage,
     tensor: &Tensor,
     precision: Precision,
 ) -> Result<Vec<f32>> {
+    let name = &storage.name[..];
+    if storage.spec.dtype == DType::S8 {
+        let form = WeightForm { dtype: DType::S8, order: WeightOrder::AsStored };
+        let mut words = vec![0u32; storage.spec.bytes().div_ceil(4)];
+        let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..storage.spec.bytes()];
+        WeightKey { component, name: name.into(), form }.fill(weights, 0, bytes)?;
+        return match load(bytes, tensor)? {
+            Loaded::F32(values) => Ok(values.into_owned()),
+            _ => bail!("{name} holds no {}", tensor.spec),
+        };
+    }
     ensure!(tensor.is_dense(), "weights are read by whole rows, not by columns");
     let Some(spec) = weights.spec(component, name) else { bail!("the {component} weights lack {name}") };
     let mut values = vec![0.0; tensor.spec.shape.elements()];

@@ -35,9 +35,11 @@ pub struct BodyId(pub usize);
 pub enum Kind {
     /// Given by the host before the first body; a node that updates in place may write to it (state).
     Input,
-    /// Read from a checkpoint; never written.
+    /// Read from a checkpoint; never written. Of type s8: one of its matrices, whose rows were rounded, with a scale and a bias for
+    /// each (see [`quantized`](crate::weights::Quantized)).
     Weight(Component),
-    /// Read from a checkpoint by the host alone, which gives rows of it as an input; takes no memory of a plan.
+    /// Read from a checkpoint by the host alone, which gives rows of it as an input or makes a weight of it; takes no memory of a
+    /// plan.
     Table(Component),
     /// Lives in the arena between its first writer and its last reader.
     Buffer,
@@ -287,9 +289,11 @@ impl Graph {
         self.view(Tensor { spec: Spec { shape, ..t.spec }, row_stride, ..t })
     }
 
-    /// Every weight the program reads, tables too, in the order of first use.
+    /// Every weight of the checkpoint that the program reads, tables too, in the order of first use.
     pub fn weights(&self) -> impl Iterator<Item = (Component, &Storage)> {
         self.storages.iter().filter_map(|s| match s.kind {
+            // Made of such weights, which are tables then.
+            Kind::Weight(_) if s.spec.dtype == DType::S8 => None,
             Kind::Weight(component) | Kind::Table(component) => Some((component, s)),
             _ => None,
         })

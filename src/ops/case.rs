@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-use super::{HostValues, How, Kernel, Op, Operand, Output, ProductConfig, round};
+use super::{Arch, HostValues, How, Kernel, Op, Operand, Output, ProductConfig, round};
 use crate::tensor::{DType, Spec};
 
 /// A worked example of an op: operands' specs, how to fill them, and how closely a kernel must meet the reference.
@@ -24,6 +24,8 @@ pub struct Case {
     pub bound: f64,
     /// Why that bound.
     pub reason: &'static str,
+    /// The least architecture that has a kernel.
+    pub least: Arch,
     /// Of a released edit's size, for timing on a GPU: its reference takes up to some seconds of 16 cores.
     pub timed: bool,
 }
@@ -42,6 +44,7 @@ impl Case {
             broken: None,
             bound: 4.0 * ONE_ROUNDING,
             reason,
+            least: Arch(80),
             timed: false,
         }
     }
@@ -87,6 +90,7 @@ impl Case {
             match spec.dtype {
                 DType::I32 => HostValues::I32(values.into_iter().map(|v| index(v) as i32).collect()),
                 DType::U8 => HostValues::U8(values.into_iter().map(|v| index(v) as u8).collect()),
+                DType::S8 => HostValues::F32(values.into_iter().map(|v| (127.0 * v).round()).collect()),
                 dtype => {
                     let mut values: Vec<f32> = values.into_iter().map(|v| round(dtype, v)).collect();
                     if let Some(every) = self.broken {

@@ -11,7 +11,9 @@ use rayon::prelude::*;
 
 use super::activation::gelu_tanh;
 use super::product::matmul;
-use super::{Arch, Arg, Args, Case, Cost, EightBit, Kernel, Op, Operand, Output, ProductConfig, Unsupported, View, portable};
+use super::{
+    Arch, Arg, Args, Case, Cost, EightBit, Kernel, LinearInt8, Op, Operand, Output, ProductConfig, Unsupported, View, portable,
+};
 use crate::cuda::{Gemm, Launch, Matrix};
 use crate::tensor::{DType, Spec};
 
@@ -54,7 +56,7 @@ impl Op for Linear {
     fn select(&self, arch: Arch, inputs: &[View], outputs: &[View]) -> Result<Kernel, Unsupported> {
         portable(arch)?;
         if let Some(format) = self.eight_bit {
-            return Unsupported::new(format!("the operands are rounded to {}; only the CPU has such products", format.name()));
+            return Unsupported::new(format!("the operands are rounded to {}; the kernel takes rounded ones", format.name()));
         }
         let dtype = inputs[0].spec.dtype;
         if inputs[1].spec.dtype != dtype {
@@ -99,6 +101,10 @@ impl Op for Linear {
 
     fn in_eight_bits(&self, format: EightBit) -> Option<Arc<dyn Op>> {
         Some(Arc::new(Linear { eight_bit: Some(format), ..self.clone() }))
+    }
+
+    fn of_integers(&self) -> Option<Arc<dyn Op>> {
+        (self.eight_bit == Some(EightBit::Int8)).then(|| Arc::new(LinearInt8 { gelu: self.gelu }) as Arc<dyn Op>)
     }
 
     fn launch(&self, _: &Kernel, args: &Args) -> Vec<Launch> {
@@ -176,6 +182,6 @@ mod tests {
         assert!((y - gelu_tanh(sum)).abs() < 1e-5, "{y}");
         let views = operands.map(|(spec, _)| View::dense(&spec));
         let refused = op.select(Arch(90), &views, &[View::dense(&spec(&[1, 1]))]).unwrap_err();
-        assert!(refused.reason.contains("int8; only the CPU"), "{}", refused.reason);
+        assert!(refused.reason.contains("int8; the kernel takes rounded ones"), "{}", refused.reason);
     }
 }

@@ -61,11 +61,13 @@ ops! {
     guidance_euler {GuidanceEuler, Rounding}
     layer_norm {LayerNorm}
     linear {Linear}
+    linear_int8 {LinearInt8}
     noise {H100_GRID_THREADS, Noise, drawn_at}
     patchify {Pack, Unpack}
     pixels {Levels, PixelsIn, PixelsOut}
     posterior {LATENT_SCALE, LATENT_SHIFT, LOGVAR, Posterior}
     qk_norm_rope {QkNormRope}
+    quantize_rows {QuantizeRows}
     rms_norm {RmsNorm}
     rope_half {RopeHalf}
     segment_mean {SegmentMean}
@@ -109,6 +111,12 @@ pub trait Op: Debug + Send + Sync {
 
     /// The same op with operands rounded to eight bits; none if it is no product of rows with a weight.
     fn in_eight_bits(&self, _format: EightBit) -> Option<Arc<dyn Op>> {
+        None
+    }
+
+    /// The same product with operands that were rounded to integers before, as [`LinearInt8`] takes them; none if this op does not
+    /// round its operands so.
+    fn of_integers(&self) -> Option<Arc<dyn Op>> {
         None
     }
 

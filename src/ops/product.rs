@@ -72,15 +72,17 @@ impl EightBit {
         let w = Rows::new(self, w, k);
         let n = w.scales.len();
         for (x, y) in x.chunks(ROWS * k).zip(y.chunks_mut(ROWS * n)) {
-            let x = Rows::new(self, x, k);
-            let (m, mut part, mut sums) = (x.scales.len(), vec![0.0; y.len()], vec![0.0f64; y.len()]);
-            for ((x, w), start) in x.parts.iter().zip(&w.parts).zip((0..k).step_by(COLUMNS)) {
-                matmul(x, w, true, &mut part, m, COLUMNS.min(k - start), n, Parallelism::Rayon(0));
-                sums.iter_mut().zip(&part).for_each(|(sum, &part)| *sum += f64::from(part));
-            }
-            let rows = y.chunks_exact_mut(n).zip(sums.chunks_exact(n)).zip(&x.scales);
-            Arch::new().dispatch(|| rows.for_each(|((y, sums), &scale)| scaled(y, sums, scale, &w.scales, bias)));
+            Rows::new(self, x, k).times(&w, bias, y, k);
         }
+    }
+
+    /// How the values of a row are rounded. A row of zeros has scale 0, and so has, in effect, one of values too small to be told
+    /// from them; one that is not finite has a scale that is not, so that results show it.
+    pub(super) fn rounded(self, row: &[f32]) -> Rounded {
+        // As numbers, magnitudes are in the order of their bits, with NaN above all.
+        let most = f32::from_bits(row.iter().map(|v| v.abs().to_bits()).max().unwrap_or(0));
+        let factor = self.largest() / most;
+        Rounded { format: self, factor: if factor.is_finite() { factor } else { 0.0 }, scale: most / self.largest() }
     }
 
     /// The largest magnitude of a rounded value.
@@ -106,6 +108,31 @@ impl EightBit {
     }
 }
 
+/// How the values of a row are rounded.
+#[derive(Clone, Copy)]
+pub(super) struct Rounded {
+    format: EightBit,
+    factor: f32,
+    /// What rounded values are multiples of.
+    pub(super) scale: f32,
+}
+
+impl Rounded {
+    /// A value of the row in steps of its scale.
+    #[inline(always)]
+    pub(super) fn value(self, v: f32) -> f32 {
+        if self.factor > 0.0 { self.format.round(v * self.factor) } else { 0.0 }
+    }
+}
+
+/// The same of rows that are whole numbers already, x[m, k] and w[n, k], with the scales of each.
+pub(super) fn product_of_integers([x, w]: [&[f32]; 2], [x_scales, w_scales]: [&[f32]; 2], bias: &[f32], y: &mut [f32], k: usize) {
+    let w = Rows::of_integers(w, w_scales, k);
+    for ((x, scales), y) in x.chunks(ROWS * k).zip(x_scales.chunks(ROWS)).zip(y.chunks_mut(ROWS * w.scales.len())) {
+        Rows::of_integers(x, scales, k).times(&w, Some(bias), y, k);
+    }
+}
+
 #[inline(always)]
 fn scaled(y: &mut [f32], sums: &[f64], x_scale: f32, w_scales: &[f32], bias: Option<&[f32]>) {
     for (i, ((y, &sum), w_scale)) in y.iter_mut().zip(sums).zip(w_scales).enumerate() {
@@ -120,22 +147,45 @@ struct Rows {
 }
 
 impl Rows {
-    /// A row of zeros has scale 0; one that is not finite has a scale that is not, so that results show it.
+    /// Rows [.., cols], rounded.
     fn new(format: EightBit, values: &[f32], cols: usize) -> Rows {
-        let rows = values.len() / cols;
-        let part = |start: usize| Vec::with_capacity(rows * COLUMNS.min(cols - start));
-        let mut parts: Vec<Vec<f32>> = (0..cols).step_by(COLUMNS).map(part).collect();
-        let mut scales = Vec::with_capacity(rows);
+        let (mut rows, mut scales) = (Rows::empty(values.len() / cols, cols), Vec::with_capacity(values.len() / cols));
         for row in values.chunks_exact(cols) {
-            // As numbers, magnitudes are in the order of their bits, with NaN above all.
-            let most = f32::from_bits(row.iter().map(|v| v.abs().to_bits()).max().unwrap_or(0));
-            let factor = if most > 0.0 && most.is_finite() { format.largest() / most } else { 0.0 };
-            scales.push(most / format.largest());
-            let round = |&v: &f32| if factor > 0.0 { format.round(v * factor) } else { 0.0 };
-            Arch::new()
-                .dispatch(|| parts.iter_mut().zip(row.chunks(COLUMNS)).for_each(|(to, from)| to.extend(from.iter().map(round))));
+            let rounded = format.rounded(row);
+            scales.push(rounded.scale);
+            Arch::new().dispatch(|| rows.push(row, |v| rounded.value(v)));
         }
-        Rows { parts, scales }
+        Rows { scales, ..rows }
+    }
+
+    /// Rows [.., cols] that are rounded already.
+    fn of_integers(values: &[f32], scales: &[f32], cols: usize) -> Rows {
+        let mut rows = Rows { scales: scales.to_vec(), ..Rows::empty(scales.len(), cols) };
+        values.chunks_exact(cols).for_each(|row| rows.push(row, |v| v));
+        rows
+    }
+
+    fn empty(rows: usize, cols: usize) -> Rows {
+        let part = |start: usize| Vec::with_capacity(rows * COLUMNS.min(cols - start));
+        Rows { parts: (0..cols).step_by(COLUMNS).map(part).collect(), scales: vec![] }
+    }
+
+    #[inline(always)]
+    fn push(&mut self, row: &[f32], value: impl Fn(f32) -> f32) {
+        let parts = self.parts.iter_mut().zip(row.chunks(COLUMNS));
+        parts.for_each(|(to, from)| to.extend(from.iter().map(|&v| value(v))));
+    }
+
+    /// y[m, n] = these rows · wᵀ + bias.
+    fn times(&self, w: &Rows, bias: Option<&[f32]>, y: &mut [f32], k: usize) {
+        let (m, n) = (self.scales.len(), w.scales.len());
+        let (mut part, mut sums) = (vec![0.0; y.len()], vec![0.0f64; y.len()]);
+        for ((x, w), start) in self.parts.iter().zip(&w.parts).zip((0..k).step_by(COLUMNS)) {
+            matmul(x, w, true, &mut part, m, COLUMNS.min(k - start), n, Parallelism::Rayon(0));
+            sums.iter_mut().zip(&part).for_each(|(sum, &part)| *sum += f64::from(part));
+        }
+        let rows = y.chunks_exact_mut(n).zip(sums.chunks_exact(n)).zip(&self.scales);
+        Arch::new().dispatch(|| rows.for_each(|((y, sums), &scale)| scaled(y, sums, scale, &w.scales, bias)));
     }
 }
 

@@ -37,7 +37,7 @@ fn every_case_infers_costs_selects_and_runs_to_finite_values() {
         let mut outputs: Vec<Output> = specs.into_iter().map(Output::zeros).collect();
         case.op.reference(&operands, &mut outputs);
         for output in &mut outputs {
-            if output.spec.dtype.is_float() {
+            if output.spec.dtype.is_float() && case.broken.is_none() {
                 let values = output.f32();
                 assert!(values.iter().all(|v| v.is_finite()), "{what}");
                 assert!(values.iter().any(|v| *v != 0.0), "{what} gave zeros");

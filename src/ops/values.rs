@@ -7,7 +7,7 @@ use crate::tensor::{DType, Spec};
 /// Values of an operand, dense.
 #[derive(Clone, Copy, Debug)]
 pub enum Values<'a> {
-    /// Float types, widened.
+    /// Float types, widened, and integers of eight bits.
     F32(&'a [f32]),
     /// Indices.
     I32(&'a [i32]),
@@ -63,7 +63,7 @@ impl<'a> Operand<'a> {
 /// Result values before rounding.
 #[derive(Clone, Debug, PartialEq)]
 pub enum HostValues {
-    /// Float types.
+    /// Float types, and integers of eight bits.
     F32(Vec<f32>),
     /// Indices.
     I32(Vec<i32>),

@@ -254,7 +254,10 @@ impl Engine {
     /// A [`crate::weights::ModelError`]: a file that is not for this model; then nothing has changed.
     pub fn adapt(&mut self, loras: Vec<Arc<Lora>>) -> Result<usize> {
         let gpu = self.gpu.clone();
-        let gone = |key: &WeightKey, names: &BTreeSet<String>| key.component == Component::Dit && names.contains(&*key.name);
+        let gone = |key: &WeightKey, names: &BTreeSet<String>| {
+            let bias = key.bias().is_some_and(|bias| names.contains(&bias));
+            key.component == Component::Dit && (names.contains(&*key.name) || bias)
+        };
         let differing = self.model.folder.adapt(loras, &mut |names| match &gpu {
             Some(gpu) => gpu.forget_those(&|key| gone(key, names)),
             None => Ok(()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use crate::cuda::{self, Device, Setup};
-use crate::error::{ResourceError, usage};
+use crate::error::{ResourceError, UsageError};
 use crate::ops::Arch;
 use crate::plan::{Precision, Target};
 
@@ -70,11 +70,10 @@ impl Place {
             (DeviceChoice::Auto, Some(precision)) if !precision.runs_on_cuda() => {
                 on_cpu(Some(format!("only the CPU runs --precision {precision}")))
             }
-            (DeviceChoice::Cuda(_), Some(precision)) if !precision.runs_on_cuda() => {
-                let text = "use --device cpu, or --precision bf16";
-                Err(usage(anyhow::anyhow!("only the CPU runs --precision {precision}; {text}")))
-            }
-            (DeviceChoice::Auto, _) => Place::open_gpu(choice).or_else(|e| on_cpu(Some(format!("{e:#}")))),
+            (DeviceChoice::Auto, _) => Place::open_gpu(choice).or_else(|e| match e.is::<UsageError>() {
+                true => Err(e),
+                false => on_cpu(Some(format!("{e:#}"))),
+            }),
             (DeviceChoice::Cuda(_), _) => Place::open_gpu(choice).map_err(|e| match e.downcast_ref::<ResourceError>() {
                 Some(_) => ResourceError(format!("{e:#}; use --device cpu to run without a GPU")).into(),
                 None => e,
@@ -82,15 +81,20 @@ impl Place {
         }
     }
 
-    /// A GPU in bf16, for what nothing else can do: the one that is chosen, or the first.
+    /// A GPU, for what nothing else can do: the one that is chosen, or the first; in bf16 unless another precision is asked for.
     ///
     /// # Errors
-    /// A [`ResourceError`] if it cannot be used.
+    /// A [`ResourceError`] if it cannot be used, a usage error for a precision that it has not.
     pub fn open_gpu(choice: &PlaceChoice) -> Result<Place> {
         let ordinal = if let DeviceChoice::Cuda(ordinal) = choice.device { ordinal } else { 0 };
         let PlaceChoice { max_vram, max_ram, setup, .. } = choice.clone();
-        let device = Some(usable(ordinal, &setup)?);
-        Ok(Place { device, why_cpu: None, precision: Precision::Bf16, max_vram, max_ram, setup })
+        let precision = choice.precision.unwrap_or(Precision::Bf16);
+        if !precision.runs_on_cuda() {
+            precision.check(Arch(LEAST_CAPABILITY))?; // before a device is looked for: none has it
+        }
+        let device = usable(ordinal, &setup)?;
+        precision.check(Arch(device.capability))?;
+        Ok(Place { device: Some(device), why_cpu: None, precision, max_vram, max_ram, setup })
     }
 
     /// The GPU, if it is one.
@@ -106,6 +110,14 @@ impl Place {
     /// As people call it.
     pub fn name(&self) -> String {
         self.device.as_ref().map_or("cpu".into(), |device| format!("cuda:{} {}", device.ordinal, device.name))
+    }
+
+    /// The same, with the precision where it is not what the device has unless another is asked for.
+    pub fn measured_name(&self) -> String {
+        match (&self.device, self.precision) {
+            (Some(_), Precision::Bf16) | (None, Precision::F32) => self.name(),
+            (_, precision) => format!("{}, {precision}", self.name()),
+        }
     }
 
     /// What the planner plans for.

@@ -4,6 +4,7 @@
 //! body; so is [`Plan::fit`], which chooses the weights' residency. They touch no memory and no device; what cannot run is
 //! refused here, with reasons.
 
+mod integers;
 mod itinerary;
 mod lifetime;
 mod memory;
@@ -90,13 +91,14 @@ impl Plan {
     /// with their reasons.
     pub fn new(mut graph: Graph, itinerary: Itinerary, precision: Precision, target: Target) -> Result<Plan> {
         precision.apply(&mut graph);
+        if let Target::Cuda(arch) = target {
+            precision.check(arch)?;
+            integers::apply(&mut graph)?;
+        }
         graph.verify()?;
         itinerary.check(&graph)?;
         let kernels = match target {
             Target::Cpu => vec![],
-            Target::Cuda(_) if !precision.runs_on_cuda() => {
-                bail!("the CUDA kernels take bf16 activations and weights; {precision} runs on the CPU")
-            }
             Target::Cuda(arch) => select(&graph, arch)?,
         };
         let lifetimes = lifetimes(&graph, &itinerary);

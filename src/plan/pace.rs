@@ -12,6 +12,8 @@ pub const LINK_GB_PER_S: f64 = 55.0;
 
 /// Operations a second of large products.
 const PRODUCT: f64 = 700e12;
+/// The same of integers of eight bits.
+const PRODUCT_INT8: f64 = 1330e12;
 /// Of attention by the kernel for Hopper over endlessly many rows; over fewer it is less, half of it at [`FEW`].
 const ATTENTION_HOPPER: f64 = 640e12;
 const FEW: f64 = 800.0;
@@ -48,6 +50,7 @@ fn seconds(graph: &Graph, node: &Node, kernel: &Kernel) -> f64 {
     let rate = match node.op.kind() {
         "linear" if wide => PRODUCT / 2.0,
         "linear" => PRODUCT,
+        "linear_int8" => PRODUCT_INT8,
         "attention" if kernel.to_string().starts_with("attention_hopper") => {
             ATTENTION_HOPPER / (1.0 + FEW / outputs[0].shape.rows() as f64)
         }

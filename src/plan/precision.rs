@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use anyhow::Result;
+
+use crate::error::UsageError;
 use crate::graph::{Graph, Kind, Node};
-use crate::ops::EightBit;
+use crate::ops::{Arch, EightBit};
 use crate::tensor::DType;
 
 /// Element type of activations, and what products of the transformer's blocks multiply.
@@ -20,6 +23,9 @@ pub enum Precision {
     /// As int8, but for the products that read what GELU gives, whose rows have the farthest outliers: they stay in bf16.
     Mixed,
 }
+
+/// The architecture with products of integers.
+const INTEGERS: Arch = Arch(90);
 
 /// The products of a block, by the ends of their weights' modules. All else is small or sensitive, and is never rounded:
 /// modulations, embedders, the final layer.
@@ -50,9 +56,30 @@ impl Precision {
         !matches!(self, Precision::Bf16 | Precision::F32)
     }
 
-    /// Whether there are CUDA kernels for it.
+    /// Whether there are CUDA kernels for it, of some architecture.
     pub fn runs_on_cuda(self) -> bool {
-        self == Precision::Bf16
+        matches!(self, Precision::Bf16 | Precision::Int8 | Precision::Mixed)
+    }
+
+    /// Whether a GPU of this architecture runs it.
+    ///
+    /// # Errors
+    /// A usage error, with what would help.
+    pub fn check(self, arch: Arch) -> Result<()> {
+        let text = match self {
+            Precision::Bf16 => return Ok(()),
+            Precision::Int8 | Precision::Mixed if arch == INTEGERS => return Ok(()),
+            Precision::Int8 | Precision::Mixed => format!(
+                "--precision {self} needs a GPU of compute capability 9.0 (H100, H200), and this one has {}.{}; use --precision bf16, \
+                 or --device cpu",
+                arch.0 / 10,
+                arch.0 % 10
+            ),
+            Precision::F32 | Precision::Fp8 => {
+                format!("only the CPU runs --precision {self}; use --device cpu, or --precision bf16")
+            }
+        };
+        Err(UsageError(text).into())
     }
 
     /// How the product with this module's weight rounds its operands.
@@ -71,6 +98,7 @@ impl Precision {
     /// Rewrites the element types and the products of a recorded graph.
     pub(super) fn apply(self, graph: &mut Graph) {
         let rounded = |node: &Node| {
+            // A graph that was planned before has the nodes of `integers` already: none of them is asked again.
             let module = graph.storage_of(*node.inputs.get(1)?).name.strip_suffix(".weight")?;
             node.op.in_eight_bits(self.product(module)?)
         };

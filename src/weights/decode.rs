@@ -100,7 +100,7 @@ pub(super) fn decode_here(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         DType::F16 => widen(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
         DType::F8E4M3 => widen(bytes, out, |[b]| e4m3_to_f32(b)),
         DType::F8E5M2 => widen(bytes, out, |[b]| f16::from_le_bytes([0, b]).to_f32()),
-        DType::I32 | DType::U8 => panic!("decode_f32 is for floats, not {dtype}"),
+        DType::I32 | DType::U8 | DType::S8 => panic!("decode_f32 is for floats, not {dtype}"),
     }
 }
 
@@ -141,7 +141,7 @@ pub(super) fn encode_here(dtype: DType, values: &[f32], bytes: &mut [u8]) {
         DType::F16 => each(values, bytes, |v| f16::from_f32(v).to_le_bytes()),
         DType::F8E4M3 => each(values, bytes, |v| [f32_to_e4m3(v)]),
         DType::F8E5M2 => each(values, bytes, |v| [f32_to_e5m2(v)]),
-        DType::I32 | DType::U8 => panic!("encode_f32 is for floats, not {dtype}"),
+        DType::I32 | DType::U8 | DType::S8 => panic!("encode_f32 is for floats, not {dtype}"),
     }
 }
 

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::decode::{decode_f32, encode_f32};
-use super::{ModelError, Result, WeightSource};
+use super::{ModelError, Result, WeightSource, quantized};
 use crate::ops::WeightOrder;
 use crate::tensor::{Component, DType, Spec};
 
 /// Elements that one task reads and widens; they stay in a core's cache in between.
 const CHUNK: usize = 1 << 15;
 
-/// What a device's copy of a weight is made of. (Scales of eight-bit values would be a third field.)
+/// What a device's copy of a weight is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WeightForm {
-    /// Element type.
+    /// Element type; s8: integers with a scale and a bias for each row, as [`Quantized`](super::Quantized) says.
     pub dtype: DType,
     /// Order of the elements.
     pub order: WeightOrder,
@@ -34,12 +34,16 @@ pub struct WeightKey {
 }
 
 impl WeightKey {
-    /// Writes the little-endian bytes of as many elements as `bytes` holds, from element `first` of this form on.
+    /// Writes the little-endian bytes of as many elements as `bytes` holds, from element `first` of this form on; of s8, of whole rows,
+    /// with what is beside each behind them all.
     ///
     /// # Errors
     /// No such weight, values that are no floats, or what reading it reports.
     pub fn fill(&self, weights: &dyn WeightSource, first: usize, bytes: &mut [u8]) -> Result<()> {
         let WeightKey { component, name, form } = self;
+        if form.dtype == DType::S8 {
+            return quantized::fill(weights, *component, name, first, bytes);
+        }
         let stored = spec_of(weights, *component, name)?;
         let size = form.dtype.bytes();
         let values = match form.order {
@@ -55,6 +59,11 @@ impl WeightKey {
         };
         encode_f32(form.dtype, &values, bytes);
         Ok(())
+    }
+
+    /// The other weight that it is made of, if there is one.
+    pub fn bias(&self) -> Option<String> {
+        if self.form.dtype == DType::S8 { quantized::bias_of(&self.name) } else { None }
     }
 
     /// Elements of a convolution's [O, K, K, C], which its file has as [O, C, K, K]; reads the filters that they are of.

@@ -13,7 +13,7 @@ pub(super) fn largest(dtype: DType, bytes: &[u8]) -> u32 {
         DType::BF16 | DType::F16 => most(bytes, |b| i16::from_le_bytes(b) & 0x7fff) as u32,
         DType::F8E4M3 | DType::F8E5M2 => most(bytes, |[b]: [u8; 1]| b & 0x7f).into(),
         DType::U8 => most(bytes, |[b]: [u8; 1]| b).into(),
-        DType::I32 => 0,
+        DType::I32 | DType::S8 => 0,
     }
 }
 
@@ -29,7 +29,7 @@ pub(super) fn is_infinite(dtype: DType, largest: u32) -> bool {
         DType::F16 => 0x7c00,
         DType::F8E4M3 => 0x7f,
         DType::F8E5M2 => 0x7c,
-        DType::I32 | DType::U8 => return false,
+        DType::I32 | DType::U8 | DType::S8 => return false,
     };
     largest >= infinity
 }

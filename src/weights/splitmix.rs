@@ -67,7 +67,7 @@ impl Splitmix {
                 DType::F16 => self.store(first, out, |v| f16::from_f32(v).to_le_bytes()),
                 DType::F8E4M3 => self.store(first, out, |v| [f32_to_e4m3(v)]),
                 DType::F8E5M2 => self.store(first, out, |v| [f32_to_e5m2(v)]),
-                DType::I32 | DType::U8 => panic!("synthetic weights are floats, not {dtype}"),
+                DType::I32 | DType::U8 | DType::S8 => panic!("synthetic weights are floats, not {dtype}"),
             }
         });
     }

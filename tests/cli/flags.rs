@@ -53,7 +53,7 @@ fn values_out_of_range_are_named_with_the_range() {
 fn devices() {
     // Without a driver, or with too few devices.
     refused(&["--device", "cuda:999"], 4, &["--device cpu"]);
-    for precision in ["f32", "int8", "fp8", "mixed"] {
+    for precision in ["f32", "fp8"] {
         let words = [&format!("only the CPU runs --precision {precision}"), "--device cpu"];
         refused(&["--device", "cuda", "--precision", precision], 2, &words);
     }

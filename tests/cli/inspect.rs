@@ -88,7 +88,7 @@ fn memory_that_cannot_do_is_refused() {
     for value in ["22G", "much", "0", "-1"] {
         with(value).refused(2, &["--max-vram"]);
     }
-    for precision in ["f32", "int8"] {
+    for precision in ["f32", "fp8"] {
         let limited = ["inspect", "--preset", "tiny", "--precision", precision, "--max-vram", "1GB"];
         place.run(&limited).refused(2, &["--max-vram", "GPU", &format!("--precision {precision}")]);
     }

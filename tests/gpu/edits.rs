@@ -6,7 +6,7 @@ use step1x_edit::exec::{Cuda, Executor, Reference, compare};
 use step1x_edit::graph::BodyId;
 use step1x_edit::model::Version;
 use step1x_edit::model::edit::Savings;
-use step1x_edit::ops::HostValues;
+use step1x_edit::ops::{Arch, HostValues};
 use step1x_edit::pipeline::Rules;
 use step1x_edit::plan::{Itinerary, Leg, Plan, Precision, Target, Turns};
 
@@ -14,7 +14,7 @@ use crate::common::relative_l2;
 use crate::common::tiny::{STEPS, TinyEdit, residencies};
 use crate::support::{Gpu, gpu};
 
-/// Largest distance of the device's bf16 to float32, in distances of the CPU's bf16. Both round at the same places, so
+/// Largest distance of the device's bf16 to float32, in distances of the CPU's. Both round at the same places, so
 /// their errors are draws of one size, over a few thousand values; the farthest measured is 1.09.
 const FARTHER: f64 = 1.2;
 
@@ -28,15 +28,37 @@ const KINDS: [(Rules, Version, Savings, &str); 4] = [
 
 fn edits(gpu: &Gpu) -> Vec<(&'static str, TinyEdit)> {
     let of = |(rules, version, savings, name)| (name, TinyEdit::by(rules, Precision::Bf16, gpu.target(), version, savings));
-    KINDS.map(of).into()
+    let int8 = || TinyEdit::planned(Precision::Int8, gpu.target(), Version::V1_1, Savings::ALL);
+    let integers = Precision::Int8.check(Arch(gpu.device.capability)).is_ok().then(|| ("v1.1 in int8", int8()));
+    KINDS.map(of).into_iter().chain(integers).collect()
+}
+
+/// The reference computes what a plan for a GPU says, with rows rounded apart and weights as they lie there: nothing differs from the
+/// plan for the CPU.
+#[test]
+fn integers_are_the_same_in_the_plans_for_a_gpu_and_for_the_cpu() {
+    for precision in [Precision::Int8, Precision::Mixed] {
+        let [gpu, cpu] = [Target::Cuda(Arch(90)), Target::Cpu].map(|target| {
+            let edit = TinyEdit::planned(precision, target, Version::V1_1, Savings::ALL);
+            let products = edit.plan().graph.nodes.iter().filter(|node| node.op.kind() == "linear_int8").count();
+            assert_eq!(products > 0, target != Target::Cpu);
+            edit.run(&mut Reference::new(edit.plan().clone(), Arc::new(edit.weights())).unwrap()).unwrap()
+        });
+        for ((name, gpu), (_, cpu)) in gpu.iter().zip(&cpu) {
+            assert!(gpu == cpu, "{precision}: {name}");
+        }
+    }
 }
 
 #[test]
-fn every_stage_is_as_near_to_float32_as_the_cpu_in_bf16() {
+fn every_stage_is_as_near_to_float32_as_the_cpu() {
     let Some(gpu) = gpu() else { return };
     let mut far = Vec::new();
-    for (rules, version, savings, what) in KINDS {
-        let edit = TinyEdit::by(rules, Precision::Bf16, gpu.target(), version, savings);
+    let precisions = [Precision::Bf16, Precision::Int8, Precision::Mixed].into_iter();
+    let runs = precisions.filter(|precision| precision.check(Arch(gpu.device.capability)).is_ok());
+    for (precision, (rules, version, savings, what)) in runs.flat_map(|precision| KINDS.map(|kind| (precision, kind))) {
+        let what = &format!("{what}, {precision}");
+        let edit = TinyEdit::by(rules, precision, gpu.target(), version, savings);
         let float32 = TinyEdit::by(rules, Precision::F32, Target::Cpu, version, savings);
         let weights = Arc::new(edit.weights());
         let ours = edit.run(&mut gpu.executor(edit.plan(), weights.clone())).unwrap_or_else(|e| panic!("{what}: {e:#}"));
@@ -47,7 +69,7 @@ fn every_stage_is_as_near_to_float32_as_the_cpu_in_bf16() {
             println!("{what}: {name}: {ours:.2e}, CPU {cpu:.2e}");
             // A comparison that is never true of NaN.
             let near = ours <= FARTHER * cpu;
-            far.extend((!near).then(|| format!("{what}: {name} is {ours:.2e} away, the CPU's bf16 {cpu:.2e}")));
+            far.extend((!near).then(|| format!("{what}: {name} is {ours:.2e} away, the CPU's {cpu:.2e}")));
         }
     }
     assert!(far.is_empty(), "{}", far.join("\n"));

@@ -95,7 +95,7 @@ impl Bench<'_> {
         let host_ms = host_ms(&warm, &stages);
         drop(engine); // the ceilings need its memory
         Ok(Report {
-            device: self.place.name(),
+            device: self.place.measured_name(),
             size: [self.size.0, self.size.1],
             steps: self.job.steps,
             rules: edit.chosen().rules,

@@ -31,7 +31,7 @@ pub(super) fn run(job: &BenchJob, progress: &mut dyn Progress, print: &mut dyn F
     let (place, device) = gpu("bench --max-vram", &job.place)?;
     for &size in &job.sizes {
         let mut table =
-            Table { device: place.name(), size: [size.0, size.1], steps: job.steps, link_gb_per_s: 0.0, rows: vec![] };
+            Table { device: place.measured_name(), size: [size.0, size.1], steps: job.steps, link_gb_per_s: 0.0, rows: vec![] };
         let empty = place.device_bytes_in_use().unwrap_or(0);
         let mut first = Lane::new(job, place.clone(), size, progress)?;
         table.rows.push(first.row(None, &device, 0, progress)?);

@@ -79,7 +79,7 @@ pub fn run(job: &ProfileJob, progress: &mut dyn Progress, print: &mut dyn FnMut(
     let loaded = engine.ready(&edit, Purpose::Measure)?;
     let rows = loaded.program.spec.step_rows().total();
     let stages = time_stages(job, loaded, progress)?;
-    let name = engine.place.name();
+    let name = engine.place.measured_name();
     drop(engine); // the ceilings need its memory
     // The device is still at work's temperature and clocks when its ceilings are measured.
     let rates = measure_rates(stages.iter().flat_map(|stage| &stage.nodes), &device, &job.place.setup)?;

@@ -53,7 +53,7 @@ pub(super) fn run(
     };
     let rows = edit.spec().step_rows().total();
     Ok(Streamed {
-        device: engine.place.name(),
+        device: engine.place.measured_name(),
         size: [size.0, size.1],
         rows,
         region_bytes: plan.device_bytes(),

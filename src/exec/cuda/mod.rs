@@ -333,7 +333,7 @@ impl Executor for Cuda {
         let tensor = self.plan.graph.tensor(id);
         let storage = self.plan.graph.storage_of(id);
         if let Kind::Weight(component) = storage.kind {
-            let values = load_weight(&*self.gpu.source, component, &storage.name, tensor, self.plan.precision)?;
+            let values = load_weight(&*self.gpu.source, component, storage, tensor, self.plan.precision)?;
             return Ok(HostValues::F32(values));
         }
         let words = self.download(tensor.storage)?;

@@ -417,6 +417,7 @@ pub(super) fn dtype_name(dtype: DType) -> &'static str {
         DType::F8E5M2 => "F8_E5M2",
         DType::I32 => "I32",
         DType::U8 => "U8",
+        DType::S8 => "I8",
     }
 }
 

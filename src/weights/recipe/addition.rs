@@ -50,7 +50,7 @@ impl Addition {
     ///
     /// - Every change is a plain product of a matrix: no LoHa, no LoKr, no DoRA.
     /// - The files have the other summand in bf16, f16 or f32, without scales or blocks, and the sum has its type.
-    /// - The form has the files' order, and that type, another of the same size, or f32.
+    /// - The form has the files' order, and that type, another of the same size, or f32. (Integers are rounded by the host.)
     pub(in crate::weights) fn new(sum: &PlusLora, form: WeightForm) -> Option<Addition> {
         let (stored, base) = (sum.base.spec(), &*sum.base);
         let types = [DType::BF16, DType::F16, DType::F32];
