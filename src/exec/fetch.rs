@@ -279,7 +279,7 @@ pub(super) fn weight_keys(graph: &Graph) -> Result<Vec<Option<WeightKey>>> {
 /// the sum.
 fn origins_of(key: &WeightKey, elements: usize, streams: bool, weights: &dyn WeightSource) -> Result<Vec<Origin>> {
     if key.form.dtype == DType::S8 {
-        let lies = Quantized::of(weights, key.component, &key.name)?;
+        let lies = key.quantized(weights)?;
         ensure!(lies.bytes() == elements, "{} takes {} bytes, but its place has {elements}", key.name, lies.bytes());
         // No more is read for a piece than for others, which have twice the bytes.
         let (all, step) = (lies.rows * lies.cols, (PIECE / 2 / lies.cols).max(1) * lies.cols);

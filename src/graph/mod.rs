@@ -35,8 +35,8 @@ pub struct BodyId(pub usize);
 pub enum Kind {
     /// Given by the host before the first body; a node that updates in place may write to it (state).
     Input,
-    /// Read from a checkpoint; never written. Of type s8: one of its matrices, whose rows were rounded, with a scale and a bias for
-    /// each (see [`quantized`](crate::weights::Quantized)).
+    /// Read from a checkpoint; never written. Of type s8: a matrix of the checkpoint whose rows are integers, with a scale and a bias for
+    /// each behind them.
     Weight(Component),
     /// Read from a checkpoint by the host alone, which gives rows of it as an input or makes a weight of it; takes no memory of a
     /// plan.

@@ -6,12 +6,15 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::decode::{decode_f32, encode_f32};
-use super::{ModelError, Result, WeightSource, quantized};
+use super::quantized::{self, Quantized};
+use super::{ModelError, Result, WeightSource};
 use crate::ops::WeightOrder;
 use crate::tensor::{Component, DType, Spec};
 
 /// Elements that one task reads and widens; they stay in a core's cache in between.
 const CHUNK: usize = 1 << 15;
+/// The same of rows that are rounded to eight bits.
+const ROUNDED: usize = 1 << 18;
 
 /// What a device's copy of a weight is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,7 +45,7 @@ impl WeightKey {
     pub fn fill(&self, weights: &dyn WeightSource, first: usize, bytes: &mut [u8]) -> Result<()> {
         let WeightKey { component, name, form } = self;
         if form.dtype == DType::S8 {
-            return quantized::fill(weights, *component, name, first, bytes);
+            return self.fill_rounded(weights, first, bytes);
         }
         let stored = spec_of(weights, *component, name)?;
         let size = form.dtype.bytes();
@@ -58,6 +61,37 @@ impl WeightKey {
             WeightOrder::ChannelsLast => self.channels_last(weights, &stored, first..first + bytes.len() / size)?,
         };
         encode_f32(form.dtype, &values, bytes);
+        Ok(())
+    }
+
+    /// How it lies, of s8.
+    ///
+    /// # Errors
+    /// No such weight, or one that has no rows.
+    pub fn quantized(&self, weights: &dyn WeightSource) -> Result<Quantized> {
+        Quantized::of(&self.name, &spec_of(weights, self.component, &self.name)?)
+    }
+
+    /// Writes as many whole rows as `bytes` holds, from the one on that element `first` begins: integers, then pairs.
+    fn fill_rounded(&self, weights: &dyn WeightSource, first: usize, bytes: &mut [u8]) -> Result<()> {
+        let Quantized { cols, .. } = self.quantized(weights)?;
+        let (first, rows) = (first / cols, bytes.len() / (cols + Quantized::PAIR));
+        let (integers, pairs) = bytes.split_at_mut(rows * cols);
+        let mut biases = vec![0.0; rows];
+        if let Some(bias) = self.bias().filter(|bias| weights.spec(self.component, bias).is_some()) {
+            read_f32(weights, self.component, &bias, first, &mut biases)?;
+        }
+        let as_bf16 = WeightKey { form: WeightForm { dtype: DType::BF16, ..self.form }, ..self.clone() };
+        // What is computed in large blocks is read at once.
+        let fitting = (ROUNDED / cols).clamp(1, rows.max(1));
+        let step = if weights.is_computed(self.component, &self.name) { rows.max(1) } else { fitting };
+        let mut read = vec![0; step * cols * 2];
+        let parts = integers.chunks_mut(step * cols).zip(pairs.chunks_mut(step * Quantized::PAIR));
+        for (part, (integers, pairs)) in parts.enumerate() {
+            let read = &mut read[..integers.len() * 2];
+            as_bf16.fill(weights, (first + part * step) * cols, read)?;
+            quantized::round_rows(read, cols, integers, &biases[part * step..], pairs);
+        }
         Ok(())
     }
 

@@ -7,13 +7,9 @@ use std::ops::Range;
 
 use pulp::Arch;
 
-use super::form::{read_f32, spec_of};
-use super::{ModelError, Result, WeightForm, WeightKey, WeightSource};
-use crate::ops::{WeightOrder, round};
-use crate::tensor::{Component, DType};
-
-/// Elements that are read and rounded at a time; they stay in a core's cache in between.
-const CHUNK: usize = 1 << 18;
+use super::{ModelError, Result};
+use crate::ops::round;
+use crate::tensor::{DType, Spec};
 
 /// How a matrix lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,14 +22,13 @@ pub struct Quantized {
 
 impl Quantized {
     /// Bytes of a row's scale and bias.
-    const PAIR: usize = 8;
+    pub(super) const PAIR: usize = 8;
 
     /// Of a weight, as files have it.
     ///
     /// # Errors
-    /// No such weight, or one that has no rows.
-    pub fn of(weights: &dyn WeightSource, component: Component, name: &str) -> Result<Quantized> {
-        let stored = spec_of(weights, component, name)?;
+    /// It has no rows.
+    pub fn of(name: &str, stored: &Spec) -> Result<Quantized> {
         match stored.shape.0[..] {
             [rows, cols] if rows > 0 && cols > 0 => Ok(Quantized { rows, cols }),
             _ => Err(ModelError::new(format!("{name} is {stored}, where a matrix is needed"))),
@@ -57,32 +52,13 @@ pub(super) fn bias_of(weight: &str) -> Option<String> {
     Some(format!("{}.bias", weight.strip_suffix(".weight")?))
 }
 
-/// Writes as many whole rows as `bytes` holds, from the one on that element `first` begins: integers, then pairs.
-pub(super) fn fill(weights: &dyn WeightSource, component: Component, name: &str, first: usize, bytes: &mut [u8]) -> Result<()> {
-    let cols = Quantized::of(weights, component, name)?.cols;
-    let (first, rows) = (first / cols, bytes.len() / (cols + Quantized::PAIR));
-    let (integers, pairs) = bytes.split_at_mut(rows * cols);
-    let mut biases = vec![0.0; rows];
-    if let Some(bias) = bias_of(name).filter(|bias| weights.spec(component, bias).is_some()) {
-        read_f32(weights, component, &bias, first, &mut biases)?;
-    }
-    let form = WeightForm { dtype: DType::BF16, order: WeightOrder::AsStored };
-    let key = WeightKey { component, name: name.into(), form };
-    // What is computed in large blocks is read at once.
-    let step = if weights.is_computed(component, name) { rows } else { (CHUNK / cols).clamp(1, rows.max(1)) };
-    let mut read = vec![0; step * cols * 2];
-    let parts = integers.chunks_mut(step.max(1) * cols).zip(pairs.chunks_mut(step.max(1) * Quantized::PAIR));
-    for (part, (integers, pairs)) in parts.enumerate() {
-        let read = &mut read[..integers.len() * 2];
-        key.fill(weights, (first + part * step) * cols, read)?;
-        let biases = &biases[part * step..];
-        Arch::new().dispatch(|| round_rows(read, cols, integers, biases, pairs));
-    }
-    Ok(())
+/// Rounds some rows of little-endian bf16 to integers, and writes their scales and biases beside each other.
+pub(super) fn round_rows(read: &[u8], cols: usize, integers: &mut [u8], biases: &[f32], pairs: &mut [u8]) {
+    Arch::new().dispatch(|| round_here(read, cols, integers, biases, pairs));
 }
 
 #[inline(always)]
-fn round_rows(read: &[u8], cols: usize, integers: &mut [u8], biases: &[f32], pairs: &mut [u8]) {
+fn round_here(read: &[u8], cols: usize, integers: &mut [u8], biases: &[f32], pairs: &mut [u8]) {
     let rows = read.as_chunks::<2>().0.chunks_exact(cols).zip(integers.chunks_exact_mut(cols));
     for (((row, integers), pair), &bias) in rows.zip(pairs.as_chunks_mut::<{ Quantized::PAIR }>().0).zip(biases) {
         let scale = round_row(row, integers);
@@ -113,9 +89,9 @@ fn round_row(row: &[[u8; 2]], integers: &mut [u8]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{Op, Operand, Output, QuantizeRows, Values};
-    use crate::tensor::Spec;
-    use crate::weights::encode_f32;
+    use crate::ops::{Op, Operand, Output, QuantizeRows, Values, WeightOrder};
+    use crate::tensor::Component;
+    use crate::weights::{WeightForm, WeightKey, WeightSource, encode_f32};
     use std::collections::HashMap;
 
     /// Weights in memory.
@@ -161,12 +137,12 @@ mod tests {
     #[test]
     fn rows_are_rounded_as_activations_are_whatever_they_are_stored_as() {
         // More than two parts.
-        let (rows, cols) = (2 * CHUNK / 1000 + 9, 1000);
+        let (rows, cols) = (600, 1000);
         let (w, b): (Vec<f32>, Vec<f32>) = (values(rows, cols), (0..rows).map(|row| row as f32 * 0.37).collect());
         for dtype in [DType::BF16, DType::F32] {
             let weight = stored(Spec::new(dtype, [rows, cols]), &w);
             let weights = Given([("m.weight", weight), ("m.bias", stored(Spec::new(dtype, [rows]), &b))].into());
-            let layout = Quantized::of(&weights, Component::Dit, "m.weight").unwrap();
+            let layout = key().quantized(&weights).unwrap();
             let mut bytes = vec![0xa5; layout.bytes()];
             key().fill(&weights, 0, &mut bytes).unwrap();
 
