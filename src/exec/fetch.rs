@@ -10,9 +10,10 @@ use anyhow::{Context, Result, ensure};
 use super::merge::{Merger, bytes_beside, rows_of_a_piece};
 use crate::cuda::{Device, Event, Finish, KeepOn, Memory, PIECE, Piece, Slot, Staging, Stream, TimedCopy, Upload};
 use crate::graph::{BodyId, Graph, Kind, StorageId};
+use crate::ops::Quantized;
 use crate::plan::{Arrival, Plan};
 use crate::tensor::DType;
-use crate::weights::{Addition, Quantized, WeightForm, WeightKey, WeightSource};
+use crate::weights::{Addition, WeightForm, WeightKey, WeightSource};
 
 /// A run with the upload that feeds it.
 pub(super) struct Feed {

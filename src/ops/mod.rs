@@ -61,7 +61,7 @@ ops! {
     guidance_euler {GuidanceEuler, Rounding}
     layer_norm {LayerNorm}
     linear {Linear}
-    linear_int8 {LinearInt8}
+    linear_int8 {LinearInt8, Quantized}
     noise {H100_GRID_THREADS, Noise, drawn_at}
     patchify {Pack, Unpack}
     pixels {Levels, PixelsIn, PixelsOut}

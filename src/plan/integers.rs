@@ -6,9 +6,8 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, ensure};
 
 use crate::graph::{Graph, Kind, Node, Storage, StorageId, Tensor, TensorId};
-use crate::ops::QuantizeRows;
+use crate::ops::{QuantizeRows, Quantized};
 use crate::tensor::{DType, Spec};
-use crate::weights::Quantized;
 
 /// Lets every product that rounds its operands to integers read rounded ones.
 ///

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::decode::{decode_f32, encode_f32};
-use super::quantized::{self, Quantized};
-use super::{ModelError, Result, WeightSource};
-use crate::ops::WeightOrder;
+use super::{ModelError, Result, WeightSource, quantized};
+use crate::ops::{Quantized, WeightOrder};
 use crate::tensor::{Component, DType, Spec};
 
 /// Elements that one task reads and widens; they stay in a core's cache in between.
@@ -19,7 +18,7 @@ const ROUNDED: usize = 1 << 18;
 /// What a device's copy of a weight is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WeightForm {
-    /// Element type; s8: integers with a scale and a bias for each row, as [`Quantized`](super::Quantized) says.
+    /// Element type; s8: integers with a scale and a bias for each row, as [`Quantized`] says.
     pub dtype: DType,
     /// Order of the elements.
     pub order: WeightOrder,
@@ -69,7 +68,11 @@ impl WeightKey {
     /// # Errors
     /// No such weight, or one that has no rows.
     pub fn quantized(&self, weights: &dyn WeightSource) -> Result<Quantized> {
-        Quantized::of(&self.name, &spec_of(weights, self.component, &self.name)?)
+        let stored = spec_of(weights, self.component, &self.name)?;
+        match stored.shape.0[..] {
+            [rows, cols] if rows > 0 && cols > 0 => Ok(Quantized { rows, cols }),
+            _ => Err(ModelError::new(format!("{} is {stored}, where a matrix is needed", self.name))),
+        }
     }
 
     /// Writes as many whole rows as `bytes` holds, from the one on that element `first` begins: integers, then pairs.

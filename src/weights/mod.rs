@@ -42,7 +42,6 @@ pub use hub::{Caches, HubFiles, HubName, TEXT_ENCODER_REPOSITORY};
 pub use layout::{LayoutKind, ModelPath, SETTINGS};
 pub use lora::{Lora, LoraChoice, LoraSummary};
 pub use names::to_diffusers;
-pub use quantized::Quantized;
 pub use recipe::{Addition, Change, Factor, Magnitudes, Pair, PlusLora, Product, Recipe, Rows, Scaled, Stored};
 pub use rows::read_rows;
 pub use splitmix::{Splitmix, fill};

@@ -1,51 +1,12 @@
 //! Matrices for products of integers: rows of bf16 rounded to eight bits while they are read, with a scale and a bias for each.
 //!
-//! On a device a matrix [N, K] is N·K integers, then N pairs of f32, scale and bias: the bias is the module's, as bf16 has it. Whole
-//! rows make a part of it, so that nothing is read twice. The integers are those that [`QuantizeRows`](crate::ops::QuantizeRows) gives.
-
-use std::ops::Range;
+//! How it lies [`Quantized`] says: the bias is the module's, as bf16 has it. Whole rows make a part of it, so that nothing is read
+//! twice. The integers are those that [`QuantizeRows`](crate::ops::QuantizeRows) gives.
 
 use pulp::Arch;
 
-use super::{ModelError, Result};
-use crate::ops::round;
-use crate::tensor::{DType, Spec};
-
-/// How a matrix lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quantized {
-    /// How many rows it has.
-    pub rows: usize,
-    /// Elements of a row.
-    pub cols: usize,
-}
-
-impl Quantized {
-    /// Bytes of a row's scale and bias.
-    pub(super) const PAIR: usize = 8;
-
-    /// Of a weight, as files have it.
-    ///
-    /// # Errors
-    /// It has no rows.
-    pub fn of(name: &str, stored: &Spec) -> Result<Quantized> {
-        match stored.shape.0[..] {
-            [rows, cols] if rows > 0 && cols > 0 => Ok(Quantized { rows, cols }),
-            _ => Err(ModelError::new(format!("{name} is {stored}, where a matrix is needed"))),
-        }
-    }
-
-    /// Bytes of all of it.
-    pub fn bytes(self) -> usize {
-        self.rows * (self.cols + Self::PAIR)
-    }
-
-    /// Where the pairs of some rows lie.
-    pub fn pairs(self, rows: Range<usize>) -> Range<usize> {
-        let start = self.rows * self.cols;
-        start + rows.start * Self::PAIR..start + rows.end * Self::PAIR
-    }
-}
+use crate::ops::{Quantized, round};
+use crate::tensor::DType;
 
 /// The module's bias, for which `weight` is the name of its weight.
 pub(super) fn bias_of(weight: &str) -> Option<String> {
@@ -90,8 +51,8 @@ fn round_row(row: &[[u8; 2]], integers: &mut [u8]) -> f32 {
 mod tests {
     use super::*;
     use crate::ops::{Op, Operand, Output, QuantizeRows, Values, WeightOrder};
-    use crate::tensor::Component;
-    use crate::weights::{WeightForm, WeightKey, WeightSource, encode_f32};
+    use crate::tensor::{Component, Spec};
+    use crate::weights::{Result, WeightForm, WeightKey, WeightSource, encode_f32};
     use std::collections::HashMap;
 
     /// Weights in memory.

@@ -6,6 +6,8 @@
 
 mod hopper;
 
+use std::ops::Range;
+
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
@@ -20,6 +22,31 @@ const VARIANTS: [Variant<LinearInt8>; 1] = [hopper::VARIANT];
 
 /// Of so many columns 32 bits hold every sum: 2¹⁷ · 127² is below 2³¹.
 const MOST_COLUMNS: usize = 1 << 17;
+
+/// How a weight [N, K] lies on a device: N·K integers, then for each row a pair of f32, its scale and the module's bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quantized {
+    /// How many rows it has.
+    pub rows: usize,
+    /// Elements of a row.
+    pub cols: usize,
+}
+
+impl Quantized {
+    /// Bytes of a row's scale and bias.
+    pub const PAIR: usize = 8;
+
+    /// Bytes of all of it.
+    pub fn bytes(self) -> usize {
+        self.rows * (self.cols + Self::PAIR)
+    }
+
+    /// Where the pairs of some rows lie.
+    pub fn pairs(self, rows: Range<usize>) -> Range<usize> {
+        let start = self.rows * self.cols;
+        start + rows.start * Self::PAIR..start + rows.end * Self::PAIR
+    }
+}
 
 /// A matrix product of integers with a weight, optional GELU.
 #[derive(Clone, Copy, Debug)]
