@@ -109,7 +109,8 @@ mod tests {
 
             let rounded: Vec<f32> = w.iter().map(|&v| round(DType::BF16, v)).collect();
             let spec = Spec::new(DType::BF16, [rows, cols]);
-            let mut expected: Vec<_> = QuantizeRows.infer(&[spec.clone()]).unwrap().into_iter().map(Output::zeros).collect();
+            let mut expected: Vec<_> =
+                QuantizeRows.infer(std::slice::from_ref(&spec)).unwrap().into_iter().map(Output::zeros).collect();
             QuantizeRows.reference(&[Operand { spec, values: Values::F32(&rounded) }], &mut expected);
             let integers: Vec<f32> = bytes[..rows * cols].iter().map(|&b| f32::from(b as i8)).collect();
             assert!(integers == expected[0].f32(), "{dtype}");
