@@ -47,7 +47,8 @@ pub(super) fn run_along(
     let (mut seconds, mut until_step) = (Vec::new(), 0.0);
     exec.begin(itinerary)?;
     for leg in &itinerary.0 {
-        let (mut start, visits) = (Instant::now(), leg.visits());
+        // What is announced before the first stage counts as its own: all stages are all of the run.
+        let (mut start, visits) = (if seconds.is_empty() { begun } else { Instant::now() }, leg.visits());
         for (turn, &body) in visits.iter().enumerate() {
             let run = visits[..turn].iter().filter(|&&visited| visited == body).count();
             if leg.bodies.len() > 1 && body == t.bodies.vae_decode {
